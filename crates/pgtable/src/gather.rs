@@ -1,0 +1,119 @@
+//! What an unmap leaves to be done: ranges to invalidate, and tables to free after that.
+
+use crate::mem::Phys;
+use alloc::vec::Vec;
+
+/// Collects what one or several unmaps removed.
+///
+/// A gather is turned into invalidations by the domain; its tables are freed only with a
+/// [`Synced`], so nothing a walker may still read is reused.
+#[derive(Debug, Default)]
+#[must_use = "what was unmapped stays visible to devices until the gather is synced"]
+pub struct Gather {
+    range: Option<(u64, u64)>,
+    tables: Vec<Phys>,
+    non_leaf: bool,
+}
+
+impl Gather {
+    /// An empty gather. Allocates nothing.
+    pub const fn new() -> Gather {
+        Gather {
+            range: None,
+            tables: Vec::new(),
+            non_leaf: false,
+        }
+    }
+
+    /// Adds removed leaves: `start` to `end`, both inclusive.
+    pub fn add_range(&mut self, start: u64, end: u64) {
+        self.range = Some(match self.range {
+            None => (start, end),
+            Some((s, e)) => (s.min(start), e.max(end)),
+        });
+    }
+
+    /// Makes room to remember one more table. The engine leaves an empty table linked when this
+    /// says no: that costs a frame and is otherwise harmless.
+    pub fn reserve_table(&mut self) -> bool {
+        self.tables.try_reserve(1).is_ok()
+    }
+
+    /// Adds a table whose parent entry was cleared. Walkers may have cached the way to it, so the
+    /// invalidation must reach non-leaf entries too.
+    pub fn add_table(&mut self, table: Phys) {
+        self.non_leaf = true;
+        self.tables.push(table);
+    }
+
+    /// The smallest range (inclusive) that covers everything removed.
+    pub fn range(&self) -> Option<(u64, u64)> {
+        self.range
+    }
+
+    /// Whether non-leaf entries changed, so that an invalidation hint for leaves only is wrong.
+    pub fn non_leaf(&self) -> bool {
+        self.non_leaf
+    }
+
+    /// Whether there is nothing to invalidate and nothing to free.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_none() && self.tables.is_empty()
+    }
+
+    /// Takes over what `other` holds. On allocation failure `other` keeps its tables.
+    ///
+    /// # Errors
+    /// `other`, unchanged, when there was no memory to take its tables.
+    pub fn absorb(&mut self, mut other: Gather) -> Result<(), Gather> {
+        if self.tables.try_reserve(other.tables.len()).is_err() {
+            return Err(other);
+        }
+        if let Some((s, e)) = other.range {
+            self.add_range(s, e);
+        }
+        self.non_leaf |= other.non_leaf;
+        self.tables.append(&mut other.tables);
+        Ok(())
+    }
+
+    /// The tables that wait for a sync, leaving the gather empty.
+    pub fn into_retired(self) -> Retired {
+        Retired {
+            tables: self.tables,
+        }
+    }
+}
+
+/// Tables that are unlinked but may still be read by a walker.
+#[derive(Debug, Default)]
+#[must_use = "tables are freed by IoTable::retire, else they leak"]
+pub struct Retired {
+    pub(crate) tables: Vec<Phys>,
+}
+
+impl Retired {
+    /// Number of tables.
+    pub fn len(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+}
+
+/// Proof that every cache which could hold what a gather removed has been invalidated, and that
+/// the accesses begun before have ended.
+#[derive(Debug)]
+pub struct Synced(());
+
+impl Synced {
+    /// Made by whoever has seen the invalidations of a gather complete on every instance and
+    /// device TLB that could use the table, or knows that none can. Nobody else has a reason to
+    /// call it: a wrong claim frees tables that hardware still reads.
+    pub fn after_completed_invalidation() -> Synced {
+        Synced(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Table memory: frames that a hardware walker reads while we write them.
+//!
+//! A table is never a `&mut [u64]`: every access is an atomic of the entry's own width, made by
+//! index through [`TableMem`]. The embedder implements the trait over its own memory; the engine,
+//! the drivers' root and context structures, and their queues all go through it.
+
+use core::{fmt, ops::Range};
+use portcullis_sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Size in bytes of one frame handed out by [`TableMem::frame`].
+pub const FRAME_SIZE: usize = 4096;
+
+/// A physical address as the IOMMU sees it. Address 0 is an ordinary address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Phys(pub u64);
+
+impl fmt::Debug for Phys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Phys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// No frame was left in the embedder's table memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("out of table memory")]
+pub struct NoMem;
+
+/// A zeroed frame that no walker can see yet.
+///
+/// The value is linear: it is given to [`Fresh::publish`] when its address is about to be stored
+/// where hardware finds it, or back to [`TableMem::release`].
+#[derive(Debug)]
+#[must_use = "a fresh frame is published or released, else it leaks"]
+pub struct Fresh(Phys);
+
+impl Fresh {
+    /// Wraps a frame for a [`TableMem`] implementation to hand out.
+    ///
+    /// # Safety
+    /// `frame` is the address of a zeroed frame of [`FRAME_SIZE`] bytes to which nothing else
+    /// holds a reference, and which no other `Fresh` names until this one is published or
+    /// released.
+    #[expect(
+        unsafe_code,
+        reason = "the exclusive ownership is the caller's to promise"
+    )]
+    pub unsafe fn from_raw(frame: Phys) -> Fresh {
+        Fresh(frame)
+    }
+
+    /// The frame's address, for the parent entry that is being composed.
+    pub fn phys(&self) -> Phys {
+        self.0
+    }
+
+    /// Gives up exclusive access: from here on only atomic access by address is possible.
+    pub fn publish(self) -> Phys {
+        self.0
+    }
+}
+
+/// The width of a table entry and the atomic that holds it.
+pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
+    /// The atomic of this width.
+    type Atomic: Send + Sync;
+    /// Bytes of one entry.
+    const BYTES: usize;
+    /// Load with acquire ordering.
+    fn load(a: &Self::Atomic) -> Self;
+    /// Store with release ordering.
+    fn store(a: &Self::Atomic, w: Self);
+    /// Compare and swap (acquire-release); the error carries what was found.
+    ///
+    /// # Errors
+    /// The word that was there, when it was not `old`.
+    fn cas(a: &Self::Atomic, old: Self, new: Self) -> Result<(), Self>;
+}
+
+macro_rules! word {
+    ($w:ty, $a:ty) => {
+        impl Word for $w {
+            type Atomic = $a;
+            const BYTES: usize = size_of::<$w>();
+            fn load(a: &$a) -> $w {
+                a.load(Ordering::Acquire)
+            }
+            fn store(a: &$a, w: $w) {
+                a.store(w, Ordering::Release)
+            }
+            fn cas(a: &$a, old: $w, new: $w) -> Result<(), $w> {
+                a.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+                    .map(|_| ())
+            }
+        }
+    };
+}
+word!(u32, AtomicU32);
+word!(u64, AtomicU64);
+
+/// The embedder's table memory.
+///
+/// Addresses passed in were handed out by [`TableMem::frame`] of the same memory, and indexes lie
+/// inside the frame: an implementation may panic on others, since they are bugs of this library
+/// and never input. Methods are callable from any context; [`TableMem::frame`] only from one that
+/// may allocate.
+pub trait TableMem: Send + Sync + 'static {
+    /// A zeroed frame of [`FRAME_SIZE`] bytes, naturally aligned.
+    ///
+    /// # Errors
+    /// [`NoMem`] when none is left.
+    fn frame(&self) -> Result<Fresh, NoMem>;
+    /// Takes a frame back. Its contents no longer matter.
+    fn release(&self, frame: Fresh);
+    /// Takes back a frame that was published, once no walker can reach it any more.
+    fn reclaim(&self, table: Phys);
+    /// Reads entry `i` of width `W` (acquire).
+    fn load<W: Word>(&self, table: Phys, i: usize) -> W;
+    /// Writes entry `i` (release).
+    fn store<W: Word>(&self, table: Phys, i: usize, w: W);
+    /// Replaces entry `i` if it is `old`.
+    ///
+    /// # Errors
+    /// The entry found, when it was not `old`.
+    fn cas<W: Word>(&self, table: Phys, i: usize, old: W, new: W) -> Result<(), W>;
+    /// Reads the 16 bytes at index `i` (of 16-byte units), single-copy atomic.
+    fn load128(&self, table: Phys, i: usize) -> u128;
+    /// Writes the 16 bytes at index `i` (of 16-byte units), single-copy atomic
+    /// ([V] 6.2.2.1, 6.2.3.1).
+    fn store128(&self, table: Phys, i: usize, w: u128);
+    /// Fills entries of a frame that no walker can see yet.
+    fn fill_private<W: Word>(
+        &self,
+        frame: &mut Fresh,
+        range: Range<usize>,
+        entry: impl FnMut(usize) -> W,
+    );
+    /// Visits entries of a live table behind one check of the range.
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic));
+    /// Orders earlier stores to table memory before later ones and before a doorbell, as seen by
+    /// the device side.
+    fn barrier(&self);
+    /// Makes bytes of a table visible to a walker that does not snoop the CPU's caches. Called
+    /// only for walkers that are not coherent.
+    fn clean(&self, table: Phys, bytes: Range<usize>);
+}

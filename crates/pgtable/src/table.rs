@@ -1,0 +1,224 @@
+//! What a domain holds: a table behind one dynamic call, and the words its users speak.
+
+use crate::{gather::Gather, mem::Phys};
+use bitflags::bitflags;
+use core::fmt;
+
+bitflags! {
+    /// What a mapping allows and how it behaves.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Prot: u32 {
+        /// The device may read.
+        const READ = 1;
+        /// The device may write.
+        const WRITE = 1 << 1;
+        /// The device may fetch instructions (requests with PASID only).
+        const EXEC = 1 << 2;
+        /// Only privileged requests may use it (formats with a user/supervisor bit).
+        const PRIV = 1 << 3;
+        /// The target is device memory, not RAM.
+        const MMIO = 1 << 4;
+        /// Accesses snoop the CPU's caches even if the device asks them not to.
+        const SNOOP = 1 << 5;
+    }
+}
+
+/// The name of a format: two tables with the same id are read by the same walkers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FormatId(pub &'static str);
+
+impl fmt::Debug for FormatId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Display for FormatId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// What a walker must support to read a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormatDesc {
+    /// The format.
+    pub id: FormatId,
+    /// Levels of the walk, counted as the manual counts them.
+    pub levels: u8,
+    /// Width in bits of the input address (IOVA).
+    pub input_bits: u8,
+    /// Width in bits of the output address.
+    pub output_bits: u8,
+    /// Leaf sizes the table may contain: bit n set means 2^n bytes.
+    pub page_sizes: u64,
+    /// Whether the table relies on the walker snooping the CPU's caches.
+    pub coherent: bool,
+}
+
+/// A leaf found by [`IoTable::lookup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Physical address that the looked-up IOVA translates to.
+    pub phys: Phys,
+    /// First IOVA of the leaf.
+    pub start: u64,
+    /// Size of the leaf in bytes.
+    pub size: u64,
+    /// What it allows.
+    pub prot: Prot,
+}
+
+/// Why a range could not be mapped. Nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The length is zero.
+    #[error("map of zero bytes at IOVA {iova:#x}")]
+    ZeroLength {
+        /// First IOVA asked for.
+        iova: u64,
+    },
+    /// IOVA, physical address or length is not a multiple of the smallest page.
+    #[error("map of {len:#x} bytes at IOVA {iova:#x} to {phys} is not aligned to {granule:#x}")]
+    Unaligned {
+        /// First IOVA asked for.
+        iova: u64,
+        /// Physical address asked for.
+        phys: Phys,
+        /// Bytes asked for.
+        len: u64,
+        /// The format's smallest page.
+        granule: u64,
+    },
+    /// The IOVA range wraps or ends beyond the table's input width.
+    #[error("IOVA range {iova:#x}+{len:#x} does not fit {bits} input bits")]
+    InputRange {
+        /// First IOVA asked for.
+        iova: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Input width of the table.
+        bits: u8,
+    },
+    /// The physical range wraps or ends beyond the table's output width.
+    #[error("physical range {phys}+{len:#x} does not fit {bits} output bits")]
+    OutputRange {
+        /// First physical address asked for.
+        phys: Phys,
+        /// Bytes asked for.
+        len: u64,
+        /// Output width of the table.
+        bits: u8,
+    },
+    /// A mapping is already there.
+    #[error("IOVA {iova:#x} is already mapped to {phys}")]
+    AlreadyMapped {
+        /// The first IOVA of the range that is taken.
+        iova: u64,
+        /// What it translates to.
+        phys: Phys,
+    },
+    /// The permissions allow nothing, or the format cannot express them.
+    #[error("the format cannot express permissions {prot:?} at IOVA {iova:#x}")]
+    Permissions {
+        /// First IOVA asked for.
+        iova: u64,
+        /// Permissions asked for.
+        prot: Prot,
+    },
+    /// A table frame could not be allocated.
+    #[error("out of table memory while mapping IOVA {iova:#x}")]
+    NoMem {
+        /// First IOVA asked for.
+        iova: u64,
+    },
+}
+
+/// Why a range could not be unmapped. Nothing was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnmapError {
+    /// The length is zero.
+    #[error("unmap of zero bytes at IOVA {iova:#x}")]
+    ZeroLength {
+        /// First IOVA asked for.
+        iova: u64,
+    },
+    /// IOVA or length is not a multiple of the smallest page.
+    #[error("unmap of {len:#x} bytes at IOVA {iova:#x} is not aligned to {granule:#x}")]
+    Unaligned {
+        /// First IOVA asked for.
+        iova: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// The format's smallest page.
+        granule: u64,
+    },
+    /// The range wraps or ends beyond the table's input width.
+    #[error("IOVA range {iova:#x}+{len:#x} does not fit {bits} input bits")]
+    InputRange {
+        /// First IOVA asked for.
+        iova: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Input width of the table.
+        bits: u8,
+    },
+    /// Part of the range is not mapped.
+    #[error("IOVA {iova:#x} is not mapped")]
+    NotMapped {
+        /// The first IOVA of the range that has no mapping.
+        iova: u64,
+    },
+    /// The range begins or ends inside a larger leaf, and splitting was not asked for.
+    #[error("IOVA {iova:#x} lies inside a leaf of {size:#x} bytes that starts at {start:#x}")]
+    PartialLeaf {
+        /// The end of the range that lies inside the leaf.
+        iova: u64,
+        /// First IOVA of the leaf.
+        start: u64,
+        /// Size of the leaf.
+        size: u64,
+    },
+}
+
+/// The format keeps no accessed bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the format {0} keeps no accessed bits")]
+pub struct NoAccessedBits(pub FormatId);
+
+/// A page table as a domain holds it. Implemented once, by the engine, for every format.
+///
+/// All methods take `&self`. The caller owns the IOVA range it maps or unmaps: operations on
+/// disjoint ranges may run at once from several CPUs without a lock, operations on the same range
+/// may not. Lookups may run beside anything.
+pub trait IoTable: Send + Sync {
+    /// What a walker needs to read this table.
+    fn desc(&self) -> FormatDesc;
+    /// Address of the root table.
+    fn root(&self) -> Phys;
+    /// Maps `len` bytes at `iova` to `phys` with the largest leaves that alignment allows.
+    /// Checks and allocates first and writes after.
+    ///
+    /// # Errors
+    /// See [`MapError`]; no leaf was written.
+    fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError>;
+    /// Removes the mappings of `len` bytes at `iova`, which must consist of whole leaves, and adds
+    /// what must be invalidated, and the tables that became unreachable, to `gather`.
+    ///
+    /// # Errors
+    /// See [`UnmapError`]; nothing was removed.
+    fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError>;
+    /// What `iova` translates to.
+    fn lookup(&self, iova: u64) -> Option<Leaf>;
+    /// Whether a device used a page of the range since its accessed bits were last cleared;
+    /// `clear` clears them. The caller invalidates before it trusts a later answer.
+    ///
+    /// # Errors
+    /// [`NoAccessedBits`] when the format has none.
+    fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits>;
+    /// Frees tables that [`IoTable::unmap`] took out, given proof that no walker can still read
+    /// them.
+    fn retire(&self, tables: crate::gather::Retired, synced: crate::gather::Synced);
+}
