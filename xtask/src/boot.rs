@@ -69,10 +69,7 @@ pub fn check(image: Image, qemu: &Path, at: &Layout, log: &Path) -> Result<(), S
 
 fn build(image: Image, at: &Layout, log: &Path) -> Result<PathBuf, String> {
     let boot = at.root.join("boot");
-    let target = at.target.join(match image {
-        Image::Whole => "boot",
-        Image::WithoutMapping => "boot-without-mapping",
-    });
+    let target = at.target.join("boot");
     // Run inside its folder, for the flags in its .cargo/config.toml; RUSTFLAGS would replace them.
     let mut command = process::cargo(&boot);
     command

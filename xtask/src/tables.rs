@@ -55,6 +55,21 @@ pub fn test() -> Vec<Step> {
             },
         ),
         step(
+            "clippy",
+            "lints of the freestanding image",
+            Action::Cargo {
+                args: &[
+                    "clippy",
+                    "--manifest-path",
+                    "boot/Cargo.toml",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+                env: vec![("CARGO_TARGET_DIR", "boot".into())],
+            },
+        ),
+        step(
             "doc",
             "documentation, warnings are errors",
             Action::Cargo {
