@@ -25,11 +25,15 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub fn check(sweep: &Sweep, at: &Layout, log: &Path) -> Result<(), String> {
     let portcullis = build(at, log)?;
     match sweep {
-        Sweep::Default => simulate(&portcullis, &["sim"], log).map(drop),
+        Sweep::Default => match simulate(&portcullis, &["sim"], log)?.trim() {
+            "" => Err("it reported nothing".into()),
+            _ => Ok(()),
+        },
         Sweep::Hostile { seeds } => {
             let input = input(at)?;
             for seed in 0..*seeds {
-                hostile(&portcullis, &input, seed, log)?;
+                let report = hostile(&portcullis, &input, seed, log)?;
+                without_timing(&report).map_err(|why| format!("seed {seed}: {why}"))?;
             }
             Ok(())
         }

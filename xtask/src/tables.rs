@@ -16,6 +16,8 @@ const LOOM_TEST: &[&str] = &[
     "--release",
     "-p",
     "portcullis-sync",
+    "-p",
+    "portcullis-pgtable",
     "--test",
     "loom",
 ];
@@ -163,7 +165,7 @@ pub fn groups() -> Vec<&'static str> {
 fn loom(preemptions: u32) -> Step {
     step(
         "loom",
-        format!("interleavings of sync, {preemptions} preemptions"),
+        format!("interleavings of sync and pgtable, {preemptions} preemptions"),
         Action::Tests {
             args: LOOM_TEST,
             env: vec![
