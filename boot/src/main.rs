@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod clock;
+mod exceptions;
 mod heap;
 mod pci;
 mod port;
@@ -32,6 +33,7 @@ use portcullis_sync as _;
 /// Called by [`start`], once.
 extern "C" fn main() -> ! {
     Serial::set_up();
+    exceptions::set_up();
     say!("portcullis: freestanding image");
     match check() {
         Ok(()) => {
