@@ -18,11 +18,7 @@ pub struct Gather {
 impl Gather {
     /// An empty gather. Allocates nothing.
     pub const fn new() -> Gather {
-        Gather {
-            range: None,
-            tables: Vec::new(),
-            non_leaf: false,
-        }
+        Gather { range: None, tables: Vec::new(), non_leaf: false }
     }
 
     /// Adds removed leaves: `start` to `end`, both inclusive.
@@ -79,9 +75,7 @@ impl Gather {
 
     /// The tables that wait for a sync, leaving the gather empty.
     pub fn into_retired(self) -> Retired {
-        Retired {
-            tables: self.tables,
-        }
+        Retired { tables: self.tables }
     }
 }
 

@@ -69,9 +69,7 @@ impl SlotWord {
     }
 
     fn swap(&self, from: u64, to: u64) -> bool {
-        self.0
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Where the slot stands, and its generation.
@@ -93,18 +91,14 @@ impl SlotWord {
             return None;
         }
         let generation = Generation(((w >> 8) + 1) & GENERATION_MASK);
-        self.swap(w, Self::word(generation, PENDING))
-            .then_some(generation)
+        self.swap(w, Self::word(generation, PENDING)).then_some(generation)
     }
 
     /// Decides the answer: Pending to Answered. False if somebody else decided, or the slot
     /// belongs to another group by now.
     pub fn answer(&self, generation: Generation, code: u8) -> bool {
         let code = u64::from(code.min(63));
-        self.swap(
-            Self::word(generation, PENDING),
-            Self::word(generation, ANSWERED + code),
-        )
+        self.swap(Self::word(generation, PENDING), Self::word(generation, ANSWERED + code))
     }
 
     /// Takes the decided answer for sending: Answered to Sent. Called inside the lock of the
@@ -114,8 +108,7 @@ impl SlotWord {
         if w >> 8 != generation.0 || w & 0xff < ANSWERED {
             return None;
         }
-        self.swap(w, Self::word(generation, SENT))
-            .then_some(((w & 0xff) - ANSWERED) as u8)
+        self.swap(w, Self::word(generation, SENT)).then_some(((w & 0xff) - ANSWERED) as u8)
     }
 
     /// The device forgot the group (reset, removal): Pending or Answered to Sent, and nothing will
@@ -135,5 +128,41 @@ impl SlotWord {
     /// Sent to Free. False if it was not sent, or belongs to another group.
     pub fn free(&self, generation: Generation) -> bool {
         self.swap(Self::word(generation, SENT), Self::word(generation, FREE))
+    }
+}
+
+#[cfg(all(test, not(portcullis_loom), not(portcullis_shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_life_of_a_slot() {
+        let slot = SlotWord::new();
+        let g = slot.arm().unwrap();
+        assert_eq!(slot.arm(), None);
+        assert_eq!(slot.take(g), None, "nothing is decided");
+        assert!(!slot.free(g), "nothing is sent");
+        assert!(slot.answer(g, 2));
+        assert!(!slot.answer(g, 1), "decided already");
+        assert_eq!(slot.peek(), (g, State::Answered(2)));
+        assert_eq!(slot.take(g), Some(2));
+        assert_eq!(slot.take(g), None);
+        assert!(!slot.void(g), "sent already");
+        assert!(slot.free(g));
+        assert_eq!(slot.peek(), (g, State::Free));
+    }
+
+    #[test]
+    fn an_old_generation_moves_nothing() {
+        let slot = SlotWord::new();
+        let old = slot.arm().unwrap();
+        assert!(slot.void(old) && slot.free(old));
+        let new = slot.arm().unwrap();
+        assert_ne!(old, new);
+        assert!(!slot.answer(old, 0) && !slot.void(old) && !slot.free(old));
+        assert!(slot.answer(new, 0));
+        assert_eq!(slot.take(old), None);
+        assert_eq!(slot.peek(), (new, State::Answered(0)));
+        assert_eq!(Generation::from_raw(new.get()), new);
     }
 }
