@@ -57,14 +57,8 @@ extern "C" fn report(frame: &Frame) -> ! {
     let address: u64;
     // SAFETY: CR2 may be read at any time.
     unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) };
-    let Frame {
-        vector,
-        error,
-        instruction,
-    } = frame;
-    say!(
-        "portcullis: exception {vector}, error code {error:#x}, at {instruction:#x}, CR2 {address:#x}"
-    );
+    let Frame { vector, error, instruction } = frame;
+    say!("portcullis: exception {vector}, error code {error:#x}, at {instruction:#x}, CR2 {address:#x}");
     exit(Verdict::Panicked)
 }
 
@@ -94,10 +88,7 @@ pub fn set_up() {
         limit: u16,
         base: u64,
     }
-    let register = Register {
-        limit: (size_of_val(&gates) - 1) as u16,
-        base: TABLE.0.get().addr() as u64,
-    };
+    let register = Register { limit: (size_of_val(&gates) - 1) as u16, base: TABLE.0.get().addr() as u64 };
     // SAFETY: the table is static, and its gates lead to stubs that do not return.
     unsafe { asm!("lidt [{}]", in(reg) &raw const register, options(nostack, preserves_flags)) };
 }

@@ -15,10 +15,7 @@ const SIZES: usize = usize::BITS as usize - SMALLEST;
 #[global_allocator]
 static HEAP: Heap = Heap {
     region: Region(UnsafeCell::new([0; BYTES])),
-    state: UnsafeCell::new(State {
-        used: 0,
-        free: [ptr::null_mut(); SIZES],
-    }),
+    state: UnsafeCell::new(State { used: 0, free: [ptr::null_mut(); SIZES] }),
 };
 
 struct Heap {
@@ -80,9 +77,7 @@ unsafe impl GlobalAlloc for Heap {
         let link = block_.cast::<Link>();
         // SAFETY: the block is ours again, at least 16 bytes, aligned to 16.
         unsafe {
-            link.write(Link {
-                next: state.free[index],
-            });
+            link.write(Link { next: state.free[index] });
         }
         state.free[index] = link;
     }
@@ -90,11 +85,7 @@ unsafe impl GlobalAlloc for Heap {
 
 /// The free list and the size of the blocks for `layout`; `None` if there is no such block.
 fn block(layout: Layout) -> Option<(usize, usize)> {
-    let bytes = layout
-        .size()
-        .max(layout.align())
-        .max(1 << SMALLEST)
-        .checked_next_power_of_two()?;
+    let bytes = layout.size().max(layout.align()).max(1 << SMALLEST).checked_next_power_of_two()?;
     (bytes <= BYTES && layout.align() <= align_of::<Region>())
         .then_some((bytes.trailing_zeros() as usize - SMALLEST, bytes))
 }

@@ -71,11 +71,7 @@ fn check_heap() -> Result<(), &'static str> {
     let squares: BTreeMap<u64, Vec<u64>> = (0..64).map(|i| (i, (0..i).collect())).collect();
     let sum: u64 = squares.values().flatten().sum();
     // Sum over i < 64 of i (i - 1) / 2: 64 over 3.
-    if sum == 41_664 {
-        Ok(())
-    } else {
-        Err("the heap lost something")
-    }
+    if sum == 41_664 { Ok(()) } else { Err("the heap lost something") }
 }
 
 /// A page that a device may write: reached by volatile access only. Virtual and physical address
@@ -93,9 +89,7 @@ impl Page {
     fn new(salt: u8) -> Self {
         // SAFETY: the layout has a size.
         let bytes = unsafe { alloc::alloc::alloc(Self::LAYOUT) };
-        let Some(bytes) = NonNull::new(bytes) else {
-            alloc::alloc::handle_alloc_error(Self::LAYOUT)
-        };
+        let Some(bytes) = NonNull::new(bytes) else { alloc::alloc::handle_alloc_error(Self::LAYOUT) };
         for i in 0..Self::BYTES {
             let value = (i as u8).wrapping_mul(7) ^ (i >> 8) as u8 ^ salt;
             // SAFETY: within the page just allocated.

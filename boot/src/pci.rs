@@ -52,10 +52,7 @@ impl Function {
     }
 
     fn select(self, offset: u8) {
-        out32(
-            ADDRESS_PORT,
-            ENABLE | u32::from(self.0) << 8 | u32::from(offset),
-        );
+        out32(ADDRESS_PORT, ENABLE | u32::from(self.0) << 8 | u32::from(offset));
     }
 }
 
@@ -99,11 +96,7 @@ impl Edu {
         }
         at.write(COMMAND, MEMORY);
         let bar = at.read(BAR0) & !0xf;
-        Some(Self {
-            at,
-            registers: core::ptr::with_exposed_provenance_mut(bar as usize),
-            clock,
-        })
+        Some(Self { at, registers: core::ptr::with_exposed_provenance_mut(bar as usize), clock })
     }
 
     /// The device's place, and requester id.
@@ -130,11 +123,7 @@ impl Edu {
         self.write(COUNT, count as u64);
         self.write(DMA_COMMAND, START | way);
         let done = || self.read(DMA_COMMAND) & START == 0;
-        if self.clock.wait_for(PATIENCE, done) {
-            Ok(())
-        } else {
-            Err(Unfinished)
-        }
+        if self.clock.wait_for(PATIENCE, done) { Ok(()) } else { Err(Unfinished) }
     }
 
     fn read(&self, register: usize) -> u64 {
@@ -147,10 +136,7 @@ impl Edu {
         // SAFETY: as in `read`. A DMA that this starts goes where the translation lets it, or,
         // without one, to the pages the caller names: those are reached by volatile access only.
         unsafe {
-            self.registers
-                .add(register)
-                .cast::<u64>()
-                .write_volatile(value);
+            self.registers.add(register).cast::<u64>().write_volatile(value);
         }
     }
 }

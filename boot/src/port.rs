@@ -8,36 +8,28 @@ use core::fmt;
 pub fn out8(port: u16, value: u8) {
     // SAFETY: an I/O port is not memory; which ports are written is this image's choice, and none
     // of them makes a device write memory that Rust owns.
-    unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) }
 }
 
 /// Reads a byte from a port.
 pub fn in8(port: u16) -> u8 {
     let value;
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) }
     value
 }
 
 /// Writes 4 bytes to a port.
 pub fn out32(port: u16, value: u32) {
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) }
 }
 
 /// Reads 4 bytes from a port.
 pub fn in32(port: u16) -> u32 {
     let value;
     // SAFETY: as in `out8`.
-    unsafe {
-        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
-    }
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) }
     value
 }
 

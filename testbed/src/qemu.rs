@@ -127,11 +127,9 @@ impl Qemu {
             .write(true)
             .open(&ram)
             .map_err(host("make guest memory"))?;
-        file.set_len(MEMORY_BYTES as u64)
-            .map_err(host("size guest memory"))?;
+        file.set_len(MEMORY_BYTES as u64).map_err(host("size guest memory"))?;
         let backing = Some(FileOffset::new(file, 0));
-        let memory =
-            GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY_BYTES, backing)])?;
+        let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY_BYTES, backing)])?;
 
         let errors = folder.0.join("errors");
         let stderr = File::create(&errors).map_err(host("keep QEMU's messages"))?;
@@ -155,11 +153,7 @@ impl Qemu {
 
         drop(folder); // Both sides have open what was in it, so even a killed test leaves nothing.
 
-        let qemu = Self {
-            qtest: Arc::new(qtest),
-            memory,
-            _process: process,
-        };
+        let qemu = Self { qtest: Arc::new(qtest), memory, _process: process };
         let pci = PciConfig::new(qemu.qtest.clone());
         for (i, (at, id)) in DEVICES.into_iter().enumerate() {
             pci.expect(at, id)?;
@@ -199,11 +193,7 @@ impl Qemu {
     }
 }
 
-const DEVICES: [(Bdf, u32); 3] = [
-    (EDUS[0], Edu::ID),
-    (EDUS[1], Edu::ID),
-    (TESTDEV, TestDev::ID),
-];
+const DEVICES: [(Bdf, u32); 3] = [(EDUS[0], Edu::ID), (EDUS[1], Edu::ID), (TESTDEV, TestDev::ID)];
 
 /// The BAR of the device at `index` in [`DEVICES`]: none is larger than 1 MiB.
 const fn bar_of(index: usize) -> u64 {
@@ -229,18 +219,12 @@ fn arguments(socket: &Path, ram: &Path, vtd: &str) -> Vec<String> {
         ["-m", &format!("{}M", MEMORY_BYTES >> 20)],
         [
             "-object",
-            &format!(
-                "memory-backend-file,id=ram,size={MEMORY_BYTES},share=on,mem-path={}",
-                ram.display()
-            ),
+            &format!("memory-backend-file,id=ram,size={MEMORY_BYTES},share=on,mem-path={}", ram.display()),
         ],
         ["-device", &vtd],
         ["-device", &edu0],
         ["-device", &edu1],
-        [
-            "-device",
-            &format!("iommu-testdev,addr={:#x}", TESTDEV.device()),
-        ],
+        ["-device", &format!("iommu-testdev,addr={:#x}", TESTDEV.device())],
     ]
     .into_iter()
     .flatten()
@@ -274,11 +258,7 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "portcullis-{}-{}",
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("portcullis-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         // Guest memory belongs in memory; a short path besides, as a socket's has 107 bytes.
         let shared = Path::new("/dev/shm").join(&name);
         match fs::create_dir(&shared) {

@@ -89,9 +89,7 @@ impl Qtest {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(REPLY_LIMIT))?;
         stream.set_write_timeout(Some(REPLY_LIMIT))?;
-        Ok(Self {
-            wire: Mutex::new(BufReader::new(stream)),
-        })
+        Ok(Self { wire: Mutex::new(BufReader::new(stream)) })
     }
 
     /// Reads a byte at a physical address, as the CPU would.
@@ -228,14 +226,8 @@ impl Qtest {
     /// Sends a command and its data, and returns what follows the OK of the answer.
     fn ask(&self, command: &str, data: &str) -> Result<String, QtestError> {
         let mut wire = self.wire.lock();
-        let line = if data.is_empty() {
-            format!("{command}\n")
-        } else {
-            format!("{command} {data}\n")
-        };
-        wire.get_mut()
-            .write_all(line.as_bytes())
-            .map_err(broken_wire)?;
+        let line = if data.is_empty() { format!("{command}\n") } else { format!("{command} {data}\n") };
+        wire.get_mut().write_all(line.as_bytes()).map_err(broken_wire)?;
         loop {
             let reply = next_line(&mut wire)?;
             if let Some(rest) = reply.strip_prefix("OK") {
@@ -254,9 +246,7 @@ impl Qtest {
 fn next_line(wire: &mut BufReader<UnixStream>) -> Result<String, QtestError> {
     let mut line = Vec::new();
     let limit = LONGEST_REPLY as u64;
-    wire.take(limit)
-        .read_until(b'\n', &mut line)
-        .map_err(broken_wire)?;
+    wire.take(limit).read_until(b'\n', &mut line).map_err(broken_wire)?;
     match line.last() {
         None => Err(QtestError::Closed),
         Some(b'\n') => Ok(String::from_utf8_lossy(&line).into_owned()),
@@ -274,10 +264,7 @@ fn broken_wire(error: io::Error) -> QtestError {
 }
 
 fn malformed(command: &str, reply: &str) -> QtestError {
-    QtestError::Malformed {
-        command: command.into(),
-        reply: reply.into(),
-    }
+    QtestError::Malformed { command: command.into(), reply: reply.into() }
 }
 
 fn encode_hex(bytes: &[u8]) -> String {
@@ -335,12 +322,7 @@ mod tests {
         let heard = qemu.join().unwrap();
         assert_eq!(
             heard,
-            [
-                "readl 0xfed90000",
-                "writeq 0x1000 0x7",
-                "read 0x2000 0x2",
-                "write 0x2000 0x2 0x1f00"
-            ]
+            ["readl 0xfed90000", "writeq 0x1000 0x7", "read 0x2000 0x2", "write 0x2000 0x2 0x1f00"]
         );
     }
 
@@ -352,12 +334,7 @@ mod tests {
 
     #[test]
     fn refusals_and_nonsense_are_errors() {
-        let (qtest, _) = scripted(&[
-            "FAIL Unknown command\n",
-            "OK what\n",
-            "OK 0x100\n",
-            "OK 0x0\n",
-        ]);
+        let (qtest, _) = scripted(&["FAIL Unknown command\n", "OK what\n", "OK 0x100\n", "OK 0x0\n"]);
         assert!(matches!(qtest.read8(0), Err(QtestError::Refused { .. })));
         assert!(matches!(qtest.read8(0), Err(QtestError::Malformed { .. })));
         assert!(matches!(qtest.read8(0), Err(QtestError::Malformed { .. })));

@@ -40,10 +40,7 @@ fn vtd_answers_in_its_legacy_form() {
 
 #[test]
 fn vtd_takes_its_scalable_form_by_property() {
-    for (vtd, stage) in [
-        ("scalable-mode=on", ECAP_SSTS),
-        ("scalable-mode=on,fsts=on", ECAP_FSTS),
-    ] {
+    for (vtd, stage) in [("scalable-mode=on", ECAP_SSTS), ("scalable-mode=on,fsts=on", ECAP_FSTS)] {
         let name = "vtd_takes_its_scalable_form_by_property";
         let Some(qemu) = Qemu::start_or_skip(name, vtd) else {
             return;
@@ -62,9 +59,7 @@ fn memory_is_shared_with_the_guest() {
     let (memory, qtest) = (qemu.memory(), qemu.qtest());
     let last = MEMORY_BYTES as u64 - 8;
     for at in [0x10_0000, last] {
-        memory
-            .write_obj(0x1122_3344_5566_7788_u64, GuestAddress(at))
-            .unwrap();
+        memory.write_obj(0x1122_3344_5566_7788_u64, GuestAddress(at)).unwrap();
         assert_eq!(qtest.read64(at).unwrap(), 0x1122_3344_5566_7788);
         qtest.write32(at, 0xcafe_f00d).unwrap();
         let seen: u64 = memory.read_obj(GuestAddress(at)).unwrap();
@@ -74,9 +69,7 @@ fn memory_is_shared_with_the_guest() {
     let bytes = pattern(3);
     qtest.write(0x20_0000, &bytes).unwrap();
     let mut seen = vec![0; bytes.len()];
-    memory
-        .read_slice(&mut seen, GuestAddress(0x20_0000))
-        .unwrap();
+    memory.read_slice(&mut seen, GuestAddress(0x20_0000)).unwrap();
     assert_eq!(seen, bytes);
     let mut back = vec![0; bytes.len()];
     qtest.read(0x20_0000, &mut back).unwrap();
@@ -96,9 +89,7 @@ fn both_edus_copy_untranslated() {
         edu.read_memory(source, 64, bytes.len()).unwrap();
         edu.write_memory(destination, 64, bytes.len()).unwrap();
         let mut seen = vec![0; bytes.len()];
-        memory
-            .read_slice(&mut seen, GuestAddress(destination))
-            .unwrap();
+        memory.read_slice(&mut seen, GuestAddress(destination)).unwrap();
         assert_eq!(seen, bytes);
     }
 }
@@ -112,14 +103,10 @@ fn a_device_that_may_not_master_the_bus_writes_nothing() {
     let [edu, _] = qemu.edus();
     let memory = qemu.memory();
     let canary = [0x5a; 16];
-    memory
-        .write_slice(&canary, GuestAddress(0x50_0000))
-        .unwrap();
+    memory.write_slice(&canary, GuestAddress(0x50_0000)).unwrap();
     let seen = || {
         let mut seen = [0; 16];
-        memory
-            .read_slice(&mut seen, GuestAddress(0x50_0000))
-            .unwrap();
+        memory.read_slice(&mut seen, GuestAddress(0x50_0000)).unwrap();
         seen
     };
 
@@ -153,10 +140,7 @@ fn testdev_tells_where_its_bytes_went() {
     let testdev = qemu.testdev();
     testdev.write_memory(0x60_0000, 0x60_0000, 16).unwrap();
     let elsewhere = testdev.write_memory(0x60_0000, 0x70_0000, 16);
-    assert!(
-        matches!(elsewhere, Err(DmaFailure::Elsewhere)),
-        "{elsewhere:?}"
-    );
+    assert!(matches!(elsewhere, Err(DmaFailure::Elsewhere)), "{elsewhere:?}");
     let nowhere = testdev.write_memory(1 << 40, 0x70_0000, 16);
     assert!(matches!(nowhere, Err(DmaFailure::Blocked)), "{nowhere:?}");
 }

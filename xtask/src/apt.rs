@@ -27,11 +27,7 @@ pub fn download(state: &Path, package: &str, log: &Path) -> Result<Vec<PathBuf>,
         fs::create_dir_all(state.join(folder)).map_err(told)?;
     }
     fs::write(state.join("status"), "").map_err(told)?;
-    fs::write(
-        state.join("sources/debian.sources"),
-        archive.stanza(&SUITES),
-    )
-    .map_err(told)?;
+    fs::write(state.join("sources/debian.sources"), archive.stanza(&SUITES)).map_err(told)?;
     fs::write(state.join("apt.conf"), configuration(&place)).map_err(told)?;
 
     apt_get(state, &["update"], log)?;
@@ -93,10 +89,8 @@ fn apt_get(state: &Path, args: &[&str], log: &Path) -> Result<(), String> {
     let ended = process::run(&mut command, log, Some(LIMIT))
         .map_err(|error| format!("cannot start apt-get: {error}"))?;
     // `update` exits with 0 although it could fetch nothing.
-    let complaint = ended
-        .output
-        .lines()
-        .find(|line| line.starts_with("E: ") || line.starts_with("W: Failed to fetch"));
+    let complaint =
+        ended.output.lines().find(|line| line.starts_with("E: ") || line.starts_with("W: Failed to fetch"));
     match (ended.success(), complaint) {
         (Ok(()), None) => Ok(()),
         (_, Some(line)) => Err(format!("apt-get {}: {line}", args[0])),
@@ -114,11 +108,8 @@ struct Archive {
 
 impl Archive {
     fn stanza(&self, suites: &[&str]) -> String {
-        let mut stanza = format!(
-            "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n",
-            self.uri,
-            suites.join(" ")
-        );
+        let mut stanza =
+            format!("Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n", self.uri, suites.join(" "));
         for (field, value) in &self.trust {
             stanza += &format!("{field}: {value}\n");
         }
@@ -142,9 +133,7 @@ fn machines_archive() -> Result<Archive, String> {
     };
 
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let parts = fs::read_dir("/etc/apt/sources.list.d")
-        .into_iter()
-        .flatten();
+    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten();
     files.extend(parts.flatten().map(|entry| entry.path()));
     files.sort();
     files
@@ -185,10 +174,7 @@ fn one_line_form(text: &str, codename: &str) -> Option<Archive> {
                 (name == *option).then(|| (*field, value.replace(',', " ")))
             })
         });
-        Some(Archive {
-            uri: uri.into(),
-            trust: trust.collect(),
-        })
+        Some(Archive { uri: uri.into(), trust: trust.collect() })
     })
 }
 
@@ -221,20 +207,12 @@ fn deb822_entry(stanza: &BTreeMap<String, String>, codename: &str) -> Option<Arc
         let value = stanza.get(field).map(String::as_str).unwrap_or_default();
         value.split_whitespace().any(|given| given == word)
     };
-    if has("enabled", "no")
-        || !has("types", "deb")
-        || !has("suites", codename)
-        || !has("components", "main")
+    if has("enabled", "no") || !has("types", "deb") || !has("suites", codename) || !has("components", "main")
     {
         return None;
     }
-    let trust = TRUST
-        .iter()
-        .filter_map(|(name, field)| Some((*field, stanza.get(*name)?.clone())));
-    Some(Archive {
-        uri: stanza.get("uris")?.split_whitespace().next()?.into(),
-        trust: trust.collect(),
-    })
+    let trust = TRUST.iter().filter_map(|(name, field)| Some((*field, stanza.get(*name)?.clone())));
+    Some(Archive { uri: stanza.get("uris")?.split_whitespace().next()?.into(), trust: trust.collect() })
 }
 
 #[cfg(test)]
@@ -242,13 +220,8 @@ mod tests {
     use super::*;
 
     fn archive(uri: &str, trust: &[(&'static str, &str)]) -> Option<Archive> {
-        let trust = trust
-            .iter()
-            .map(|(field, value)| (*field, value.to_string()));
-        Some(Archive {
-            uri: uri.into(),
-            trust: trust.collect(),
-        })
+        let trust = trust.iter().map(|(field, value)| (*field, value.to_string()));
+        Some(Archive { uri: uri.into(), trust: trust.collect() })
     }
 
     #[test]
@@ -262,10 +235,7 @@ deb [arch=amd64 signed-by=/k/a.gpg,/k/b.gpg] http://right.invalid/debian bookwor
 ";
         assert_eq!(
             one_line_form(text, "bookworm"),
-            archive(
-                "http://right.invalid/debian",
-                &[("Signed-By", "/k/a.gpg /k/b.gpg")]
-            )
+            archive("http://right.invalid/debian", &[("Signed-By", "/k/a.gpg /k/b.gpg")])
         );
         assert_eq!(one_line_form(text, "trixie"), None);
     }
@@ -294,13 +264,9 @@ Signed-By:
  .
  -----END PGP PUBLIC KEY BLOCK-----
 ";
-        let key =
-            "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n -----END PGP PUBLIC KEY BLOCK-----";
+        let key = "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n -----END PGP PUBLIC KEY BLOCK-----";
         let found = deb822_form(text, "bookworm");
-        assert_eq!(
-            found,
-            archive("http://right.invalid/debian", &[("Signed-By", key)])
-        );
+        assert_eq!(found, archive("http://right.invalid/debian", &[("Signed-By", key)]));
         assert!(found.unwrap().stanza(&SUITES).ends_with("KEY BLOCK-----\n"));
         assert_eq!(deb822_form(text, "trixie"), None);
     }

@@ -60,10 +60,7 @@ struct Layout {
 
 impl Layout {
     fn of_this_repository() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .unwrap_or(Path::new("."))
-            .to_path_buf();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf();
         let target = match std::env::var_os("CARGO_TARGET_DIR") {
             Some(dir) => std::path::absolute(&dir).unwrap_or(dir.into()),
             None => root.join("target"),
@@ -72,10 +69,7 @@ impl Layout {
     }
 
     fn log(&self, name: &str) -> PathBuf {
-        self.target
-            .join("xtask/logs")
-            .join(name)
-            .with_extension("log")
+        self.target.join("xtask/logs").join(name).with_extension("log")
     }
 }
 
@@ -85,10 +79,7 @@ fn parse(args: &[String]) -> Result<Command, String> {
     };
     let mut command = match command.as_str() {
         "help" | "--help" | "-h" => Command::Help,
-        "test" => Command::Test {
-            only: None,
-            list: false,
-        },
+        "test" => Command::Test { only: None, list: false },
         "qemu" => Command::Qemu,
         "boot" => Command::Boot,
         "soak" => Command::Soak { seeds: 2000 },
@@ -114,9 +105,7 @@ fn parse(args: &[String]) -> Result<Command, String> {
             }
             (Command::Soak { seeds }, "--seeds") => {
                 let number = value?;
-                *seeds = number
-                    .parse()
-                    .map_err(|_| format!("`{number}` is not a number of seeds"))?;
+                *seeds = number.parse().map_err(|_| format!("`{number}` is not a number of seeds"))?;
             }
             _ => return Err(format!("unknown argument `{option}`")),
         }
@@ -166,10 +155,7 @@ mod tests {
         assert_eq!(parsed("soak --seeds 7"), Ok(Command::Soak { seeds: 7 }));
         assert_eq!(
             parsed("test --only boot --list"),
-            Ok(Command::Test {
-                only: Some("boot".into()),
-                list: true
-            })
+            Ok(Command::Test { only: Some("boot".into()), list: true })
         );
     }
 

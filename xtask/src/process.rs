@@ -52,11 +52,7 @@ pub fn run_with_input(
     }
     let file = File::options().create(true).append(true).open(log)?;
     let before = file.metadata()?.len();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        .spawn()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file).spawn()?;
     if let Some(mut pipe) = child.stdin.take()
         && let Err(error) = pipe.write_all(input.as_bytes())
         && error.kind() != io::ErrorKind::BrokenPipe
@@ -84,9 +80,7 @@ pub fn run_with_input(
     };
 
     let all = fs::read(log)?;
-    let new = all
-        .get(usize::try_from(before).unwrap_or(usize::MAX)..)
-        .unwrap_or_default();
+    let new = all.get(usize::try_from(before).unwrap_or(usize::MAX)..).unwrap_or_default();
     Ok(Ended {
         code: if timed_out { None } else { status.code() },
         timed_out,

@@ -38,9 +38,7 @@ pub fn obtain(at: &Layout) -> Result<PathBuf, String> {
     }
     fetch(at, &log)
         .and_then(|()| probe(&fetched, &log))
-        .map_err(|why| {
-            format!("no QEMU {OLDEST} with qtest: not in PATH, and fetching it failed: {why}")
-        })?;
+        .map_err(|why| format!("no QEMU {OLDEST} with qtest: not in PATH, and fetching it failed: {why}"))?;
     Ok(fetched)
 }
 
@@ -57,17 +55,7 @@ fn probe(command: &Path, log: &Path) -> Result<(), String> {
     }
     // `-accel help` leaves out accelerators that are modules, so we start one.
     let mut start = Command::new(command);
-    start.args([
-        "-accel",
-        "qtest",
-        "-machine",
-        "q35",
-        "-nodefaults",
-        "-display",
-        "none",
-        "-qmp",
-        "stdio",
-    ]);
+    start.args(["-accel", "qtest", "-machine", "q35", "-nodefaults", "-display", "none", "-qmp", "stdio"]);
     let quit = r#"{"execute":"qmp_capabilities"}{"execute":"quit"}"#;
     process::run_with_input(&mut start, quit, log, limit)
         .map_err(|error| format!("it does not start: {error}"))?
@@ -78,11 +66,7 @@ fn probe(command: &Path, log: &Path) -> Result<(), String> {
 /// The number after the word "version".
 fn major_version(said: &str) -> Option<u32> {
     let (_, after) = said.split_once("version ")?;
-    after
-        .split(|c: char| !c.is_ascii_digit())
-        .next()?
-        .parse()
-        .ok()
+    after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Puts QEMU under target/qemu. The folder appears by one rename when it is complete.
@@ -90,9 +74,7 @@ fn fetch(at: &Layout, log: &Path) -> Result<(), String> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         return Err("only x86-64 Linux has a recipe".into());
     }
-    let partial = at
-        .target
-        .join(format!("qemu.partial-{}", std::process::id()));
+    let partial = at.target.join(format!("qemu.partial-{}", std::process::id()));
     let told = |error: io::Error| format!("{}: {error}", partial.display());
     sweep(&at.target, log);
     fs::create_dir_all(&partial).map_err(told)?;
@@ -123,9 +105,7 @@ fn fetch(at: &Layout, log: &Path) -> Result<(), String> {
 fn sweep(target: &Path, log: &Path) {
     for entry in fs::read_dir(target).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let owner = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("qemu.partial-"));
+        let owner = name.to_str().and_then(|name| name.strip_prefix("qemu.partial-"));
         if let Some(owner) = owner
             && !Path::new("/proc").join(owner).exists()
             && let Err(error) = fs::remove_dir_all(entry.path())

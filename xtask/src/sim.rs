@@ -62,16 +62,7 @@ fn build(at: &Layout, log: &Path) -> Result<PathBuf, String> {
 
 fn hostile(portcullis: &Path, input: &Path, seed: u64, log: &Path) -> Result<String, String> {
     let (input, number) = (input.display().to_string(), seed.to_string());
-    let args = [
-        "sim",
-        "--adversary",
-        "hostile",
-        "--json",
-        "--input",
-        &input,
-        "--seed",
-        &number,
-    ];
+    let args = ["sim", "--adversary", "hostile", "--json", "--input", &input, "--seed", &number];
     simulate(portcullis, &args, log).map_err(|how| format!("seed {seed}: {how}"))
 }
 

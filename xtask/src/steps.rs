@@ -19,10 +19,7 @@ pub struct Step {
 /// What a step does, and how its result is counted.
 pub enum Action {
     /// A cargo command; one check.
-    Cargo {
-        args: &'static [&'static str],
-        env: Vec<(&'static str, String)>,
-    },
+    Cargo { args: &'static [&'static str], env: Vec<(&'static str, String)> },
     /// A cargo command that runs libtest binaries, whose own counts are added up.
     Tests {
         args: &'static [&'static str],
@@ -48,26 +45,15 @@ pub struct Tally {
 
 impl Tally {
     pub fn pass() -> Self {
-        Self {
-            passed: 1,
-            ..Self::default()
-        }
+        Self { passed: 1, ..Self::default() }
     }
 
     pub fn fail(reason: impl Into<String>) -> Self {
-        Self {
-            failed: 1,
-            reasons: vec![reason.into()],
-            ..Self::default()
-        }
+        Self { failed: 1, reasons: vec![reason.into()], ..Self::default() }
     }
 
     pub fn skip(reason: impl Into<String>) -> Self {
-        Self {
-            skipped: 1,
-            reasons: vec![reason.into()],
-            ..Self::default()
-        }
+        Self { skipped: 1, reasons: vec![reason.into()], ..Self::default() }
     }
 }
 
@@ -105,9 +91,7 @@ pub fn run(table: &[Step], at: &Layout) -> Result<bool, String> {
         let mut tally = perform(&step.action, at, &log);
         if in_ci && tally.skipped > 0 {
             tally.failed += std::mem::take(&mut tally.skipped);
-            tally
-                .reasons
-                .push("with CI=true a skip is a failure".into());
+            tally.reasons.push("with CI=true a skip is a failure".into());
         }
 
         let verdict = match (&tally.failed, &tally.skipped) {
@@ -126,10 +110,7 @@ pub fn run(table: &[Step], at: &Layout) -> Result<bool, String> {
         sum.failed += tally.failed;
         sum.skipped += tally.skipped;
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        sum.passed, sum.failed, sum.skipped
-    );
+    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
     Ok(sum.failed == 0)
 }
 
@@ -159,11 +140,7 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
                 Err(error) => Tally::fail(format!("cannot start cargo: {error}")),
             }
         }
-        Action::Tests {
-            args,
-            env,
-            qemu: with_qemu,
-        } => {
+        Action::Tests { args, env, qemu: with_qemu } => {
             let mut command = cargo(args, env);
             let mut missing = None;
             if *with_qemu {
@@ -258,12 +235,7 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     fn summaries_are_added_and_skips_are_not_passes() {
         assert_eq!(
             count(TWO_BINARIES, Ok(())),
-            Tally {
-                passed: 4,
-                failed: 0,
-                skipped: 2,
-                reasons: vec!["no QEMU".into()]
-            }
+            Tally { passed: 4, failed: 0, skipped: 2, reasons: vec!["no QEMU".into()] }
         );
     }
 

@@ -11,16 +11,8 @@ const LOOM: &str = "--cfg portcullis_loom -C target-feature=+cmpxchg16b";
 #[cfg(not(target_arch = "x86_64"))]
 const LOOM: &str = "--cfg portcullis_loom";
 
-const LOOM_TEST: &[&str] = &[
-    "test",
-    "--release",
-    "-p",
-    "portcullis-sync",
-    "-p",
-    "portcullis-pgtable",
-    "--test",
-    "loom",
-];
+const LOOM_TEST: &[&str] =
+    &["test", "--release", "-p", "portcullis-sync", "-p", "portcullis-pgtable", "--test", "loom"];
 
 /// The steps of `cargo xtask test`.
 pub fn test() -> Vec<Step> {
@@ -28,16 +20,13 @@ pub fn test() -> Vec<Step> {
         step(
             "fmt",
             "formatting",
-            Action::Cargo {
-                args: &["fmt", "--all", "--check"],
-                env: vec![],
-            },
+            Action::Cargo { args: &["fmt", "--all", "--check", "--", "--color", "never"], env: vec![] },
         ),
         step(
             "fmt",
             "formatting of the freestanding image",
             Action::Cargo {
-                args: &["fmt", "--manifest-path", "boot/Cargo.toml", "--check"],
+                args: &["fmt", "--manifest-path", "boot/Cargo.toml", "--check", "--", "--color", "never"],
                 env: vec![],
             },
         ),
@@ -45,14 +34,7 @@ pub fn test() -> Vec<Step> {
             "clippy",
             "lints, warnings are errors",
             Action::Cargo {
-                args: &[
-                    "clippy",
-                    "--workspace",
-                    "--all-targets",
-                    "--",
-                    "-D",
-                    "warnings",
-                ],
+                args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
                 env: vec![],
             },
         ),
@@ -60,14 +42,7 @@ pub fn test() -> Vec<Step> {
             "clippy",
             "lints of the freestanding image",
             Action::Cargo {
-                args: &[
-                    "clippy",
-                    "--manifest-path",
-                    "boot/Cargo.toml",
-                    "--",
-                    "-D",
-                    "warnings",
-                ],
+                args: &["clippy", "--manifest-path", "boot/Cargo.toml", "--", "-D", "warnings"],
                 env: vec![("CARGO_TARGET_DIR", "boot".into())],
             },
         ),
@@ -83,13 +58,7 @@ pub fn test() -> Vec<Step> {
             "unit",
             "unit, property, snapshot and compile-fail tests, doctests",
             Action::Tests {
-                args: &[
-                    "test",
-                    "--workspace",
-                    "--exclude",
-                    "portcullis-testbed",
-                    "--no-fail-fast",
-                ],
+                args: &["test", "--workspace", "--exclude", "portcullis-testbed", "--no-fail-fast"],
                 env: vec![],
                 qemu: false,
             },
@@ -99,35 +68,16 @@ pub fn test() -> Vec<Step> {
             "conformance",
             "the driver over our model and over QEMU",
             Action::Tests {
-                args: &[
-                    "test",
-                    "-p",
-                    "portcullis-testbed",
-                    "--no-fail-fast",
-                    "--",
-                    "--show-output",
-                ],
+                args: &["test", "-p", "portcullis-testbed", "--no-fail-fast", "--", "--show-output"],
                 env: vec![],
                 qemu: true,
             },
         ),
     ];
     table.extend(boot());
-    table.push(step(
-        "sim",
-        "the default simulation",
-        Action::Sim(Sweep::Default),
-    ));
-    table.push(step(
-        "sim",
-        "24 hostile seeds over 1 MiB",
-        Action::Sim(Sweep::Hostile { seeds: 24 }),
-    ));
-    table.push(step(
-        "sim",
-        "one seed twice gives one report",
-        Action::Sim(Sweep::Repeat { seed: 7 }),
-    ));
+    table.push(step("sim", "the default simulation", Action::Sim(Sweep::Default)));
+    table.push(step("sim", "24 hostile seeds over 1 MiB", Action::Sim(Sweep::Hostile { seeds: 24 })));
+    table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
     table
 }
 
@@ -146,11 +96,7 @@ pub fn boot() -> Vec<Step> {
 /// The steps of `cargo xtask soak`.
 pub fn soak(seeds: u64) -> Vec<Step> {
     vec![
-        step(
-            "sim",
-            format!("{seeds} hostile seeds over 1 MiB"),
-            Action::Sim(Sweep::Hostile { seeds }),
-        ),
+        step("sim", format!("{seeds} hostile seeds over 1 MiB"), Action::Sim(Sweep::Hostile { seeds })),
         loom(3),
     ]
 }
@@ -179,9 +125,5 @@ fn loom(preemptions: u32) -> Step {
 }
 
 fn step(group: &'static str, title: impl Into<String>, action: Action) -> Step {
-    Step {
-        group,
-        title: title.into(),
-        action,
-    }
+    Step { group, title: title.into(), action }
 }

@@ -65,9 +65,7 @@ pub struct PciConfig {
 
 impl PciConfig {
     pub(super) fn new(qtest: Arc<Qtest>) -> Self {
-        Self {
-            ports: Mutex::new(qtest),
-        }
+        Self { ports: Mutex::new(qtest) }
     }
 
     /// Reads the register at `offset`, a multiple of 4.
@@ -105,15 +103,7 @@ impl PciConfig {
 
     pub(super) fn expect(&self, at: Bdf, expected: u32) -> Result<(), QemuError> {
         let found = self.read32(at, ID)?;
-        if found == expected {
-            Ok(())
-        } else {
-            Err(QemuError::NoDevice {
-                at,
-                expected,
-                found,
-            })
-        }
+        if found == expected { Ok(()) } else { Err(QemuError::NoDevice { at, expected, found }) }
     }
 
     /// Puts BAR 0 at `bar` and lets the device decode it and master the bus.
