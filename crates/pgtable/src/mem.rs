@@ -65,10 +65,16 @@ impl Fresh {
     }
 }
 
+mod sealed {
+    pub trait Sealed {}
+}
+
 /// The width of a table entry and the atomic that holds it.
-pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
+///
+/// Sealed: implementations of [`TableMem`] may rely on an atomic of exactly this width.
+pub trait Word: sealed::Sealed + Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
     /// The atomic of this width.
-    type Atomic: Send + Sync;
+    type Atomic: Send + Sync + 'static;
     /// Bytes of one entry.
     const BYTES: usize;
     /// Load with acquire ordering.
@@ -84,6 +90,7 @@ pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
 
 macro_rules! word {
     ($w:ty, $a:ty) => {
+        impl sealed::Sealed for $w {}
         impl Word for $w {
             type Atomic = $a;
             const BYTES: usize = size_of::<$w>();
