@@ -60,7 +60,8 @@ impl<F: Format, M: TableMem> Table<F, M> {
             if stop.is_some() || i < next {
                 return;
             }
-            let at = table_start + ((i as u64) << shift);
+            // The range may begin inside its first entry.
+            let at = pos.max(table_start + ((i as u64) << shift));
             match self.format.decode(level, F::Word::load(a)) {
                 Entry::Leaf { size_bits, .. } => {
                     let start = block_start(at, size_bits);
