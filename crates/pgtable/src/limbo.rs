@@ -84,6 +84,9 @@ impl<F: Format> Limbo<F> {
 
     /// Frees what can be freed now.
     pub(crate) fn drain<M: TableMem>(&self, mem: &M) {
+        if self.is_empty() {
+            return;
+        }
         if self.turn.swap(AGAIN, Ordering::AcqRel) != FREE {
             return;
         }
@@ -164,7 +167,7 @@ pub(crate) struct Pin<'a, F: Format, M: TableMem> {
 impl<F: Format, M: TableMem> Drop for Pin<'_, F, M> {
     fn drop(&mut self) {
         let before = self.limbo.lookups[self.counter].fetch_sub(1, Ordering::AcqRel);
-        if before == 1 && !self.limbo.is_empty() {
+        if before == 1 {
             self.limbo.drain(self.mem);
         }
     }
