@@ -2,6 +2,9 @@
 #![no_std]
 extern crate alloc;
 
+pub mod gate;
+pub mod slot;
+
 /// Atomics: the real ones, loom's, or shuttle's, by one switch.
 pub mod atomic {
     pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};

@@ -1,0 +1,143 @@
+//! What is told about a fault: one record for DMA, interrupt-remapping and configuration faults.
+
+use crate::{
+    ids::{DeviceId, InstanceId, Pasid, SourceId},
+    platform::Time,
+};
+use core::fmt;
+
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// A memory request was blocked.
+    Dma,
+    /// A page request was settled without reaching a resolver.
+    PageRequest,
+    /// An interrupt request was blocked.
+    InterruptRemapping,
+    /// The IOMMU could not use its own structures for this request.
+    Configuration,
+    /// Records were lost: the instance's fault log overflowed.
+    Overflow,
+}
+
+/// What the device tried to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Access {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// An instruction fetch.
+    Execute,
+    /// An atomic operation.
+    Atomic,
+    /// A translation request (ATS).
+    Translate,
+    /// The record does not say.
+    Unknown,
+}
+
+/// Why it was stopped, in words that all vendors share; the vendor's own code is beside it in
+/// [`FaultRecord::code`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Nothing is mapped at the address.
+    NotMapped,
+    /// The mapping does not allow this access.
+    Permission,
+    /// The address is wider than the table or not canonical.
+    AddressRange,
+    /// The device or PASID is blocked or unknown.
+    Blocked,
+    /// The request's type is not allowed for this device (a translated request, a translation
+    /// request, a page request of a device without the right to make one).
+    RequestType,
+    /// The request went to the interrupt range in a way that is no interrupt.
+    InterruptRange,
+    /// An entry of the IOMMU's own structures is invalid or uses reserved bits.
+    BadEntry,
+    /// The IOMMU could not read or write its structures in memory.
+    TableAccess,
+    /// The device exceeded its quota of page requests.
+    Quota,
+    /// The request queue overflowed.
+    QueueOverflow,
+    /// Nobody answered before the deadline.
+    Deadline,
+    /// Another reason: see the vendor's code.
+    Other,
+}
+
+/// One fault. `Display` says it in a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FaultRecord {
+    /// The instance that reported it.
+    pub instance: InstanceId,
+    /// The requester, where the record names one.
+    pub source: Option<SourceId>,
+    /// The device that the requester belongs to, where it is known.
+    pub device: Option<DeviceId>,
+    /// The PASID of the request.
+    pub pasid: Option<Pasid>,
+    /// What the record is about.
+    pub kind: FaultKind,
+    /// What the device tried.
+    pub access: Access,
+    /// Whether the request was privileged.
+    pub privileged: bool,
+    /// The address, where the record gives one: page granular for most vendors.
+    pub address: Option<u64>,
+    /// Why it was stopped.
+    pub reason: Reason,
+    /// The vendor's own code.
+    pub code: u32,
+    /// When the core took the record.
+    pub at: Time,
+    /// Counts the records of this instance, from 1.
+    pub sequence: u64,
+}
+
+/// What a driver decodes; the core adds the device, the time and the sequence number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawFault {
+    /// The requester, where the record names one.
+    pub source: Option<SourceId>,
+    /// The PASID of the request.
+    pub pasid: Option<Pasid>,
+    /// What the record is about.
+    pub kind: FaultKind,
+    /// What the device tried.
+    pub access: Access,
+    /// Whether the request was privileged.
+    pub privileged: bool,
+    /// The address, where the record gives one.
+    pub address: Option<u64>,
+    /// Why it was stopped.
+    pub reason: Reason,
+    /// The vendor's own code.
+    pub code: u32,
+}
+
+impl fmt::Display for FaultRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.instance)?;
+        match (self.device, self.source) {
+            (Some(d), Some(s)) => write!(f, "{d} ({s})")?,
+            (None, Some(s)) => write!(f, "unknown device {s}")?,
+            _ => f.write_str("no device")?,
+        }
+        if let Some(p) = self.pasid {
+            write!(f, " PASID {p}")?;
+        }
+        write!(f, ": {:?}", self.access)?;
+        if let Some(a) = self.address {
+            write!(f, " at {a:#x}")?;
+        }
+        write!(f, " stopped: {:?} (code {:#x})", self.reason, self.code)
+    }
+}

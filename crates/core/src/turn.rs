@@ -1,0 +1,151 @@
+//! What a driver's service turn hands to the core, and the answer that the core offers back.
+
+use crate::{
+    driver::{PageRequest, QueuePos, Taken},
+    fault::RawFault,
+    ids::{Pasid, SourceId, VendorBits},
+};
+use portcullis_sync::slot::{Generation, SlotWord};
+
+/// The response to a page-request group. Each driver turns it into its wire code in one exhaustive
+/// match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The pages are there: the device may retry.
+    Success,
+    /// They are not, and will not be: the device must not retry.
+    Invalid,
+    /// Something is wrong with the device's interface as a whole. On PCIe this turns page requests
+    /// off for the function and all that share its interface ([V] 7.1.3): policy of the core, out
+    /// of reach for resolvers.
+    Failure,
+}
+
+impl Code {
+    pub(crate) fn to_bits(self) -> u8 {
+        match self {
+            Code::Success => 0,
+            Code::Invalid => 1,
+            Code::Failure => 2,
+        }
+    }
+
+    pub(crate) fn from_bits(b: u8) -> Code {
+        match b {
+            0 => Code::Success,
+            1 => Code::Invalid,
+            _ => Code::Failure,
+        }
+    }
+}
+
+/// Where a turn's records go. The core implements it for an instance; a driver's own tests may
+/// implement it to look at what the driver decodes.
+pub trait Intake {
+    /// See [`Turn::page_request`].
+    fn page_request(&mut self, request: PageRequest) -> Taken;
+    /// See [`Turn::malformed`].
+    fn malformed(&mut self, request: PageRequest) -> Taken;
+    /// See [`Turn::fault`].
+    fn fault(&mut self, fault: RawFault);
+    /// See [`Turn::passed`].
+    fn passed(&mut self, head: QueuePos);
+    /// See [`Turn::overflow`].
+    fn overflow(&mut self);
+    /// See [`Turn::completed`].
+    fn completed(&mut self);
+}
+
+/// One bounded turn of reading an instance's queues, in service context.
+pub struct Turn<'a> {
+    intake: &'a mut dyn Intake,
+    budget: usize,
+}
+
+impl<'a> Turn<'a> {
+    /// A turn that may hand over up to `budget` records.
+    pub fn new(intake: &'a mut dyn Intake, budget: usize) -> Turn<'a> {
+        Turn { intake, budget }
+    }
+
+    /// Uses one unit of the turn's bound; false when it is used up and the driver should return
+    /// [`More::Yes`](crate::driver::More::Yes).
+    pub fn spend(&mut self) -> bool {
+        if self.budget == 0 {
+            return false;
+        }
+        self.budget -= 1;
+        true
+    }
+
+    /// Hands over a page request. On [`Taken::NoRoom`] the driver leaves it in the queue, does not
+    /// move its head past it, and ends the turn.
+    pub fn page_request(&mut self, request: PageRequest) -> Taken {
+        self.intake.page_request(request)
+    }
+
+    /// Hands over a request that violates the protocol: it is settled with Invalid if it is the
+    /// last of its group, counted, and reaches no resolver.
+    pub fn malformed(&mut self, request: PageRequest) -> Taken {
+        self.intake.malformed(request)
+    }
+
+    /// Hands over a fault record.
+    pub fn fault(&mut self, fault: RawFault) {
+        self.intake.fault(fault)
+    }
+
+    /// Every entry of the page-request queue before `head` has been handed over. Called after the
+    /// entries and before the turn ends; a drain compares it with its
+    /// [`DrainEnd`](crate::driver::DrainEnd).
+    pub fn passed(&mut self, head: QueuePos) {
+        self.intake.passed(head)
+    }
+
+    /// The page-request queue overflowed, and the hardware answered the last requests that found
+    /// no room: groups of which only a part was seen are dropped.
+    pub fn overflow(&mut self) {
+        self.intake.overflow()
+    }
+
+    /// Invalidations completed or failed: whoever waits for one should look again.
+    pub fn completed(&mut self) {
+        self.intake.completed()
+    }
+}
+
+/// A decided answer, on its way out.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    /// The requester.
+    pub source: SourceId,
+    /// The PASID of the group's requests.
+    pub pasid: Option<Pasid>,
+    /// Page request group index.
+    pub index: u16,
+    /// What the driver gave with the group's last request.
+    pub vendor: VendorBits,
+    word: &'a SlotWord,
+    generation: Generation,
+}
+
+impl<'a> Answer<'a> {
+    /// An answer for the group that `word` stands for under `generation`.
+    pub fn new(request: &PageRequest, word: &'a SlotWord, generation: Generation) -> Answer<'a> {
+        Answer {
+            source: request.source,
+            pasid: request.pasid,
+            index: request.index,
+            vendor: request.vendor,
+            word,
+            generation,
+        }
+    }
+
+    /// Takes the code for sending. `None`: somebody sent it before, or nobody needs it any more.
+    /// Must be called with the hardware queue's lock held and room in the queue, and what it
+    /// returns must be queued before that lock is released.
+    pub fn take(&self) -> Option<Code> {
+        self.word.take(self.generation).map(Code::from_bits)
+    }
+}
