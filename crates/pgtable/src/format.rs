@@ -65,7 +65,7 @@ pub enum AccessBits {
 
 impl AccessBits {
     /// The treatment for walkers that do (`updated`) or do not update the bits. A walker that
-    /// does not snoop cannot update them atomically ([V] 3.10).
+    /// does not snoop cannot update them atomically (`[V]` 3.10).
     pub fn choose(updated: bool, coherent: bool) -> AccessBits {
         match (updated, coherent) {
             (false, _) => AccessBits::Ignored,

@@ -1,7 +1,7 @@
 //! I/O page tables: one engine, a format per file.
 #![no_std]
 extern crate alloc;
-#[cfg(all(feature = "testing", not(portcullis_loom)))]
+#[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]
 extern crate std;
 
 mod cursor;
@@ -13,7 +13,7 @@ mod limbo;
 mod map;
 pub mod mem;
 pub mod table;
-#[cfg(all(feature = "testing", not(portcullis_loom)))]
+#[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]
 pub mod testing;
 mod unmap;
 

@@ -138,7 +138,7 @@ pub trait TableMem: Send + Sync + 'static {
     /// Reads the 16 bytes at index `i` (of 16-byte units), single-copy atomic.
     fn load128(&self, table: Phys, i: usize) -> u128;
     /// Writes the 16 bytes at index `i` (of 16-byte units), single-copy atomic
-    /// ([V] 6.2.2.1, 6.2.3.1).
+    /// (`[V]` 6.2.2.1, 6.2.3.1).
     fn store128(&self, table: Phys, i: usize, w: u128);
     /// Fills entries of a frame that no walker can see yet.
     fn fill_private<W: Word>(

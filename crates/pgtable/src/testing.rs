@@ -4,8 +4,10 @@
 use crate::mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{cell::UnsafeCell, fmt, ops::Range};
-use portable_atomic::AtomicU128;
-use portcullis_sync::atomic::{AtomicU64, Ordering, fence};
+use portcullis_sync::{
+    atomic::{AtomicU64, Ordering, fence},
+    wide::AtomicU128,
+};
 use std::sync::{Mutex, PoisonError};
 
 /// A pool of frames. Clones share it.
@@ -202,11 +204,11 @@ impl TableMem for HeapMem {
     }
 
     fn load128(&self, table: Phys, i: usize) -> u128 {
-        self.live(table).atomics::<AtomicU128>(i..i + 1)[0].load(Ordering::Acquire)
+        self.live(table).atomics::<AtomicU128>(i..i + 1)[0].load()
     }
 
     fn store128(&self, table: Phys, i: usize, w: u128) {
-        self.live(table).atomics::<AtomicU128>(i..i + 1)[0].store(w, Ordering::Release);
+        self.live(table).atomics::<AtomicU128>(i..i + 1)[0].store(w);
     }
 
     fn fill_private<W: Word>(

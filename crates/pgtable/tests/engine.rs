@@ -1,4 +1,5 @@
 //! What maps and unmaps promise, case by case.
+#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Random maps, unmaps and lookups against a plain map of pages, for every format; after each
 //! step a walker of the test's own reads the table from memory.
+#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
 mod common;
 

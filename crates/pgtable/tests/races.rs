@@ -1,5 +1,6 @@
 //! Two at once: installs that collide, lookups beside unmaps, and what a walker that does not
 //! snoop sees in the middle.
+#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
 mod common;
 

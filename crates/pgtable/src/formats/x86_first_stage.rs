@@ -1,5 +1,5 @@
 //! First-stage paging entries with four levels, those of Intel 64 in 64-bit mode as VT-d walks
-//! them ([V] 3.6, 9.7).
+//! them (`[V]` 3.6, 9.7).
 //!
 //! Remapping hardware ignores bits 63:52, the processor's execute-disable bit among them, so
 //! [`Prot::EXEC`] is refused. Every valid entry may be read, so write-only is refused too.
@@ -14,33 +14,33 @@ use crate::{
 /// The name of [`X86FirstStage`].
 pub const X86_FIRST_STAGE: FormatId = FormatId("x86-fs");
 
-/// P: Present ([V] 9.7, tables 35 to 40).
+/// P: Present (`[V]` 9.7, tables 35 to 40).
 const P: u64 = 1;
-/// R/W: writes are allowed ([V] 9.7).
+/// R/W: writes are allowed (`[V]` 9.7).
 const RW: u64 = 1 << 1;
-/// U/S: requests with user privilege are allowed ([V] 9.7, 3.6.1).
+/// U/S: requests with user privilege are allowed (`[V]` 9.7, 3.6.1).
 const US: u64 = 1 << 2;
-/// PWT: Page-level Write Through, in leaves ([V] 3.11.1).
+/// PWT: Page-level Write Through, in leaves (`[V]` 3.11.1).
 const PWT: u64 = 1 << 3;
-/// PCD: Page-level Cache Disable, in leaves ([V] 3.11.1).
+/// PCD: Page-level Cache Disable, in leaves (`[V]` 3.11.1).
 const PCD: u64 = 1 << 4;
-/// A: Accessed ([V] 3.6.2).
+/// A: Accessed (`[V]` 3.6.2).
 const A: u64 = 1 << 5;
-/// D: Dirty, in leaves ([V] 3.6.2).
+/// D: Dirty, in leaves (`[V]` 3.6.2).
 const D: u64 = 1 << 6;
-/// PS: Page Size, in a PDE or PDPE ([V] 9.7, tables 36 and 38). In a PTE the bit is PAT.
+/// PS: Page Size, in a PDE or PDPE (`[V]` 9.7, tables 36 and 38). In a PTE the bit is PAT.
 const PS: u64 = 1 << 7;
-/// ADDR: bits 51:12; those from the host address width up are reserved ([V] 3.6).
+/// ADDR: bits 51:12; those from the host address width up are reserved (`[V]` 3.6).
 const ADDR: u64 = 0x000f_ffff_ffff_f000;
-/// Ours, among the ignored bits 63:52 ([V] 9.7): the entry was cleaned to memory.
+/// Ours, among the ignored bits 63:52 (`[V]` 9.7): the entry was cleaned to memory.
 const SW_SETTLED: u64 = 1 << 53;
 /// Ours, in an entry that is not present: an address is kept in it.
 const SW_PARKED: u64 = 1 << 54;
 
 /// The first-stage format. [`Config::snoop`] says that the PASID-table entry has PGSNP set, which
-/// makes every access snoop; entries have no bit for it ([V] 3.10, table 6).
+/// makes every access snoop; entries have no bit for it (`[V]` 3.10, table 6).
 ///
-/// A walker that uses an entry always sets its accessed bit ([V] 3.6.2), so [`Config::accessed`]
+/// A walker that uses an entry always sets its accessed bit (`[V]` 3.6.2), so [`Config::accessed`]
 /// changes nothing: where walks do not snoop (SMPWC or PWSNP is 0) both bits are preset.
 #[derive(Clone, Copy, Debug)]
 pub struct X86FirstStage {
@@ -53,7 +53,7 @@ impl Format for X86FirstStage {
     const ID: FormatId = X86_FIRST_STAGE;
     const LEVELS: usize = 4;
     const GRANULE_BITS: u32 = 12;
-    /// Software keeps IOVAs in the lower canonical half ([V] 3.6).
+    /// Software keeps IOVAs in the lower canonical half (`[V]` 3.6).
     const INPUT_BITS: u8 = 47;
     const OUTPUT_BITS: u8 = 52;
     const LEAF_SIZES: u64 = size::K4 | size::M2 | size::G1;
