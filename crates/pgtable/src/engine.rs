@@ -11,7 +11,7 @@
 //!   else owns a page of that span, so no mapper is inside the table or on its way into it, and no
 //!   one else writes the parent entry. A table that is covered in part stays, even if it is empty.
 //! - *Free.* A detached table goes to the gather, and from there through [`IoTable::retire`],
-//!   which asks for the proof that no hardware can reach it, to [`crate::limbo`], which waits for
+//!   which asks for the proof that no hardware can reach it, to a list that waits for
 //!   lookups. Lookups announce themselves; maps and unmaps need not, by the previous point.
 //!
 //! A mapping that could be a large leaf is written as small ones where an (empty) table is in the

@@ -121,10 +121,12 @@ impl HeapMem {
         f(&mut self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    #[inline]
     fn number(&self, table: Phys) -> usize {
         (table.0.wrapping_sub(self.0.base) / FRAME_SIZE as u64) as usize
     }
 
+    #[inline]
     fn live(&self, table: Phys) -> &Frame {
         let n = self.number(table);
         debug_assert!(
@@ -240,10 +242,12 @@ impl TableMem for HeapMem {
         }
     }
 
+    #[inline]
     fn barrier(&self) {
         fence(Ordering::Release);
     }
 
+    #[inline]
     fn clean(&self, table: Phys, bytes: Range<usize>) {
         let Some(cleaned) = &self.0.cleaned else {
             return;

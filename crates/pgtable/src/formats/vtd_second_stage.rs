@@ -58,10 +58,12 @@ impl Format for VtdSecondStage {
         }
     }
 
+    #[inline]
     fn access_bits(&self) -> AccessBits {
         self.access
     }
 
+    #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
         if !prot.intersects(Prot::READ | Prot::WRITE)
             || prot.intersects(Prot::EXEC | Prot::PRIV)
@@ -92,6 +94,7 @@ impl Format for VtdSecondStage {
         template | phys.0 | if level > 1 { PS } else { 0 }
     }
 
+    #[inline]
     fn table(&self, table: Phys) -> u64 {
         let preset = if self.access == AccessBits::Preset {
             A
@@ -116,6 +119,7 @@ impl Format for VtdSecondStage {
         }
     }
 
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::empty();
         prot.set(Prot::READ, w & R != 0);
@@ -125,18 +129,22 @@ impl Format for VtdSecondStage {
         prot
     }
 
+    #[inline]
     fn accessed(&self, w: u64) -> bool {
         w & A != 0
     }
 
+    #[inline]
     fn clear_accessed(&self, w: u64) -> u64 {
         w & !A
     }
 
+    #[inline]
     fn settled(&self, w: u64) -> bool {
         w & SW_SETTLED != 0
     }
 
+    #[inline]
     fn settle(&self, w: u64) -> u64 {
         w | SW_SETTLED
     }

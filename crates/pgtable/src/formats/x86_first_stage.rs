@@ -65,10 +65,12 @@ impl Format for X86FirstStage {
         }
     }
 
+    #[inline]
     fn access_bits(&self) -> AccessBits {
         self.access
     }
 
+    #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
         if !prot.contains(Prot::READ)
             || prot.contains(Prot::EXEC)
@@ -98,6 +100,7 @@ impl Format for X86FirstStage {
         template | phys.0 | if level > 1 { PS } else { 0 }
     }
 
+    #[inline]
     fn table(&self, table: Phys) -> u64 {
         let preset = if self.access == AccessBits::Preset {
             A
@@ -121,6 +124,7 @@ impl Format for X86FirstStage {
         }
     }
 
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::READ;
         prot.set(Prot::WRITE, w & RW != 0);
@@ -130,18 +134,22 @@ impl Format for X86FirstStage {
         prot
     }
 
+    #[inline]
     fn accessed(&self, w: u64) -> bool {
         w & A != 0
     }
 
+    #[inline]
     fn clear_accessed(&self, w: u64) -> u64 {
         w & !A
     }
 
+    #[inline]
     fn settled(&self, w: u64) -> bool {
         w & SW_SETTLED != 0
     }
 
+    #[inline]
     fn settle(&self, w: u64) -> u64 {
         w | SW_SETTLED
     }
