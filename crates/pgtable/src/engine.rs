@@ -90,6 +90,26 @@ impl<F: Format, M: TableMem> Table<F, M> {
         self.mem.load(table, index::<F>(level, iova))
     }
 
+    /// The table of the smallest leaves that holds all of `iova..=last`, if there is one. Most
+    /// calls stay within one such table, and find it without a cursor.
+    #[inline]
+    pub(crate) fn leaf_table(&self, iova: u64, last: u64) -> Option<Phys> {
+        if (iova ^ last) & !low(F::shift(2)) != 0 {
+            return None;
+        }
+        let mut table = self.root;
+        for level in (2..=F::LEVELS).rev() {
+            let i = index::<F>(level, iova);
+            let w = self.mem.load(table, i);
+            let Entry::Table(next) = self.format.decode(level, w) else {
+                return None;
+            };
+            self.settle(table, i, w);
+            table = next;
+        }
+        Some(table)
+    }
+
     /// The last address of `len` bytes at `iova`, if they lie within the input width.
     fn last(&self, iova: u64, len: u64) -> Option<u64> {
         let last = iova.checked_add(len.checked_sub(1)?)?;

@@ -212,7 +212,7 @@ impl<F: Walked> Both<F> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn vtd_second_stage(steps in prop::collection::vec(step(), 1..24)) {
