@@ -283,6 +283,18 @@ fn covered_tables_are_detached_and_freed_by_retire_only() {
 }
 
 #[test]
+fn a_neighbours_page_keeps_its_table() {
+    let mem = HeapMem::new(16);
+    let t = second_stage(&mem);
+    t.map(M2 - 2 * K4, Phys(0), 4 * K4, RW).unwrap();
+    let gather = unmap(&t, M2 - K4, 2 * K4).unwrap();
+    assert!(!gather.non_leaf());
+    retire(&t, gather);
+    let left = [t.lookup(M2 - 2 * K4), t.lookup(M2 + K4)].map(|l| l.unwrap().phys.0);
+    assert_eq!(left, [0, 3 * K4]);
+}
+
+#[test]
 fn a_gather_without_memory_leaves_empty_tables_linked() {
     let c = Config {
         page_sizes: K4,

@@ -75,7 +75,8 @@ fn incoherent() -> Config {
 fn what_a_map_wrote_is_visible_when_it_returns() {
     let mem = HeapMem::incoherent(64);
     let t = shared::<X86FirstStage>(&mem, incoherent());
-    for (iova, phys, len) in [(0, 0, K4), (M2, M2, M2), (G1 + K4, 0, 2 * M2)] {
+    let filled = (8 * M2, K4, M2);
+    for (iova, phys, len) in [(0, 0, K4), (M2, M2, M2), filled, (G1 + K4, 0, 2 * M2)] {
         t.map(iova, Phys(phys), len, RW).unwrap();
         assert_eq!(walker_sees(&mem, t.root(), iova) & 0xfff & !0x80, 0x67);
         assert_eq!(
@@ -115,21 +116,34 @@ fn a_table_is_clean_before_its_parent_entry_can_be_seen() {
     assert_eq!(*seen.lock().unwrap(), Some(want));
 }
 
-#[test]
-fn a_mapper_that_meets_an_unsettled_table_cleans_the_way_to_it() {
+/// While the first mapper is between a swap and its clean, a second one maps `len` bytes at
+/// `iova`. `before` is mapped already, so that the swap in question is at a chosen level.
+fn meets_unsettled(before: Option<u64>, iova: u64, len: u64) {
     let mem = HeapMem::incoherent(64);
     let t = shared::<VtdSecondStage>(&mem, incoherent());
+    if let Some(before) = before {
+        t.map(before, Phys(0), K4, RW).unwrap();
+    }
     let (other, walker) = (t.clone(), mem.clone());
     let seen = Arc::new(Mutex::new(0));
     let result = seen.clone();
-    // Between the first mapper's swap and its clean, a second one maps the neighbouring page.
     mem.around_next_cas(Moment::After, move || {
-        other.map(K4, Phys(0x5000), K4, RW).unwrap();
-        *result.lock().unwrap() = walker_sees(&walker, other.root(), K4);
+        other.map(iova, Phys(0x5000), len, RW).unwrap();
+        *result.lock().unwrap() = walker_sees(&walker, other.root(), iova);
     });
     t.map(0, Phys(0x4000), K4, RW).unwrap();
     assert_eq!(*seen.lock().unwrap(), 0x5303);
     assert_eq!(walker_sees(&mem, t.root(), 0), 0x4303);
+}
+
+#[test]
+fn a_mapper_that_meets_an_unsettled_table_cleans_the_way_to_it() {
+    // The table that was just installed is at level 3, 2, 1; far enough from what is mapped
+    // before that no cache line is shared.
+    for before in [None, Some(64 * G1), Some(64 * M2)] {
+        meets_unsettled(before, K4, K4);
+        meets_unsettled(before, M2 - K4, 2 * K4);
+    }
 }
 
 #[test]
