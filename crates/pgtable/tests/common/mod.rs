@@ -28,8 +28,7 @@ const READ: Prot = Prot::READ;
 const WRITE: Prot = Prot::WRITE;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
-/// Walks four levels of 64-bit entries. `leaf` gives address and permissions of a leaf, `present`
-/// and `large` classify.
+/// Walks four levels of 64-bit entries; `prot` reads the permissions of a leaf.
 fn walk4(mem: &HeapMem, root: u64, present: fn(u64) -> bool, prot: fn(u64) -> Prot) -> Vec<Found> {
     let mut found = Vec::new();
     let mut todo = vec![(root, 39u32, 0u64)];
