@@ -2,13 +2,11 @@
 //! stays a seed. The keys are addresses and ids of the system under test, not of an attacker who
 //! could gain from collisions beyond slowing its own simulation down.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A map with the fixed hasher.
 pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Fixed>>;
-/// A set with the fixed hasher.
-pub(crate) type Set<K> = HashSet<K, BuildHasherDefault<Fixed>>;
 
 #[derive(Default, Clone, Copy)]
 pub(crate) struct Fixed(u64);

@@ -22,3 +22,4 @@ pub mod log;
 pub mod memory;
 pub mod mutation;
 pub mod testing;
+pub mod vtd;

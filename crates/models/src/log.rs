@@ -178,11 +178,19 @@ pub(crate) struct Journal {
 
 impl Journal {
     pub(crate) fn new(sink: Box<dyn AccessLog>) -> Self {
-        Journal { sink, next: 0, now: 0 }
+        Journal {
+            sink,
+            next: 0,
+            now: 0,
+        }
     }
 
     pub(crate) fn note(&mut self, what: What) {
-        let event = Event { seq: self.next, time: self.now, what };
+        let event = Event {
+            seq: self.next,
+            time: self.now,
+            what,
+        };
         self.next += 1;
         self.sink.event(&event);
     }

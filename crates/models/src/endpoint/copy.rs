@@ -64,7 +64,12 @@ impl CopyEngine {
             return None;
         }
         self.started += len;
-        Some(Piece { source, destination, len: len as u32, denied: 0 })
+        Some(Piece {
+            source,
+            destination,
+            len: len as u32,
+            denied: 0,
+        })
     }
 
     fn has_more(&self) -> bool {
@@ -99,7 +104,9 @@ impl Engine for CopyEngine {
             self.start(port, stage);
         }
         while self.running.len() < self.window {
-            let Some(piece) = self.next_piece() else { break };
+            let Some(piece) = self.next_piece() else {
+                break;
+            };
             self.start(port, Stage::Reading(piece));
         }
         if self.job.is_some() && self.running.is_empty() && !self.has_more() {
@@ -108,12 +115,16 @@ impl Engine for CopyEngine {
     }
 
     fn ended(&mut self, _: &mut Port, ticket: u64, result: Result<Vec<u8>, Failure>) {
-        let Some(stage) = self.running.remove(&ticket) else { return };
+        let Some(stage) = self.running.remove(&ticket) else {
+            return;
+        };
         if self.job.is_none() {
             return;
         }
         match (stage, result) {
-            (Stage::Reading(piece), Ok(data)) => self.waiting.push_back(Stage::Writing(piece, data)),
+            (Stage::Reading(piece), Ok(data)) => {
+                self.waiting.push_back(Stage::Writing(piece, data))
+            }
             (Stage::Writing(..), Ok(_)) => {}
             (stage, Err(failure)) => self.failed(stage, failure),
         }

@@ -47,7 +47,9 @@ impl DeviceTlb {
     /// Forgets one entry, chosen by `pick`. Returns whether there was one.
     pub(crate) fn evict(&mut self, pick: u64) -> bool {
         let n = self.entries.len() as u64;
-        let victim = pick.checked_rem(n).and_then(|i| self.entries.keys().nth(i as usize).copied());
+        let victim = pick
+            .checked_rem(n)
+            .and_then(|i| self.entries.keys().nth(i as usize).copied());
         victim.is_some_and(|key| self.entries.remove(&key).is_some())
     }
 

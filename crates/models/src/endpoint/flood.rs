@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Engine, Failure, Intent, Port};
+use super::{Engine, Failure, Port};
 use crate::adversary::{Action, Adversary};
-use crate::bus::PAGE;
+use crate::bus::{AddressType, Operation, PAGE, Request};
 
 /// How it floods.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct FloodConfig {
 }
 
 /// The flood: page requests without regard to credits, each of them several times, none of them
-/// the last of its group; now and then an access in its own right.
+/// the last of its group, with a translation request in between.
 #[derive(Debug)]
 pub struct Flood {
     config: FloodConfig,
@@ -31,7 +31,11 @@ impl Flood {
 
     fn page(&self, port: &mut Port) -> u64 {
         let r = &self.config.pages;
-        let addr = if r.is_empty() { r.start } else { port.rng().u64(r.clone()) };
+        let addr = if r.is_empty() {
+            r.start
+        } else {
+            port.rng().u64(r.clone())
+        };
         addr & !(PAGE - 1)
     }
 }
@@ -48,14 +52,26 @@ impl Engine for Flood {
         let page = self.page(port);
         // More than the queue holds: it overflows unless software reads it meanwhile.
         let burst = page_queue_entries > 0 && adversary.strikes(Action::Overflow);
-        let repeats = if burst { page_queue_entries as u64 + 16 } else { 3 };
+        let repeats = if burst {
+            page_queue_entries as u64 + 16
+        } else {
+            3
+        };
         for _ in 0..repeats {
             let prefix = port.prefix();
-            port.raw_page_request(0, prefix, page, true, false);
+            port.raw_page_request(prefix, page, true, false);
         }
         self.sent += repeats;
         if port.outstanding() == 0 {
-            port.access(page, Intent::Read(64));
+            let (source, prefix, at) = (port.id(), port.prefix(), AddressType::Untranslated);
+            let op = Operation::Translate { no_write: false };
+            port.raw_request(Request {
+                source,
+                prefix,
+                at,
+                addr: page,
+                op,
+            });
         }
     }
 

@@ -8,8 +8,8 @@ mod caps;
 mod copy;
 mod dtlb;
 mod flood;
-mod pri;
 mod port;
+mod pri;
 mod rogue;
 mod stats;
 
@@ -117,7 +117,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint without PASID, ATS or PRI enabled. The seed drives its random choices.
     pub fn new(id: RequesterId, seed: u64, engine: Box<dyn Engine>) -> Self {
-        Endpoint { port: Port::new(id, seed), engine, epoch: 0 }
+        Endpoint {
+            port: Port::new(id, seed),
+            engine,
+            epoch: 0,
+        }
     }
 
     /// Requester id.
@@ -217,8 +221,9 @@ impl Endpoint {
     }
 
     pub(crate) fn step(&mut self, now: u64, queue: usize, adversary: &mut Adversary) -> Vec<Tlp> {
+        self.port.set_now(now);
         self.engine.step(&mut self.port, adversary, queue);
-        self.port.advance(now, adversary);
+        self.port.advance(adversary);
         self.hand_up();
         self.port.take_out()
     }

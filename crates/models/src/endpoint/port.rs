@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::Tlp;
 use super::caps::{Capabilities, Violation};
 use super::dtlb::{DeviceTlb, overlaps};
 use super::pri::{Group, Groups};
 use super::stats::Statistics;
-use super::Tlp;
 use crate::adversary::{Action, Adversary};
 use crate::bus::{
     AddressType, Completion, Downstream, Operation, PAGE, PageRequest, Pasid, Prefix, Request,
@@ -99,6 +99,7 @@ pub struct Port {
     ended: VecDeque<(u64, Result<Vec<u8>, Failure>)>,
     stats: Statistics,
     rng: fastrand::Rng,
+    now: u64,
 }
 
 impl Port {
@@ -123,6 +124,7 @@ impl Port {
             ended: VecDeque::new(),
             stats: Statistics::default(),
             rng: fastrand::Rng::with_seed(seed),
+            now: 0,
         }
     }
 
@@ -176,13 +178,18 @@ impl Port {
         let ticket = self.ticket();
         self.raw.insert(ticket);
         let (iova, pasid) = (request.addr, request.pasid());
-        self.out.push(Tlp::Request { ticket, iova, pasid, request });
+        self.out.push(Tlp::Request {
+            ticket,
+            iova,
+            pasid,
+            request,
+        });
         ticket
     }
 
     /// Sends a page request that nobody waits for, without regard to credits or capabilities. A
     /// last one opens a group, where an index is free; else it is sent as not the last.
-    pub fn raw_page_request(&mut self, now: u64, prefix: Option<Prefix>, addr: u64, write: bool, last: bool) {
+    pub fn raw_page_request(&mut self, prefix: Option<Prefix>, addr: u64, write: bool, last: bool) {
         let pasid = prefix.map(|p| p.pasid);
         let index = self.groups.free_index(pasid);
         let last = last && index.is_some();
@@ -191,7 +198,12 @@ impl Port {
         self.emit_page_request(prefix, addr, (true, write), last, prgi, number);
         if last {
             self.stats.groups += 1;
-            let group = Group { number, tickets: Vec::new(), requests: 1, sent: now };
+            let group = Group {
+                number,
+                tickets: Vec::new(),
+                requests: 1,
+                sent: self.now,
+            };
             self.groups.open((pasid, prgi), group);
             self.caps.set_pri_busy(true);
         }
@@ -233,6 +245,10 @@ impl Port {
         self.deaf = deaf;
     }
 
+    pub(crate) fn set_now(&mut self, now: u64) {
+        self.now = now;
+    }
+
     pub(crate) fn take_out(&mut self) -> Vec<Tlp> {
         std::mem::take(&mut self.out)
     }
@@ -245,7 +261,10 @@ impl Port {
     pub(crate) fn wants(&self) -> bool {
         let stuck = self.credits() == Some(0);
         !self.out.is_empty()
-            || self.invalidations.iter().any(|i| !self.deaf && i.waits_for.is_empty())
+            || self
+                .invalidations
+                .iter()
+                .any(|i| !self.deaf && i.waits_for.is_empty())
             || self.transfers.values().any(|t| match t.state {
                 State::Ready => true,
                 State::NeedPage => !stuck,
@@ -255,21 +274,27 @@ impl Port {
 
     /// Page requests that may still be sent; `None` where PRI is off.
     fn credits(&self) -> Option<u32> {
-        self.caps.pri().map(|limit| limit.saturating_sub(self.groups.requests()))
+        self.caps
+            .pri()
+            .map(|limit| limit.saturating_sub(self.groups.requests()))
     }
 
     /// Sends what can be sent.
-    pub(crate) fn advance(&mut self, now: u64, adversary: &mut Adversary) {
+    pub(crate) fn advance(&mut self, adversary: &mut Adversary) {
         if adversary.considers(Action::Evict) && self.dtlb.evict(adversary.below(u64::MAX)) {
             adversary.count(Action::Evict);
         }
-        let ready: Vec<u64> =
-            self.transfers.iter().filter(|(_, t)| t.state == State::Ready).map(|(&k, _)| k).collect();
+        let ready: Vec<u64> = self
+            .transfers
+            .iter()
+            .filter(|(_, t)| t.state == State::Ready)
+            .map(|(&k, _)| k)
+            .collect();
         for ticket in ready {
             self.issue(ticket);
         }
-        self.ask_for_pages(now);
-        self.spurious(now, adversary);
+        self.ask_for_pages();
+        self.spurious(adversary);
         // Behind the page requests that were sent before: messages keep their order ([V] 7.7).
         let (done, open): (Vec<_>, Vec<_>) = std::mem::take(&mut self.invalidations)
             .into_iter()
@@ -284,14 +309,21 @@ impl Port {
 
     /// Looks an access up and sends it, or the translation request it needs.
     fn issue(&mut self, ticket: u64) {
-        let Some(t) = self.transfers.get_mut(&ticket) else { return };
+        let Some(t) = self.transfers.get_mut(&ticket) else {
+            return;
+        };
         let (iova, prefix, write) = (t.iova, t.prefix, t.intent.is_write());
         let pasid = prefix.map(|p| p.pasid);
         if self.caps.ats().is_none() {
             return self.send(ticket, iova, prefix, None);
         }
-        let Some(t) = self.transfers.get_mut(&ticket) else { return };
-        let found = self.dtlb.lookup(pasid, iova).filter(|e| if write { e.write } else { e.read });
+        let Some(t) = self.transfers.get_mut(&ticket) else {
+            return;
+        };
+        let found = self
+            .dtlb
+            .lookup(pasid, iova)
+            .filter(|e| if write { e.write } else { e.read });
         match found {
             Some(entry) => {
                 self.stats.dtlb_hits += u64::from(!t.missed);
@@ -305,15 +337,30 @@ impl Port {
                 let op = Operation::Translate { no_write: !write };
                 let addr = iova & !(PAGE - 1);
                 let at = AddressType::Untranslated;
-                let request = Request { source: self.id, prefix, at, addr, op };
-                self.out.push(Tlp::Request { ticket, iova, pasid, request });
+                let request = Request {
+                    source: self.id,
+                    prefix,
+                    at,
+                    addr,
+                    op,
+                };
+                self.out.push(Tlp::Request {
+                    ticket,
+                    iova,
+                    pasid,
+                    request,
+                });
             }
         }
     }
 
     fn send(&mut self, ticket: u64, addr: u64, prefix: Option<Prefix>, translated: Option<u64>) {
-        let Some(t) = self.transfers.get_mut(&ticket) else { return };
-        t.state = State::InFlight { translated: translated.is_some() };
+        let Some(t) = self.transfers.get_mut(&ticket) else {
+            return;
+        };
+        t.state = State::InFlight {
+            translated: translated.is_some(),
+        };
         let op = match &t.intent {
             Intent::Read(len) => Operation::Read(*len),
             Intent::Write(data) => Operation::Write(data.clone()),
@@ -324,27 +371,48 @@ impl Port {
             None => (AddressType::Untranslated, prefix),
         };
         let (iova, pasid) = (t.iova, prefix.map(|p| p.pasid));
-        let request = Request { source: self.id, prefix: on_wire, at, addr, op };
-        self.out.push(Tlp::Request { ticket, iova, pasid, request });
+        let request = Request {
+            source: self.id,
+            prefix: on_wire,
+            at,
+            addr,
+            op,
+        };
+        self.out.push(Tlp::Request {
+            ticket,
+            iova,
+            pasid,
+            request,
+        });
     }
 
     /// Forms a group of the pages that are missing, as far as credits and indices go.
-    fn ask_for_pages(&mut self, now: u64) {
+    fn ask_for_pages(&mut self) {
         loop {
             let waiting = |t: &Transfer| t.state == State::NeedPage;
-            let Some(prefix) = self.transfers.values().find(|t| waiting(t)).map(|t| t.prefix) else {
+            let Some(prefix) = self
+                .transfers
+                .values()
+                .find(|t| waiting(t))
+                .map(|t| t.prefix)
+            else {
                 return;
             };
             let Some(credits) = self.credits() else {
                 return self.fail_where(waiting, Failure::NoPermission);
             };
             let pasid = prefix.map(|p| p.pasid);
-            let Some(prgi) = self.groups.free_index(pasid).filter(|_| credits > 0) else { return };
+            let Some(prgi) = self.groups.free_index(pasid).filter(|_| credits > 0) else {
+                return;
+            };
             let room = Self::GROUP.min(credits as usize);
             let (mut pages, mut tickets) = (BTreeMap::<u64, bool>::new(), Vec::new());
             for (&ticket, t) in &mut self.transfers {
                 let page = t.iova & !(PAGE - 1);
-                if !waiting(t) || t.prefix != prefix || (pages.len() >= room && !pages.contains_key(&page)) {
+                if !waiting(t)
+                    || t.prefix != prefix
+                    || (pages.len() >= room && !pages.contains_key(&page))
+                {
                     continue;
                 }
                 *pages.entry(page).or_default() |= t.intent.is_write();
@@ -358,7 +426,15 @@ impl Port {
                 self.emit_page_request(prefix, page, (true, write), last, prgi, number);
             }
             self.stats.groups += 1;
-            self.groups.open((pasid, prgi), Group { number, tickets, requests, sent: now });
+            self.groups.open(
+                (pasid, prgi),
+                Group {
+                    number,
+                    tickets,
+                    requests,
+                    sent: self.now,
+                },
+            );
             self.caps.set_pri_busy(true);
         }
     }
@@ -374,24 +450,41 @@ impl Port {
     ) {
         self.stats.page_requests += 1;
         let addr = addr & !(PAGE - 1);
-        let request = PageRequest { source: self.id, prefix, addr, read, write, last, prgi, group };
+        let request = PageRequest {
+            source: self.id,
+            prefix,
+            addr,
+            read,
+            write,
+            last,
+            prgi,
+            group,
+        };
         self.out.push(Tlp::Message(Upstream::PageRequest(request)));
     }
 
     /// The adversary's idea: asks for a page, or a translation, that is there already.
-    fn spurious(&mut self, now: u64, adversary: &mut Adversary) {
+    fn spurious(&mut self, adversary: &mut Adversary) {
         if self.caps.ats().is_none() || !adversary.considers(Action::Spurious) {
             return;
         }
-        let Some((pasid, page, t)) = self.dtlb.some_page(adversary.below(u64::MAX)) else { return };
+        let Some((pasid, page, t)) = self.dtlb.some_page(adversary.below(u64::MAX)) else {
+            return;
+        };
         adversary.count(Action::Spurious);
         let prefix = pasid.map(Prefix::user);
         if self.credits().is_some_and(|c| c > 0) && adversary.below(2) == 0 {
-            self.raw_page_request(now, prefix, page, t.write, true);
+            self.raw_page_request(prefix, page, t.write, true);
         } else {
             let op = Operation::Translate { no_write: !t.write };
             let at = AddressType::Untranslated;
-            self.raw_request(Request { source: self.id, prefix, at, addr: page, op });
+            self.raw_request(Request {
+                source: self.id,
+                prefix,
+                at,
+                addr: page,
+                op,
+            });
         }
     }
 
@@ -407,9 +500,13 @@ impl Port {
             self.complete_raw(ticket, completion);
             return;
         }
-        let Some(t) = self.transfers.get_mut(&ticket) else { return };
+        let Some(t) = self.transfers.get_mut(&ticket) else {
+            return;
+        };
         match (completion, t.state) {
-            (Completion::Translation(_), State::Translating { stale: true }) => t.state = State::Ready,
+            (Completion::Translation(_), State::Translating { stale: true }) => {
+                t.state = State::Ready
+            }
             (Completion::Translation(entry), _) => self.translated(ticket, entry),
             (Completion::Refused { status, reason }, state) => {
                 // The answer "unsupported request" ends ATS for the function ([V] 7.1.3).
@@ -452,8 +549,14 @@ impl Port {
     }
 
     fn translated(&mut self, ticket: u64, entry: Translation) {
-        let Some(t) = self.transfers.get_mut(&ticket) else { return };
-        let granted = if t.intent.is_write() { entry.write } else { entry.read };
+        let Some(t) = self.transfers.get_mut(&ticket) else {
+            return;
+        };
+        let granted = if t.intent.is_write() {
+            entry.write
+        } else {
+            entry.read
+        };
         if granted {
             t.state = State::Ready;
             let (pasid, iova) = (t.prefix.map(|p| p.pasid), t.iova);
@@ -473,10 +576,21 @@ impl Port {
     /// A message has arrived.
     pub(crate) fn receive(&mut self, now: u64, message: Downstream, journal: &mut Journal) {
         match message {
-            Downstream::Invalidate { itag, pasid, global, addr, bits } => {
+            Downstream::Invalidate {
+                itag,
+                pasid,
+                global,
+                addr,
+                bits,
+            } => {
                 self.invalidate(itag, pasid, global, addr, bits);
             }
-            Downstream::PageResponse { pasid, prgi, code, by } => {
+            Downstream::PageResponse {
+                pasid,
+                prgi,
+                code,
+                by,
+            } => {
                 self.response(now, pasid, prgi, code, by, journal);
             }
         }
@@ -515,9 +629,17 @@ impl Port {
         let source = self.id;
         let Some(group) = self.groups.close((pasid, prgi)) else {
             journal.note(if self.groups.was_void((pasid, prgi)) {
-                What::LateResponse { source, pasid, prgi }
+                What::LateResponse {
+                    source,
+                    pasid,
+                    prgi,
+                }
             } else {
-                What::UnexpectedResponse { source, pasid, prgi }
+                What::UnexpectedResponse {
+                    source,
+                    pasid,
+                    prgi,
+                }
             });
             return;
         };
@@ -528,7 +650,13 @@ impl Port {
             Responder::Software => Settlement::Software(code),
             Responder::Hardware => Settlement::Hardware(code),
         };
-        journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
+        journal.note(What::Settled {
+            source,
+            pasid,
+            prgi,
+            group: group.number,
+            how,
+        });
         if matches!(code, ResponseCode::Failure | ResponseCode::Reserved(_)) {
             self.caps.pri_failure();
         }
@@ -546,13 +674,21 @@ impl Port {
         for ((pasid, prgi), group) in self.groups.void_all() {
             self.stats.void += 1;
             let how = Settlement::Void;
-            journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
+            journal.note(What::Settled {
+                source,
+                pasid,
+                prgi,
+                group: group.number,
+                how,
+            });
         }
         self.caps.clear();
         self.dtlb.clear();
         self.transfers.clear();
         self.raw.clear();
-        self.invalidations.iter_mut().for_each(|i| i.waits_for.clear());
+        self.invalidations
+            .iter_mut()
+            .for_each(|i| i.waits_for.clear());
         self.ended.clear();
         self.prefix = None;
     }
@@ -569,8 +705,12 @@ impl Port {
     }
 
     fn fail_where(&mut self, which: impl Fn(&Transfer) -> bool, failure: Failure) {
-        let tickets: Vec<u64> =
-            self.transfers.iter().filter(|(_, t)| which(t)).map(|(&k, _)| k).collect();
+        let tickets: Vec<u64> = self
+            .transfers
+            .iter()
+            .filter(|(_, t)| which(t))
+            .map(|(&k, _)| k)
+            .collect();
         for ticket in tickets {
             self.end(ticket, Err(failure));
         }
@@ -579,6 +719,8 @@ impl Port {
 
 /// The translated address of an IOVA inside a cached region.
 fn within(entry: Translation, iova: u64) -> u64 {
-    let offset = 1u64.checked_shl(u32::from(entry.bits)).map_or(u64::MAX, |size| size - 1);
+    let offset = 1u64
+        .checked_shl(u32::from(entry.bits))
+        .map_or(u64::MAX, |size| size - 1);
     (entry.addr & !offset) | (iova & offset)
 }
