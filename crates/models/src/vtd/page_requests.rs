@@ -175,7 +175,7 @@ impl Vtd {
             cause,
         });
         // Without the knowledge of stop markers the unit takes one for a last request.
-        if !request.needs_response() && !(request.last && !self.regs.ecap.sms()) {
+        if !request.last || (request.is_stop_marker() && self.regs.ecap.sms()) {
             return;
         }
         let (source, prgi, by) = (request.source, request.prgi, Responder::Hardware);
