@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-/// Bytes of the smallest page; no request crosses a multiple of it ([V] 3.13).
+/// Bytes of the smallest page; no request crosses a multiple of it (`[V]` 3.13).
 pub const PAGE: u64 = 4096;
 
 /// Bus, device and function of a requester: bits 15:8, 7:3 and 2:0.
@@ -78,7 +78,7 @@ pub enum AddressType {
 pub enum Operation {
     /// Reads this many bytes (1 to 4096, within a page).
     Read(u32),
-    /// A read with no byte enabled: a flush ([V] 3.14).
+    /// A read with no byte enabled: a flush (`[V]` 3.14).
     ZeroLengthRead,
     /// Writes these bytes.
     Write(Vec<u8>),
@@ -130,7 +130,7 @@ impl Request {
     }
 
     /// True where the request breaks the rules of the link: it crosses a page, moves nothing, or
-    /// runs past the end of the address space. A receiver blocks it ([V] 3.13).
+    /// runs past the end of the address space. A receiver blocks it (`[V]` 3.13).
     pub fn is_malformed(&self) -> bool {
         match &self.op {
             Operation::ZeroLengthRead | Operation::Translate { .. } => false,
@@ -178,7 +178,7 @@ impl PageRequest {
 }
 
 /// A posted message from an endpoint. Messages of one endpoint arrive in the order in which they
-/// were sent ([V] 7.7).
+/// were sent (`[V]` 7.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upstream {
     /// A page request or stop marker.
@@ -192,7 +192,7 @@ pub enum Upstream {
     },
 }
 
-/// A posted message to an endpoint. They arrive in order ([V] 7.8).
+/// A posted message to an endpoint. They arrive in order (`[V]` 7.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Downstream {
     /// Forget cached translations.
@@ -221,7 +221,7 @@ pub enum Downstream {
     },
 }
 
-/// The verdict in a page group response (PCIe; [V] table 32).
+/// The verdict in a page group response (PCIe; `[V]` table 32).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResponseCode {
     /// All pages are there (0h).

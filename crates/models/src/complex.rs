@@ -211,7 +211,7 @@ impl Complex {
     }
 
     /// Resets an endpoint as a function-level reset does: pending page groups become void, caches
-    /// and capabilities are cleared. What it has already sent stays in the fabric ([V] 7.9).
+    /// and capabilities are cleared. What it has already sent stays in the fabric (`[V]` 7.9).
     pub fn reset(&mut self, now: u64, place: usize) {
         self.world.journal.now = now;
         if let Some(slot) = self.slots.get_mut(place) {

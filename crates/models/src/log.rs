@@ -129,7 +129,7 @@ pub enum What {
         /// The response's index.
         prgi: u16,
     },
-    /// A late response to a group that a reset made void: discarded, as it must be ([V] 7.9).
+    /// A late response to a group that a reset made void: discarded, as it must be (`[V]` 7.9).
     LateResponse {
         /// The endpoint.
         source: RequesterId,

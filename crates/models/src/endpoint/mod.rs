@@ -206,6 +206,11 @@ impl Endpoint {
         self.engine.job_end()
     }
 
+    /// The lower half.
+    pub fn port(&self) -> &Port {
+        &self.port
+    }
+
     /// The lower half, for tests that issue accesses and raw requests by hand.
     pub fn port_mut(&mut self) -> &mut Port {
         &mut self.port

@@ -26,7 +26,6 @@ pub struct RogueConfig {
 pub struct Rogue {
     config: RogueConfig,
     done: u64,
-    interrupts: u64,
 }
 
 impl Rogue {
@@ -35,11 +34,7 @@ impl Rogue {
 
     /// A rogue with these targets.
     pub fn new(config: RogueConfig) -> Self {
-        Rogue {
-            config,
-            done: 0,
-            interrupts: 0,
-        }
+        Rogue { config, done: 0 }
     }
 
     fn act(&mut self, port: &mut Port) {
@@ -89,7 +84,6 @@ impl Rogue {
             ),
             5 => {
                 let interrupt = 0xfee0_0000 | (outside & 0xf_f000);
-                self.interrupts += 1;
                 send(
                     None,
                     Untranslated,
@@ -111,11 +105,6 @@ impl Rogue {
                 port.raw_message(Upstream::InvalidationCompletion { source, itags });
             }
         }
-    }
-
-    /// Interrupts it has sent.
-    pub fn interrupts(&self) -> u64 {
-        self.interrupts
     }
 }
 

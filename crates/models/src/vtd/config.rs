@@ -7,7 +7,7 @@ use portcullis_spec::vtd::regs::{Cap, Ecap, Ver};
 /// stages, device TLBs and page requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// VER.MAX: up to 5 the register-based invalidation interface works ([V] 6.5.1).
+    /// VER.MAX: up to 5 the register-based invalidation interface works (`[V]` 6.5.1).
     pub major: u8,
     /// Host address width in bits: physical addresses at or above it are reserved in entries.
     pub host_address_width: u8,
@@ -29,7 +29,7 @@ pub struct Config {
     pub max_address_mask: u8,
     /// CAP.NFR: fault recording registers, 1 to 256.
     pub fault_records: u16,
-    /// Faults of a requester that has one recorded already are not recorded ([V] 7.2.1).
+    /// Faults of a requester that has one recorded already are not recorded (`[V]` 7.2.1).
     pub collapse_faults: bool,
     /// CAP.ZLR: zero-length reads of write-only pages complete.
     pub zero_length_reads: bool,

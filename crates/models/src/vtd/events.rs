@@ -4,7 +4,7 @@ use portcullis_spec::vtd::regs::EventControl;
 
 use crate::iommu::Cx;
 
-/// The four registers of an event ([V] 7.3, 7.5, 6.5.2.10). IP is kept until a step sends the
+/// The four registers of an event (`[V]` 7.3, 7.5, 6.5.2.10). IP is kept until a step sends the
 /// message: raising and unmasking only mark it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Event {

@@ -1,4 +1,4 @@
-//! Fault recording ([V] 7.2).
+//! Fault recording (`[V]` 7.2).
 
 use portcullis_spec::vtd::fault::FaultReason;
 use portcullis_spec::vtd::regs::{AddressType, Frcd, FrcdType};

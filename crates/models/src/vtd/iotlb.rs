@@ -1,12 +1,12 @@
-//! The IOTLB and the paging-structure caches ([V] 6.2.4, 6.2.5).
+//! The IOTLB and the paging-structure caches (`[V]` 6.2.4, 6.2.5).
 //!
-//! Translations of large pages are kept in pieces of 4 KiB, as the manual allows ([V] 6.5.3.2): an
+//! Translations of large pages are kept in pieces of 4 KiB, as the manual allows (`[V]` 6.5.3.2): an
 //! invalidation with too small an address mask then leaves the other pieces behind, and one probe
 //! serves every look-up. Entries stay until an invalidation obliges the unit to drop them.
 
 use crate::hash::Map;
 
-/// Which stage made an entry: the tables of [V] 6.5.2.3 and 6.5.2.4 tell them apart.
+/// Which stage made an entry: the tables of `[V]` 6.5.2.3 and 6.5.2.4 tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
     First,
@@ -90,7 +90,7 @@ impl Pages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct PointerKey {
     did: u16,
-    /// `None` for the second stage, which is tagged by domain alone ([V] table 17).
+    /// `None` for the second stage, which is tagged by domain alone (`[V]` table 17).
     pasid: Option<u32>,
     /// Level of the table pointed to: 1 holds entries of 4 KiB.
     level: u8,
@@ -185,7 +185,7 @@ impl Iotlb {
         }
     }
 
-    /// Global: [V] 6.5.2.3.
+    /// Global: `[V]` 6.5.2.3.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.users.clear();
@@ -193,13 +193,13 @@ impl Iotlb {
         self.pointers.clear();
     }
 
-    /// Domain-selective: [V] 6.5.2.3.
+    /// Domain-selective: `[V]` 6.5.2.3.
     pub(super) fn drop_domain(&mut self, did: u16) {
         self.drop_entries(|_, e| e.tag.did == did);
         self.drop_pointers(|k| k.did == did);
     }
 
-    /// Page-selective within domain: [V] table 23.
+    /// Page-selective within domain: `[V]` table 23.
     pub(super) fn drop_domain_pages(&mut self, did: u16, pages: Pages, hint: bool) {
         if self.first_stage.contains_key(&did) {
             self.drop_entries(|_, e| e.tag.did == did && e.tag.stage == Stage::First);
@@ -213,13 +213,13 @@ impl Iotlb {
         }
     }
 
-    /// PASID-selective: [V] table 24.
+    /// PASID-selective: `[V]` table 24.
     pub(super) fn drop_pasid(&mut self, did: u16, pasid: u32) {
         self.drop_entries(|_, e| e.tag.did == did && e.tag.pasid == pasid);
         self.drop_pointers(|k| k.did == did && k.pasid == Some(pasid));
     }
 
-    /// Page-selective within PASID: [V] table 24.
+    /// Page-selective within PASID: `[V]` table 24.
     pub(super) fn drop_pasid_pages(&mut self, did: u16, pasid: u32, pages: Pages, hint: bool) {
         self.drop_pages(did, pages, |t| t.stage == Stage::First && t.pasid == pasid);
         if !hint {

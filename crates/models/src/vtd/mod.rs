@@ -95,8 +95,8 @@ impl Vtd {
         }
     }
 
-    /// Carries out a command ([V] 11.4.4.1). Enabling waits for accesses that bypass the unit
-    /// ([V] 6.5.4).
+    /// Carries out a command (`[V]` 11.4.4.1). Enabling waits for accesses that bypass the unit
+    /// (`[V]` 6.5.4).
     fn command(&mut self) {
         let Some(command) = self.regs.command.map(Gcmd::from_bits) else {
             return;
@@ -132,7 +132,7 @@ impl Vtd {
         })
     }
 
-    /// Register-based invalidation ([V] 6.5.1): for older units in legacy mode only; elsewhere the
+    /// Register-based invalidation (`[V]` 6.5.1): for older units in legacy mode only; elsewhere the
     /// request is ignored, which a performed granularity of 0 says.
     pub(super) fn register_invalidation(&mut self) {
         let r = &self.regs;
@@ -232,7 +232,7 @@ impl Iommu for Vtd {
         match step {
             step::COMMAND => self.command(),
             step::FETCH => self.fetch(cx),
-            step::TIME_OUT => self.time_out(cx),
+            step::TIME_OUT => self.time_out(cx.now),
             step::ACCEPT => self.accept(cx),
             step::FAULT_EVENT => self.regs.fault_event.fire(cx),
             step::INVALIDATION_EVENT => self.regs.invalidation_event.fire(cx),

@@ -1,4 +1,4 @@
-//! The page request queue ([V] 7.4 to 7.7).
+//! The page request queue (`[V]` 7.4 to 7.7).
 
 use portcullis_spec::vtd::fault::FaultReason;
 use portcullis_spec::vtd::page_req::PageRequest as Slot;
@@ -26,7 +26,7 @@ impl Vtd {
         self.accepted
     }
 
-    /// A page request has arrived: it is received, and accepted by a later step ([V] 7.7).
+    /// A page request has arrived: it is received, and accepted by a later step (`[V]` 7.7).
     pub(super) fn receive(&mut self, cx: &mut Cx<'_>, request: PageRequest) {
         if self.ingress.len() >= Self::INGRESS {
             self.accept(cx);
@@ -66,7 +66,7 @@ impl Vtd {
         });
     }
 
-    /// Follows the tables as far as a page request needs them ([V] table 30, page request columns).
+    /// Follows the tables as far as a page request needs them (`[V]` table 30, page request columns).
     fn page_request_tables(
         &mut self,
         cx: &mut Cx<'_>,
@@ -101,7 +101,7 @@ impl Vtd {
         ))
     }
 
-    /// [V] table 27.
+    /// `[V]` table 27.
     fn implicit_invalidation(&mut self, (pasid, entry): (u32, PasidContext), addr: u64) {
         let pages = Pages::new(addr, 0);
         match entry.kind {
@@ -137,7 +137,7 @@ impl Vtd {
         at.is_some_and(|at| cx.mem.write(at, &bytes).is_ok())
     }
 
-    /// A remapping table error: recorded, and answered Invalid Request ([V] table 31).
+    /// A remapping table error: recorded, and answered Invalid Request (`[V]` table 31).
     fn drop_for_tables(&mut self, cx: &mut Cx<'_>, request: &PageRequest, refusal: Refusal) {
         let reason = refusal.reason;
         // A stop marker is dropped silently where the unit understands them ([V] 11.4.3, SMS).

@@ -1,4 +1,4 @@
-//! Queued invalidation ([V] 6.5.2): descriptors are fetched, executed in any order that the manual
+//! Queued invalidation (`[V]` 6.5.2): descriptors are fetched, executed in any order that the manual
 //! allows, and waited for.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +26,7 @@ struct Op {
     page_requests: u64,
 }
 
-/// A device-TLB invalidation under way ([V] 4.3).
+/// A device-TLB invalidation under way (`[V]` 4.3).
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     seq: u64,
@@ -89,7 +89,7 @@ impl Queue {
         (0..depth).filter(move |&i| self.may_execute(i, accepted))
     }
 
-    /// The ordering rules of [V] 6.5.2.12 and 7.8.
+    /// The ordering rules of `[V]` 6.5.2.12 and 7.8.
     fn may_execute(&self, index: usize, accepted: u64) -> bool {
         let Some(op) = self.ops.get(index) else {
             return false;
@@ -127,7 +127,7 @@ impl Queue {
 }
 
 impl Vtd {
-    /// [V] 6.5.2: when descriptors are fetched.
+    /// `[V]` 6.5.2: when descriptors are fetched.
     pub(super) fn may_fetch(&self) -> bool {
         let r = &self.regs;
         r.gsts.qies() && !r.fsts.iqe() && !r.fsts.ite() && r.iqh != r.iqt && self.queue.has_room()
@@ -388,7 +388,7 @@ impl Vtd {
         }
     }
 
-    /// A device has completed invalidations ([V] 4.3).
+    /// A device has completed invalidations (`[V]` 4.3).
     pub(super) fn completed(&mut self, source: RequesterId, itags: u32) {
         if !self.regs.gsts.tes() {
             return;
@@ -417,9 +417,8 @@ impl Vtd {
         }
     }
 
-    /// Device-TLB invalidations have timed out ([V] 6.5.2.11).
-    pub(super) fn time_out(&mut self, cx: &mut Cx<'_>) {
-        let now = cx.now;
+    /// Device-TLB invalidations have timed out (`[V]` 6.5.2.11).
+    pub(super) fn time_out(&mut self, now: u64) {
         let oldest = self.queue.itags.iter().flatten().map(|p| p.seq).min();
         let mut suspect = None;
         for slot in &mut self.queue.itags {
@@ -438,16 +437,14 @@ impl Vtd {
         if self.config.names_suspects {
             self.regs.iqercd.set_itesid(suspect.0);
         }
-        self.queue.ops.retain(|op| {
-            let wait = matches!(op.descriptor, Descriptor::Wait(_));
-            // What stands behind the oldest pending invalidation is not guaranteed.
-            let lost = op.seq > oldest && cx.adversary.strikes(Action::LoseAfterTimeout);
-            !wait && !lost
-        });
+        // Waits are aborted, and what stands behind the oldest pending invalidation is not
+        // guaranteed: it does not happen.
+        let wait = |op: &Op| matches!(op.descriptor, Descriptor::Wait(_));
+        self.queue.ops.retain(|op| !wait(op) && op.seq < oldest);
     }
 }
 
-/// Sends software's answer to a group of page requests ([V] 7.6.1).
+/// Sends software's answer to a group of page requests (`[V]` 7.6.1).
 fn respond(cx: &mut Cx<'_>, d: &PageGroupResponse) {
     let source = RequesterId(d.rid());
     let pasid = if d.pp() { Pasid::new(d.pasid()) } else { None };

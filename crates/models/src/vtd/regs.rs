@@ -1,8 +1,8 @@
-//! The register file ([V] chapter 11). Writes change registers and mark work; steps do the rest.
+//! The register file (`[V]` chapter 11). Writes change registers and mark work; steps do the rest.
 
 use portcullis_spec::vtd::regs::{
-    Cap, Ccmd, Ecap, Frcd, Fsts, Gsts, Ics, IotlbReg, Iqa, Iqei, Iqercd, Iva, Pqa, Prs, Rtaddr,
-    offset,
+    Cap, Ccmd, Ecap, Frcd, Fsts, Gcmd, Gsts, Ics, IotlbReg, Iqa, Iqei, Iqercd, Iva, Pqa, Prs,
+    Rtaddr, offset,
 };
 
 use super::config::{Config, FRCD_BASE, IVA_BASE};
@@ -86,13 +86,13 @@ impl Registers {
         self.frcd.iter().any(|r| r.f())
     }
 
-    /// A condition of the fault event is unserved ([V] 7.3).
+    /// A condition of the fault event is unserved (`[V]` 7.3).
     pub(super) fn fault_unserved(&self) -> bool {
         let s = self.fsts;
         s.pfo() || s.iqe() || s.ice() || s.ite() || self.pending_fault()
     }
 
-    /// Stops the invalidation queue ([V] 6.5.2.11).
+    /// Stops the invalidation queue (`[V]` 6.5.2.11).
     pub(super) fn queue_error(&mut self, why: Iqei) {
         if !self.fault_unserved() {
             self.fault_event.raise();
@@ -101,7 +101,7 @@ impl Registers {
         self.iqercd.set_iqei(why.bits());
     }
 
-    /// A condition of the page request event arises ([V] 7.5).
+    /// A condition of the page request event arises (`[V]` 7.5).
     pub(super) fn page_condition(&mut self, set: impl FnOnce(&mut Prs)) {
         if !self.prs.ppr() && !self.prs.pro() {
             self.page_event.raise();
@@ -183,7 +183,12 @@ impl Registers {
 
     fn write_narrow(&mut self, off: u32, value: u32) {
         match off {
-            offset::GCMD => self.command = Some(value),
+            offset::GCMD => {
+                self.command = Some(value);
+                if Gcmd::from_bits(value).srtp() {
+                    self.gsts.set_rtps(false);
+                }
+            }
             offset::FSTS => self.clear_fault_status(value),
             offset::FECTL..=offset::FEUADDR => {
                 self.fault_event.write((off - offset::FECTL) / 4, value);

@@ -1,4 +1,4 @@
-//! Root, context and PASID tables, and the caches of what was read from them ([V] 9.1 to 9.6,
+//! Root, context and PASID tables, and the caches of what was read from them (`[V]` 9.1 to 9.6,
 //! 6.2.2, 6.2.3). Entries that would fault are never cached: caching mode is off.
 
 use portcullis_spec::vtd::Agaw;
@@ -148,7 +148,7 @@ impl Tables {
         self.pasids.clear();
     }
 
-    /// Domain-selective, legacy mode: scalable-mode entries have no domain ([V] 6.5.2.1).
+    /// Domain-selective, legacy mode: scalable-mode entries have no domain (`[V]` 6.5.2.1).
     pub(super) fn drop_context_domain(&mut self, did: u16) {
         self.contexts
             .retain(|_, c| !matches!(c, Context::Legacy(l) if l.did == did));

@@ -1,4 +1,4 @@
-//! What becomes of a request ([V] 3.4, 3.15, 4.2, table 30).
+//! What becomes of a request (`[V]` 3.4, 3.15, 4.2, table 30).
 
 use portcullis_spec::vtd::context::{ScalableContext, TranslationType};
 use portcullis_spec::vtd::fault::{Answer, FaultReason};
@@ -15,7 +15,7 @@ use crate::adversary::Action;
 use crate::bus::{AddressType, Operation, PAGE, Request, Status, Translation};
 use crate::iommu::{Cx, Outcome};
 
-/// Whose translation an access uses, for draining ([V] 6.5.4).
+/// Whose translation an access uses, for draining (`[V]` 6.5.4).
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Use {
     /// Translation was off.
@@ -68,7 +68,7 @@ impl Vtd {
         decided.unwrap_or_else(|refusal| self.refuse(req, refusal))
     }
 
-    /// Requests without PASID to 0xFEEx_xxxx ([V] 3.15). Interrupts are not remapped.
+    /// Requests without PASID to 0xFEEx_xxxx (`[V]` 3.15). Interrupts are not remapped.
     fn interrupt_range(&mut self, req: &Request) -> Outcome {
         match &req.op {
             Operation::Write(data) if req.addr.is_multiple_of(4) => {
@@ -93,7 +93,7 @@ impl Vtd {
     }
 
     /// The address is a physical one already; only the function's right to say so is checked
-    /// ([V] 4.2.5).
+    /// (`[V]` 4.2.5).
     fn translated(&mut self, cx: &mut Cx<'_>, req: &Request) -> Check<Outcome> {
         let legacy = match self.context(cx, req)? {
             Context::Legacy(c) => {
@@ -211,7 +211,7 @@ impl Vtd {
         Ok(Found { entry, privileged })
     }
 
-    /// Hardware may enforce permissions from its caches ([V] 3.7.1), so it does.
+    /// Hardware may enforce permissions from its caches (`[V]` 3.7.1), so it does.
     fn cached_rights(&self, entry: &Entry, need: Need) -> Check<()> {
         let legacy = self.regs.root.mode() == Some(Ttm::Legacy);
         let fail = |l, s| Err(Refusal::new(if legacy { l } else { s }, entry.fpd));
@@ -370,7 +370,7 @@ impl Vtd {
         }
     }
 
-    /// The PASID that selects the table: that of the request, or RID_PASID ([V] 3.4.3).
+    /// The PASID that selects the table: that of the request, or RID_PASID (`[V]` 3.4.3).
     pub(super) fn pasid_of(&self, c: &ScalableContext, req: &Request) -> Check<u32> {
         let Some(prefix) = req.prefix else {
             return Ok(c.rid_pasid());
@@ -405,7 +405,7 @@ impl Vtd {
             .context(cx, &self.limits, self.regs.root, req.source.0)
     }
 
-    /// The translation table mode ([V] table 30, RTA.1 and RTA.4).
+    /// The translation table mode (`[V]` table 30, RTA.1 and RTA.4).
     pub(super) fn mode(&self) -> Check<Ttm> {
         match self.regs.root.mode() {
             Some(Ttm::Legacy) => Ok(Ttm::Legacy),
@@ -417,7 +417,7 @@ impl Vtd {
         }
     }
 
-    /// Records the fault, where it is one to be recorded, and answers by [V] table 30.
+    /// Records the fault, where it is one to be recorded, and answers by `[V]` table 30.
     fn refuse(&mut self, req: &Request, refusal: Refusal) -> Outcome {
         let reason = refusal.reason;
         let at = at(req);
@@ -495,7 +495,7 @@ fn entry(tag: Tag, leaf: Leaf, fpd: bool) -> Entry {
 }
 
 /// Pass-through: the address itself, for device TLBs in the largest region that leaves the interrupt
-/// range out ([V] 4.2.3).
+/// range out (`[V]` 4.2.3).
 fn unity(tag: Tag, addr: u64, fpd: bool) -> Entry {
     let phys = addr & !(PAGE - 1);
     let clear = |bits: &u8| addr >> bits != INTERRUPT_RANGE_START >> bits;
@@ -524,7 +524,7 @@ fn no_access(addr: u64) -> Translation {
     }
 }
 
-/// The special conditions S.1 and S.2 of [V] table 30: devices may ask for their interrupt address.
+/// The special conditions S.1 and S.2 of `[V]` table 30: devices may ask for their interrupt address.
 fn interrupt_answer(addr: u64, no_write: bool) -> Translation {
     Translation {
         write: !no_write,

@@ -1,4 +1,4 @@
-//! The page walkers ([V] 3.6, 3.7). The entry formats are written down here a second time on
+//! The page walkers (`[V]` 3.6, 3.7). The entry formats are written down here a second time on
 //! purpose: they share nothing with the tables that the software under test builds.
 
 use portcullis_spec::vtd::fault::FaultReason;
@@ -12,14 +12,14 @@ const ADDR: u64 = 0x000f_ffff_ffff_f000;
 /// PS: the entry maps a page at a level above 1.
 const PAGE_SIZE: u64 = 1 << 7;
 
-/// Second stage ([V] 9.8): R, W, A, D and SNP.
+/// Second stage (`[V]` 9.8): R, W, A, D and SNP.
 const SS_READ: u64 = 1 << 0;
 const SS_WRITE: u64 = 1 << 1;
 const SS_ACCESSED: u64 = 1 << 8;
 const SS_DIRTY: u64 = 1 << 9;
 const SS_SNOOP: u64 = 1 << 11;
 
-/// First stage ([V] 9.7): P, R/W, U/S, A and D.
+/// First stage (`[V]` 9.7): P, R/W, U/S, A and D.
 const FS_PRESENT: u64 = 1 << 0;
 const FS_WRITE: u64 = 1 << 1;
 const FS_USER: u64 = 1 << 2;
@@ -34,7 +34,7 @@ const ATTEMPTS: u32 = 8;
 pub(super) struct Need {
     pub(super) read: bool,
     pub(super) write: bool,
-    /// A missing permission is an answer and not a fault: translation requests ([V] 4.2.3).
+    /// A missing permission is an answer and not a fault: translation requests (`[V]` 4.2.3).
     pub(super) tolerant: bool,
     /// The request is privileged.
     pub(super) privileged: bool,

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::adversary::{Action, Adversary};
 use crate::bus::{
-    Completion, Downstream, Prefix, Request, RequesterId, ResponseCode, Status, Upstream,
+    Completion, Downstream, PageRequest, Pasid, Prefix, Request, RequesterId, ResponseCode, Status,
+    Upstream,
 };
 use crate::endpoint::Tlp;
 use crate::endpoint::caps::Capabilities;
@@ -195,6 +196,22 @@ impl Port {
         self.out.push(Tlp::Message(message));
     }
 
+    /// Sends a stop marker: no page request of this PASID follows those sent before.
+    pub fn stop_marker(&mut self, pasid: Pasid) {
+        let (prefix, prgi) = (Some(Prefix::user(pasid)), 0);
+        let marker = PageRequest {
+            source: self.id,
+            prefix,
+            addr: 0,
+            read: false,
+            write: false,
+            last: true,
+            prgi,
+            group: 0,
+        };
+        self.raw_message(Upstream::PageRequest(marker));
+    }
+
     /// Accesses that have not ended, those sent by hand included.
     pub fn outstanding(&self) -> usize {
         self.transfers.len() + self.raw.len()
@@ -222,17 +239,13 @@ impl Port {
 
     /// True where [`advance`](Self::advance) has something to do.
     pub(crate) fn wants(&self) -> bool {
-        let stuck = self.credits() == Some(0);
         !self.out.is_empty()
+            || self.may_ask()
+            || self.transfers.values().any(|t| t.state == State::Ready)
             || self
                 .invalidations
                 .iter()
                 .any(|i| !self.deaf && i.waits_for.is_empty())
-            || self.transfers.values().any(|t| match t.state {
-                State::Ready => true,
-                State::NeedPage => !stuck,
-                _ => false,
-            })
     }
 
     /// Sends what can be sent.

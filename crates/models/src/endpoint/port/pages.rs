@@ -52,9 +52,18 @@ impl Port {
             .map(|limit| limit.saturating_sub(self.groups.requests()))
     }
 
+    /// True where a group can be formed. It waits for translations under way, so that pages that
+    /// turn out to be missing together are asked for together.
+    pub(super) fn may_ask(&self) -> bool {
+        let any = |f: fn(&State) -> bool| self.transfers.values().any(|t| f(&t.state));
+        any(|s| *s == State::NeedPage)
+            && !any(|s| matches!(s, State::Translating { .. } | State::Ready))
+            && self.credits() != Some(0)
+    }
+
     /// Forms a group of the pages that are missing, as far as credits and indices go.
     pub(super) fn ask_for_pages(&mut self) {
-        loop {
+        while self.may_ask() {
             let waiting = |t: &Transfer| t.state == State::NeedPage;
             let Some(prefix) = self
                 .transfers
