@@ -59,3 +59,20 @@ impl Gate {
         self.0.load(Ordering::Acquire) & !CLOSED
     }
 }
+
+#[cfg(all(test, not(portcullis_loom), not(portcullis_shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_one_out_of_a_closed_gate_hears_of_it() {
+        let gate = Gate::new();
+        assert!(gate.enter() && gate.enter());
+        assert!(!gate.leave(), "an open gate tells nobody");
+        assert!(!gate.close(), "one is inside");
+        assert!(!gate.enter() && gate.is_closed());
+        assert_eq!(gate.inside(), 1);
+        assert!(gate.leave());
+        assert!(gate.close(), "closing again is harmless");
+    }
+}

@@ -1,11 +1,16 @@
 //! Every atomic, cell, ring and slot word that more than one core touches.
+//!
+//! The same sources run on the real atomics, on loom's (`--cfg portcullis_loom`), on shuttle's
+//! (`--cfg portcullis_shuttle`), and, with the feature `hook`, on real atomics whose every
+//! operation is a preemption point of a simulation.
 #![no_std]
 extern crate alloc;
 
+pub mod atomic;
+mod cell;
 pub mod gate;
+#[cfg(feature = "hook")]
+pub mod hook;
+pub mod ring;
 pub mod slot;
-
-/// Atomics: the real ones, loom's, or shuttle's, by one switch.
-pub mod atomic {
-    pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-}
+pub mod wide;

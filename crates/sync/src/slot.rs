@@ -137,3 +137,39 @@ impl SlotWord {
         self.swap(Self::word(generation, SENT), Self::word(generation, FREE))
     }
 }
+
+#[cfg(all(test, not(portcullis_loom), not(portcullis_shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_life_of_a_slot() {
+        let slot = SlotWord::new();
+        let g = slot.arm().unwrap();
+        assert_eq!(slot.arm(), None);
+        assert_eq!(slot.take(g), None, "nothing is decided");
+        assert!(!slot.free(g), "nothing is sent");
+        assert!(slot.answer(g, 2));
+        assert!(!slot.answer(g, 1), "decided already");
+        assert_eq!(slot.peek(), (g, State::Answered(2)));
+        assert_eq!(slot.take(g), Some(2));
+        assert_eq!(slot.take(g), None);
+        assert!(!slot.void(g), "sent already");
+        assert!(slot.free(g));
+        assert_eq!(slot.peek(), (g, State::Free));
+    }
+
+    #[test]
+    fn an_old_generation_moves_nothing() {
+        let slot = SlotWord::new();
+        let old = slot.arm().unwrap();
+        assert!(slot.void(old) && slot.free(old));
+        let new = slot.arm().unwrap();
+        assert_ne!(old, new);
+        assert!(!slot.answer(old, 0) && !slot.void(old) && !slot.free(old));
+        assert!(slot.answer(new, 0));
+        assert_eq!(slot.take(old), None);
+        assert_eq!(slot.peek(), (new, State::Answered(0)));
+        assert_eq!(Generation::from_raw(new.get()), new);
+    }
+}
