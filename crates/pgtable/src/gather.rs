@@ -95,9 +95,7 @@ impl Gather {
 
     /// The tables that wait for a sync, leaving the gather empty.
     pub fn into_retired(self) -> Retired {
-        Retired {
-            tables: self.tables,
-        }
+        Retired { tables: self.tables }
     }
 }
 

@@ -46,10 +46,7 @@ impl Fresh {
     /// `frame` is the address of a zeroed frame of [`FRAME_SIZE`] bytes to which nothing else
     /// holds a reference, and which no other `Fresh` names until this one is published or
     /// released.
-    #[expect(
-        unsafe_code,
-        reason = "the exclusive ownership is the caller's to promise"
-    )]
+    #[expect(unsafe_code, reason = "the exclusive ownership is the caller's to promise")]
     pub unsafe fn from_raw(frame: Phys) -> Fresh {
         Fresh(frame)
     }
@@ -101,8 +98,7 @@ macro_rules! word {
                 a.store(w, Ordering::Release)
             }
             fn cas(a: &$a, old: $w, new: $w) -> Result<(), $w> {
-                a.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
-                    .map(|_| ())
+                a.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
             }
         }
     };
@@ -141,12 +137,7 @@ pub trait TableMem: Send + Sync + 'static {
     /// (`[V]` 6.2.2.1, 6.2.3.1).
     fn store128(&self, table: Phys, i: usize, w: u128);
     /// Fills entries of a frame that no walker can see yet.
-    fn fill_private<W: Word>(
-        &self,
-        frame: &mut Fresh,
-        range: Range<usize>,
-        entry: impl FnMut(usize) -> W,
-    );
+    fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W);
     /// Visits entries of a live table behind one check of the range.
     fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic));
     /// Orders earlier stores to table memory before later ones and before a doorbell, as seen by

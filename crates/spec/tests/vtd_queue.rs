@@ -3,8 +3,8 @@
 use portcullis_spec::vtd::page_req::ResponseCode;
 use portcullis_spec::vtd::qi::{
     CcInv, Desc, DescType, DescWidth, Descriptor, DevTlbInv, HptInv, IecInv, InvWait, IotlbInv,
-    PageGroupResponse, PasidCacheInv, PasidDevTlbInv, PasidIotlbInv, Rules, address_mask,
-    dev_tlb_range, dev_tlb_size, masked_base,
+    PageGroupResponse, PasidCacheInv, PasidDevTlbInv, PasidIotlbInv, Rules, address_mask, dev_tlb_range,
+    dev_tlb_size, masked_base,
 };
 use portcullis_spec::vtd::regs::{Cap, Ecap, Iqei, Rtaddr, Ttm};
 use proptest::prelude::*;
@@ -19,12 +19,7 @@ fn rules(mode: Ttm, width: DescWidth) -> Rules {
         .with_pds(true)
         .with_dit(true)
         .with_hpts(true);
-    Rules {
-        mode,
-        width,
-        cap: Cap::new().with_psi(true),
-        ecap,
-    }
+    Rules { mode, width, cap: Cap::new().with_psi(true), ecap }
 }
 
 fn scalable() -> Rules {
@@ -34,57 +29,32 @@ fn scalable() -> Rules {
 /// Every descriptor type with all its fields in use, beside its quadwords worked out by hand.
 fn golden() -> [(Descriptor, Desc); 10] {
     [
-        (
-            Descriptor::ContextCache(CcInv::device(0x11, 0x0203).with_fm(3)),
-            [0x0003_0203_0011_0031, 0, 0, 0],
-        ),
+        (Descriptor::ContextCache(CcInv::device(0x11, 0x0203).with_fm(3)), [0x0003_0203_0011_0031, 0, 0, 0]),
         (
             Descriptor::PasidCache(PasidCacheInv::pasid_within(0x22, 0xF_FFFF)),
             [0x000F_FFFF_0022_0017, 0, 0, 0],
         ),
         (
-            Descriptor::Iotlb(
-                IotlbInv::pages(0x33, 0x20_0000, 9, true)
-                    .with_dr(true)
-                    .with_dw(true),
-            ),
+            Descriptor::Iotlb(IotlbInv::pages(0x33, 0x20_0000, 9, true).with_dr(true).with_dw(true)),
             [0x0033_00F2, 0x20_0049, 0, 0],
         ),
         (
-            Descriptor::PasidIotlb(PasidIotlbInv::pages(
-                0x44,
-                5,
-                0xFFFF_8000_0000_1000,
-                0,
-                false,
-            )),
+            Descriptor::PasidIotlb(PasidIotlbInv::pages(0x44, 5, 0xFFFF_8000_0000_1000, 0, false)),
             [0x0000_0005_0044_0036, 0xFFFF_8000_0000_1000, 0, 0],
         ),
         (
-            Descriptor::DevTlb(
-                DevTlbInv::pages(0x0300, 0x4000_0000, 9)
-                    .with_mip(0x1F)
-                    .with_pfsid(0xABC1),
-            ),
+            Descriptor::DevTlb(DevTlbInv::pages(0x0300, 0x4000_0000, 9).with_mip(0x1F).with_pfsid(0xABC1)),
             [0xABC0_0300_001F_1003, 0x400F_F001, 0, 0],
         ),
         (
             Descriptor::PasidDevTlb(
-                PasidDevTlbInv::all(0x0300, 0x77)
-                    .with_mip(1)
-                    .with_gi(true)
-                    .with_pfsid(0xABC1),
+                PasidDevTlbInv::all(0x0300, 0x77).with_mip(1).with_gi(true).with_pfsid(0xABC1),
             ),
             [0xABC0_0077_0300_1018, 0x7FFF_FFFF_FFFF_F801, 0, 0],
         ),
         (
             Descriptor::Hpt(
-                HptInv::new()
-                    .with_g(2)
-                    .with_hptdid(0x55)
-                    .with_am(18)
-                    .with_ih(3)
-                    .with_address(0x4000_0000),
+                HptInv::new().with_g(2).with_hptdid(0x55).with_am(18).with_ih(3).with_address(0x4000_0000),
             ),
             [0x0055_002A, 0x4000_00D2, 0, 0],
         ),
@@ -94,10 +64,7 @@ fn golden() -> [(Descriptor, Desc); 10] {
         ),
         (
             Descriptor::Wait(
-                InvWait::status(0x1234_5678, 0xCAFE_F00D)
-                    .with_interrupt(true)
-                    .with_fence(true)
-                    .with_pd(true),
+                InvWait::status(0x1234_5678, 0xCAFE_F00D).with_interrupt(true).with_fence(true).with_pd(true),
             ),
             [0xCAFE_F00D_0000_00F5, 0x1234_5678, 0, 0],
         ),
@@ -129,14 +96,8 @@ fn short_forms() {
     assert_eq!(PasidCacheInv::domain(7).desc(), [0x7_0007, 0, 0, 0]);
     assert_eq!(IotlbInv::global().desc(), [0x12, 0, 0, 0]);
     assert_eq!(IotlbInv::domain(7).desc(), [0x7_0022, 0, 0, 0]);
-    assert_eq!(
-        PasidIotlbInv::pasid_within(7, 9).desc(),
-        [0x0000_0009_0007_0026, 0, 0, 0]
-    );
-    assert_eq!(
-        DevTlbInv::all(2).desc(),
-        [0x0000_0002_0000_0003, 0x7FFF_FFFF_FFFF_F001, 0, 0]
-    );
+    assert_eq!(PasidIotlbInv::pasid_within(7, 9).desc(), [0x0000_0009_0007_0026, 0, 0, 0]);
+    assert_eq!(DevTlbInv::all(2).desc(), [0x0000_0002_0000_0003, 0x7FFF_FFFF_FFFF_F001, 0, 0]);
     assert_eq!(InvWait::fence_only().desc(), [0x45, 0, 0, 0]);
     let response = PageGroupResponse::respond(0x0108, None, 3, ResponseCode::ResponseFailure);
     assert_eq!(response.desc(), [0x0108_F009, 0x18, 0, 0]);
@@ -148,44 +109,25 @@ fn every_reserved_bit_is_refused() {
         (DescType::ContextCache, &[(127, 50), (15, 12), (8, 6)]),
         (DescType::PasidCache, &[(127, 52), (15, 12), (8, 6)]),
         (DescType::Iotlb, &[(75, 71), (63, 32), (15, 12), (8, 8)]),
-        (
-            DescType::PasidIotlb,
-            &[(75, 71), (63, 52), (15, 12), (8, 6)],
-        ),
+        (DescType::PasidIotlb, &[(75, 71), (63, 52), (15, 12), (8, 6)]),
         (DescType::DevTlb, &[(75, 65), (51, 48), (31, 21), (8, 4)]),
         (DescType::PasidDevTlb, &[(74, 65)]),
         (DescType::Hpt, &[(75, 72), (63, 32), (15, 12), (8, 6)]),
-        (
-            DescType::InterruptEntryCache,
-            &[(127, 48), (26, 12), (8, 5)],
-        ),
+        (DescType::InterruptEntryCache, &[(127, 48), (26, 12), (8, 5)]),
         (DescType::Wait, &[(65, 64), (31, 12), (8, 8)]),
-        (
-            DescType::PageGroupResponse,
-            &[(127, 76), (65, 64), (63, 52), (8, 5)],
-        ),
+        (DescType::PageGroupResponse, &[(127, 76), (65, 64), (63, 52), (8, 5)]),
     ];
     for ((descriptor, desc), (ty, ranges)) in golden().into_iter().flat_map(|g| {
-        reserved
-            .iter()
-            .filter(move |r| r.0.bits() == DescType::field(&g.1))
-            .map(move |r| (g, r))
+        reserved.iter().filter(move |r| r.0.bits() == DescType::field(&g.1)).map(move |r| (g, r))
     }) {
         let is_type = |bit| matches!(bit, 0..=3 | 9..=11);
         let is_granularity = |bit| matches!(bit, 4..=5);
         for bit in (0..256u32).filter(|&b| !is_type(b) && !is_granularity(b)) {
             let mut changed = desc;
             changed[bit as usize / 64] ^= 1 << (bit % 64);
-            let expect_error = bit >= 128
-                || ranges
-                    .iter()
-                    .any(|&(high, low)| (low..=high).contains(&bit));
+            let expect_error = bit >= 128 || ranges.iter().any(|&(high, low)| (low..=high).contains(&bit));
             let result = Descriptor::decode(&changed, &scalable());
-            assert_eq!(
-                result.is_err(),
-                expect_error,
-                "{ty:?} bit {bit} of {descriptor:?}"
-            );
+            assert_eq!(result.is_err(), expect_error, "{ty:?} bit {bit} of {descriptor:?}");
             if expect_error {
                 assert_eq!(result, Err(Iqei::ReservedField));
             }
@@ -217,13 +159,7 @@ fn reserved_granularities() {
 #[test]
 fn types_by_mode() {
     let valid = |rules: &Rules| -> Vec<u64> {
-        (0..128u64)
-            .filter(|t| {
-                rules
-                    .descriptor_type(&[t >> 4 << 9 | t & 0xF, 0, 0, 0])
-                    .is_ok()
-            })
-            .collect()
+        (0..128u64).filter(|t| rules.descriptor_type(&[t >> 4 << 9 | t & 0xF, 0, 0, 0]).is_ok()).collect()
     };
     let short: Vec<u64> = (0x1..=0x5).collect();
     let all: Vec<u64> = (0x1..=0xA).collect();
@@ -256,10 +192,7 @@ fn widths_by_mode() {
 fn upper_half_of_a_128_bit_descriptor_is_the_next_one() {
     let desc = [0x12, 0, 0x45, 0];
     let narrow = rules(Ttm::Legacy, DescWidth::Bits128);
-    assert_eq!(
-        Descriptor::decode(&desc, &narrow),
-        Ok(Descriptor::Iotlb(IotlbInv::global()))
-    );
+    assert_eq!(Descriptor::decode(&desc, &narrow), Ok(Descriptor::Iotlb(IotlbInv::global())));
     let wide = rules(Ttm::Legacy, DescWidth::Bits256);
     assert_eq!(Descriptor::decode(&desc, &wide), Err(Iqei::ReservedField));
 }

@@ -4,8 +4,7 @@
 use portcullis_spec::vtd::context::{ContextEntry, ScalableContext, ScalableContextEntry};
 use portcullis_spec::vtd::page_req::{PageRequest, ResponseCode};
 use portcullis_spec::vtd::pasid::{
-    Fspm, PasidDirEntry, PasidEntry, PasidFirstStage, PasidHpt, PasidLow, Pgtt, dir_index,
-    table_index,
+    Fspm, PasidDirEntry, PasidEntry, PasidFirstStage, PasidHpt, PasidLow, Pgtt, dir_index, table_index,
 };
 use portcullis_spec::vtd::root::{RootEntry, ScalableRootEntry};
 use portcullis_spec::vtd::{Agaw, in_interrupt_range, split};
@@ -13,9 +12,7 @@ use proptest::prelude::*;
 
 /// The mask of these bit ranges, written as the manual writes them: high bit first.
 fn bits(ranges: &[(u32, u32)]) -> u128 {
-    ranges.iter().fold(0, |mask, &(high, low)| {
-        mask | (u128::MAX >> (127 - high)) & (u128::MAX << low)
-    })
+    ranges.iter().fold(0, |mask, &(high, low)| mask | (u128::MAX >> (127 - high)) & (u128::MAX << low))
 }
 
 #[test]
@@ -28,11 +25,8 @@ fn root_entry() {
 
 #[test]
 fn scalable_root_entry() {
-    let entry = ScalableRootEntry::new()
-        .with_lp(true)
-        .with_lctp(0xABCD_E000)
-        .with_up(true)
-        .with_uctp(0x7_0000_1000);
+    let entry =
+        ScalableRootEntry::new().with_lp(true).with_lctp(0xABCD_E000).with_up(true).with_uctp(0x7_0000_1000);
     assert_eq!(split(entry.into_bits()), [0xABCD_E001, 0x7_0000_1001]);
     let read = ScalableRootEntry::from_bits(0x0000_0007_0000_1001_0000_0000_ABCD_E001);
     assert!(read.lp() && read.up());
@@ -49,19 +43,13 @@ fn context_entry() {
         .with_ssptptr(0x8000_0000_0000)
         .with_aw(Agaw::Bits48.bits())
         .with_did(0xBEEF);
-    assert_eq!(
-        split(entry.into_bits()),
-        [0x0000_8000_0000_0005, 0x00BE_EF02]
-    );
+    assert_eq!(split(entry.into_bits()), [0x0000_8000_0000_0005, 0x00BE_EF02]);
     let read = ContextEntry::from_bits(0x0000_0000_00BE_EF02_0000_8000_0000_000A);
     assert!(!read.p() && read.fpd());
     assert_eq!(read.translation_type().map(|t| t.bits()), Some(2));
     assert_eq!(read.agaw(), Some(Agaw::Bits48));
     assert_eq!((read.did(), read.ssptptr()), (0xBEEF, 0x8000_0000_0000));
-    assert_eq!(
-        ContextEntry::RESERVED,
-        bits(&[(127, 88), (71, 71), (11, 4)])
-    );
+    assert_eq!(ContextEntry::RESERVED, bits(&[(127, 88), (71, 71), (11, 4)]));
 }
 
 #[test]
@@ -90,10 +78,7 @@ fn scalable_context_entry() {
 
 #[test]
 fn pasid_dir_entry() {
-    let entry = PasidDirEntry::new()
-        .with_p(true)
-        .with_fpd(true)
-        .with_smptblptr(0x9_8765_4000);
+    let entry = PasidDirEntry::new().with_p(true).with_fpd(true).with_smptblptr(0x9_8765_4000);
     assert_eq!(entry.into_bits(), 0x9_8765_4003);
     assert_eq!(PasidDirEntry::from_bits(0x9_8765_4003), entry);
     assert_eq!(u128::from(PasidDirEntry::RESERVED), bits(&[(11, 2)]));
@@ -120,35 +105,16 @@ fn pasid_entry() {
             .with_wpe(true)
             .with_eafe(true)
             .with_fsptptr(0xFEDC_B000),
-        hpt: PasidHpt::new()
-            .with_hptsz(2)
-            .with_hptpfd(true)
-            .with_hptptr(0x5_5000)
-            .with_hptdid(0x4321),
+        hpt: PasidHpt::new().with_hptsz(2).with_hptpfd(true).with_hptptr(0x5_5000).with_hptdid(0x4321),
         reserved: 0,
     };
-    let golden = [
-        0x12_3456_72C9,
-        0x0007_0406_0780_1234,
-        0xFEDC_B095,
-        0,
-        0x5_5006,
-        0x4321,
-        0,
-        0,
-    ];
+    let golden = [0x12_3456_72C9, 0x0007_0406_0780_1234, 0xFEDC_B095, 0, 0x5_5006, 0x4321, 0, 0];
     assert_eq!(entry.into_qwords(), golden);
     assert_eq!(PasidEntry::from_qwords(golden), entry);
     assert_eq!(entry.low.translation_type(), Some(Pgtt::Nested));
     assert_eq!(entry.first_stage.paging_mode(), Some(Fspm::Level5));
-    assert_eq!(
-        PasidLow::RESERVED,
-        bits(&[(95, 91), (86, 80), (11, 10), (5, 5)])
-    );
-    assert_eq!(
-        PasidFirstStage::RESERVED,
-        bits(&[(127, 64), (11, 8), (1, 1)])
-    );
+    assert_eq!(PasidLow::RESERVED, bits(&[(95, 91), (86, 80), (11, 10), (5, 5)]));
+    assert_eq!(PasidFirstStage::RESERVED, bits(&[(127, 64), (11, 8), (1, 1)]));
     assert_eq!(PasidHpt::RESERVED, bits(&[(127, 80), (11, 3)]));
     assert!(!entry.has_reserved());
     for qword in [0, 1, 2, 3, 4, 5, 6, 7] {
@@ -195,25 +161,15 @@ fn stop_marker() {
 
 #[test]
 fn response_codes() {
-    let defined: Vec<u8> = (0..16)
-        .filter(|&c| ResponseCode::from_bits(c).is_some())
-        .collect();
+    let defined: Vec<u8> = (0..16).filter(|&c| ResponseCode::from_bits(c).is_some()).collect();
     assert_eq!(defined, [0, 1, 15]);
 }
 
 #[test]
 fn reserved_encodings() {
-    let aw: Vec<_> = (0..8)
-        .map(|c| Agaw::from_bits(c).map(Agaw::width))
-        .collect();
-    assert_eq!(
-        aw,
-        [None, Some(39), Some(48), Some(57), None, None, None, None]
-    );
-    assert_eq!(
-        Agaw::ALL.iter().map(|a| a.levels()).collect::<Vec<_>>(),
-        [3, 4, 5]
-    );
+    let aw: Vec<_> = (0..8).map(|c| Agaw::from_bits(c).map(Agaw::width)).collect();
+    assert_eq!(aw, [None, Some(39), Some(48), Some(57), None, None, None, None]);
+    assert_eq!(Agaw::ALL.iter().map(|a| a.levels()).collect::<Vec<_>>(), [3, 4, 5]);
     let pgtt: Vec<u8> = (0..8).filter(|&c| Pgtt::from_bits(c).is_some()).collect();
     assert_eq!(pgtt, [1, 2, 3, 4]);
     assert_eq!(Fspm::from_bits(2), None);
@@ -229,10 +185,7 @@ fn interrupt_range() {
 fn narrow_values_are_cut_not_refused() {
     assert_eq!(PageRequest::new().with_pasid(u32::MAX).pasid(), 0xF_FFFF);
     assert_eq!(PageRequest::new().with_prgi(u16::MAX).prgi(), 0x1FF);
-    assert_eq!(
-        PageRequest::new().with_address(u64::MAX).address(),
-        u64::MAX << 12
-    );
+    assert_eq!(PageRequest::new().with_address(u64::MAX).address(), u64::MAX << 12);
     assert!(!PageRequest::new().with_pasid(u32::MAX).exr());
 }
 

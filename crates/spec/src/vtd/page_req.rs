@@ -4,8 +4,7 @@
 use bitfield_struct::bitfield;
 
 use super::field::{
-    address_from_u128, address_to_u128, pasid_from_u128, pasid_to_u128, prgi_from_u128,
-    prgi_to_u128,
+    address_from_u128, address_to_u128, pasid_from_u128, pasid_to_u128, prgi_from_u128, prgi_to_u128,
 };
 
 /// Shift from an index of the page request queue to its byte offset: descriptors of 32 bytes.

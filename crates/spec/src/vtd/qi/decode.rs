@@ -1,8 +1,8 @@
 //! Which descriptors are valid, and what a valid one says.
 
 use super::{
-    CcInv, Desc, DescType, DescWidth, DevTlbInv, HptInv, IecInv, InvWait, IotlbGranularity,
-    IotlbInv, PageGroupResponse, PasidCacheInv, PasidDevTlbInv, PasidIotlbInv,
+    CcInv, Desc, DescType, DescWidth, DevTlbInv, HptInv, IecInv, InvWait, IotlbGranularity, IotlbInv,
+    PageGroupResponse, PasidCacheInv, PasidDevTlbInv, PasidIotlbInv,
 };
 use crate::vtd::join;
 use crate::vtd::regs::{Cap, Ecap, Iqei, Rtaddr, Ttm};
@@ -37,16 +37,7 @@ impl Rules {
             DescWidth::Bits128 => matches!(mode, Ttm::Legacy),
             DescWidth::Bits256 => ecap.smts() || ecap.adms(),
         };
-        if width_allowed {
-            Ok(Self {
-                mode,
-                width,
-                cap,
-                ecap,
-            })
-        } else {
-            Err(Iqei::InvalidWidth)
-        }
+        if width_allowed { Ok(Self { mode, width, cap, ecap }) } else { Err(Iqei::InvalidWidth) }
     }
 
     /// The type of a descriptor, if it is valid in this mode and with these capabilities (`[V]`
@@ -65,11 +56,7 @@ impl Rules {
             DescType::Hpt => self.ecap.hpts(),
             _ => true,
         };
-        if in_mode && capable {
-            Ok(ty)
-        } else {
-            Err(Iqei::InvalidType)
-        }
+        if in_mode && capable { Ok(ty) } else { Err(Iqei::InvalidType) }
     }
 }
 
@@ -175,9 +162,7 @@ impl Descriptor {
                 (Self::Iotlb(d), defined)
             }
             DescType::DevTlb => (Self::DevTlb(DevTlbInv::from_bits(bits)), true),
-            DescType::InterruptEntryCache => {
-                (Self::InterruptEntryCache(IecInv::from_bits(bits)), true)
-            }
+            DescType::InterruptEntryCache => (Self::InterruptEntryCache(IecInv::from_bits(bits)), true),
             DescType::Wait => (Self::Wait(InvWait::from_bits(bits)), true),
             DescType::PasidIotlb => {
                 let d = PasidIotlbInv::from_bits(bits);
@@ -188,10 +173,9 @@ impl Descriptor {
                 (Self::PasidCache(d), d.granularity().is_some())
             }
             DescType::PasidDevTlb => (Self::PasidDevTlb(PasidDevTlbInv::from_bits(bits)), true),
-            DescType::PageGroupResponse => (
-                Self::PageGroupResponse(PageGroupResponse::from_bits(bits)),
-                true,
-            ),
+            DescType::PageGroupResponse => {
+                (Self::PageGroupResponse(PageGroupResponse::from_bits(bits)), true)
+            }
             DescType::Hpt => {
                 let d = HptInv::from_bits(bits);
                 (Self::Hpt(d), d.granularity().is_some())

@@ -3,12 +3,11 @@
 use bitfield_struct::bitfield;
 
 use super::{
-    CcGranularity, Desc, HptGranularity, IotlbGranularity, PasidCacheGranularity,
-    PasidIotlbGranularity,
+    CcGranularity, Desc, HptGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
 };
 use crate::vtd::field::{
-    address_from_u128, address_to_u128, dword_from_u128, dword_to_u128, pasid_from_u128,
-    pasid_to_u128, prgi_from_u128, prgi_to_u128,
+    address_from_u128, address_to_u128, dword_from_u128, dword_to_u128, pasid_from_u128, pasid_to_u128,
+    prgi_from_u128, prgi_to_u128,
 };
 use crate::vtd::page_req::ResponseCode;
 use crate::vtd::split;
@@ -101,18 +100,13 @@ impl CcInv {
     /// Entries of a domain.
     #[must_use]
     pub const fn domain(did: u16) -> Self {
-        Self::new()
-            .with_g(CcGranularity::Domain.bits())
-            .with_did(did)
+        Self::new().with_g(CcGranularity::Domain.bits()).with_did(did)
     }
 
     /// Entries of one source id.
     #[must_use]
     pub const fn device(did: u16, sid: u16) -> Self {
-        Self::new()
-            .with_g(CcGranularity::Device.bits())
-            .with_did(did)
-            .with_sid(sid)
+        Self::new().with_g(CcGranularity::Device.bits()).with_did(did).with_sid(sid)
     }
 }
 
@@ -159,18 +153,13 @@ impl PasidCacheInv {
     /// Entries of a domain.
     #[must_use]
     pub const fn domain(did: u16) -> Self {
-        Self::new()
-            .with_g(PasidCacheGranularity::Domain.bits())
-            .with_did(did)
+        Self::new().with_g(PasidCacheGranularity::Domain.bits()).with_did(did)
     }
 
     /// Entries of a PASID within a domain.
     #[must_use]
     pub const fn pasid_within(did: u16, pasid: u32) -> Self {
-        Self::new()
-            .with_g(PasidCacheGranularity::Pasid.bits())
-            .with_did(did)
-            .with_pasid(pasid)
+        Self::new().with_g(PasidCacheGranularity::Pasid.bits()).with_did(did).with_pasid(pasid)
     }
 }
 
@@ -228,9 +217,7 @@ impl IotlbInv {
     /// Entries of a domain.
     #[must_use]
     pub const fn domain(did: u16) -> Self {
-        Self::new()
-            .with_g(IotlbGranularity::Domain.bits())
-            .with_did(did)
+        Self::new().with_g(IotlbGranularity::Domain.bits()).with_did(did)
     }
 
     /// Entries of 2^`am` pages at `address` within a domain; `am` is at most 63.
@@ -292,10 +279,7 @@ impl PasidIotlbInv {
     /// Entries of a PASID within a domain.
     #[must_use]
     pub const fn pasid_within(did: u16, pasid: u32) -> Self {
-        Self::new()
-            .with_g(PasidIotlbGranularity::Pasid.bits())
-            .with_did(did)
-            .with_pasid(pasid)
+        Self::new().with_g(PasidIotlbGranularity::Pasid.bits()).with_did(did).with_pasid(pasid)
     }
 
     /// Entries of 2^`am` pages at `address` within a PASID and a domain; `am` is at most 63.
@@ -401,11 +385,7 @@ impl PasidDevTlbInv {
     #[must_use]
     pub const fn pages(sid: u16, pasid: u32, address: u64, pages_log2: u8) -> Self {
         let (address, s) = super::dev_tlb_range(address, pages_log2);
-        Self::new()
-            .with_sid(sid)
-            .with_pasid(pasid)
-            .with_address(address)
-            .with_s(s)
+        Self::new().with_sid(sid).with_pasid(pasid).with_address(address).with_s(s)
     }
 
     /// Everything of this PASID.
@@ -524,10 +504,7 @@ impl InvWait {
     /// Writes `data` to `address` at completion.
     #[must_use]
     pub const fn status(address: u64, data: u32) -> Self {
-        Self::new()
-            .with_sw(true)
-            .with_status_address(address)
-            .with_status_data(data)
+        Self::new().with_sw(true).with_status_address(address).with_status_data(data)
     }
 
     /// A fence that reports nothing.
@@ -583,10 +560,7 @@ impl PageGroupResponse {
     /// The response to a group.
     #[must_use]
     pub const fn respond(rid: u16, pasid: Option<u32>, prgi: u16, code: ResponseCode) -> Self {
-        let response = Self::new()
-            .with_rid(rid)
-            .with_prgi(prgi)
-            .with_rc(code.bits());
+        let response = Self::new().with_rid(rid).with_prgi(prgi).with_rc(code.bits());
         match pasid {
             Some(pasid) => response.with_pp(true).with_pasid(pasid),
             None => response,

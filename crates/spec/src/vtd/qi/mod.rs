@@ -10,8 +10,8 @@ mod range;
 
 pub use decode::{Descriptor, Rules};
 pub use descriptor::{
-    CcInv, DevTlbInv, HptInv, IecInv, InvWait, IotlbInv, PageGroupResponse, PasidCacheInv,
-    PasidDevTlbInv, PasidIotlbInv,
+    CcInv, DevTlbInv, HptInv, IecInv, InvWait, IotlbInv, PageGroupResponse, PasidCacheInv, PasidDevTlbInv,
+    PasidIotlbInv,
 };
 pub use range::{address_mask, dev_tlb_range, dev_tlb_size, masked_base};
 

@@ -14,11 +14,7 @@ pub const fn address_mask(first: u64, last: u64) -> u8 {
 /// First address of the aligned region of 2^`am` pages that holds `address` (`[V]` table 22).
 #[must_use]
 pub const fn masked_base(address: u64, am: u8) -> u64 {
-    if am >= MAX_PAGES_LOG2 {
-        0
-    } else {
-        address >> (12 + am) << (12 + am)
-    }
+    if am >= MAX_PAGES_LOG2 { 0 } else { address >> (12 + am) << (12 + am) }
 }
 
 /// The ADDR and S fields that name the aligned region of 2^`pages_log2` pages holding `address`, for
@@ -27,11 +23,7 @@ pub const fn masked_base(address: u64, am: u8) -> u64 {
 /// which is ADDR 0x7FFF_FFFF_FFFF_F000 with S (`[V]` 6.5.3.3).
 #[must_use]
 pub const fn dev_tlb_range(address: u64, pages_log2: u8) -> (u64, bool) {
-    let log2 = if pages_log2 > MAX_PAGES_LOG2 {
-        MAX_PAGES_LOG2
-    } else {
-        pages_log2
-    };
+    let log2 = if pages_log2 > MAX_PAGES_LOG2 { MAX_PAGES_LOG2 } else { pages_log2 };
     if log2 == 0 {
         return (address >> 12 << 12, false);
     }
@@ -48,10 +40,6 @@ pub const fn dev_tlb_size(address: u64, s: bool) -> (u64, u8) {
         return (address >> 12 << 12, 0);
     }
     let ones = (address >> 12).trailing_ones() as u8;
-    let log2 = if ones >= MAX_PAGES_LOG2 {
-        MAX_PAGES_LOG2
-    } else {
-        ones + 1
-    };
+    let log2 = if ones >= MAX_PAGES_LOG2 { MAX_PAGES_LOG2 } else { ones + 1 };
     (masked_base(address, log2), log2)
 }

@@ -115,8 +115,7 @@ impl Frcd {
     /// This record with T1 and T2 set for the type.
     #[must_use]
     pub const fn with_request_type(self, ty: FrcdType) -> Self {
-        self.with_t1(ty.bits() & 0b10 != 0)
-            .with_t2(ty.bits() & 0b01 != 0)
+        self.with_t1(ty.bits() & 0b10 != 0).with_t2(ty.bits() & 0b01 != 0)
     }
 
     /// AT decoded, or `None` if reserved.

@@ -153,11 +153,7 @@ impl Iqa {
     /// DW as a descriptor width.
     #[must_use]
     pub const fn width(self) -> DescWidth {
-        if self.dw() {
-            DescWidth::Bits256
-        } else {
-            DescWidth::Bits128
-        }
+        if self.dw() { DescWidth::Bits256 } else { DescWidth::Bits128 }
     }
 
     /// Descriptors that the queue has room for, one of which always stays free.
