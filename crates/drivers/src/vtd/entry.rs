@@ -14,8 +14,7 @@ use portcullis_spec::vtd::{
 };
 
 /// PDTS of a directory that fills a frame: 2^(PDTS+7) entries ([V] 9.4).
-pub(super) const PDTS: u8 =
-    (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE).ilog2() as u8 - 7;
+pub(super) const PDTS: u8 = (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE).ilog2() as u8 - 7;
 
 /// PAT of a PASID-table entry where memory types exist: the processor's values after reset, WB, WT,
 /// UC- and UC, twice ([V] 9.6).
@@ -27,11 +26,7 @@ fn did(tag: portcullis::DomainTag) -> Result<u16, Incompatible> {
 }
 
 /// The context entry of legacy mode that shows a requester `to` ([V] 9.3).
-pub(super) fn legacy(
-    unit: &Unit,
-    features: Features,
-    to: &Target,
-) -> Result<ContextEntry, Incompatible> {
+pub(super) fn legacy(unit: &Unit, features: Features, to: &Target) -> Result<ContextEntry, Incompatible> {
     let entry = ContextEntry::new().with_p(true);
     match *to {
         Target::Identity { tag } => {
@@ -39,34 +34,21 @@ pub(super) fn legacy(
             let agaw = agaw.ok_or(Incompatible::NoIdentity)?;
             if features.ats {
                 // TT 10b blocks translation requests, and a blocked one turns ATS off.
-                return Err(Incompatible::Other(
-                    "legacy pass-through blocks translation requests",
-                ));
+                return Err(Incompatible::Other("legacy pass-through blocks translation requests"));
             }
-            Ok(entry
-                .with_tt(TranslationType::PassThrough.bits())
-                .with_aw(agaw.bits())
-                .with_did(did(tag)?))
+            Ok(entry.with_tt(TranslationType::PassThrough.bits()).with_aw(agaw.bits()).with_did(did(tag)?))
         }
         Target::Table { desc, root, tag } => {
             unit.can_walk(&desc)?;
             let tt = translation_type(features);
-            Ok(entry
-                .with_tt(tt.bits())
-                .with_ssptptr(root.0)
-                .with_aw(Agaw::Bits48.bits())
-                .with_did(did(tag)?))
+            Ok(entry.with_tt(tt.bits()).with_ssptptr(root.0).with_aw(Agaw::Bits48.bits()).with_did(did(tag)?))
         }
     }
 }
 
 /// TT of a context entry with a table.
 pub(super) fn translation_type(features: Features) -> TranslationType {
-    if features.ats {
-        TranslationType::DeviceTlb
-    } else {
-        TranslationType::Untranslated
-    }
+    if features.ats { TranslationType::DeviceTlb } else { TranslationType::Untranslated }
 }
 
 /// The two halves of a PASID-table entry that this driver uses ([V] 9.6). The other two stay zero.
@@ -78,37 +60,29 @@ pub(super) struct PasidHalves {
 
 /// The PASID-table entry that shows a requester or one of its PASIDs `to`.
 pub(super) fn pasid(unit: &Unit, to: &Target) -> Result<PasidHalves, Incompatible> {
-    let mut low = PasidLow::new()
-        .with_p(true)
-        .with_pwsnp(unit.ecap.smpwcs())
-        .with_pat(if unit.ecap.mts() { PAT } else { 0 });
+    let mut low = PasidLow::new().with_p(true).with_pwsnp(unit.ecap.smpwcs()).with_pat(if unit.ecap.mts() {
+        PAT
+    } else {
+        0
+    });
     let mut first_stage = PasidFirstStage::new();
     match *to {
         Target::Identity { tag } => {
             if !unit.ecap.pt() {
                 return Err(Incompatible::NoIdentity);
             }
-            low = low
-                .with_pgtt(Pgtt::PassThrough.bits())
-                .with_did(did(tag)?)
-                .with_pwsnp(false);
+            low = low.with_pgtt(Pgtt::PassThrough.bits()).with_did(did(tag)?).with_pwsnp(false);
         }
         Target::Table { desc, root, tag } => {
             unit.can_walk(&desc)?;
             low = low.with_did(did(tag)?);
             if desc.id == X86_FIRST_STAGE {
                 // Its entries have no snoop bit: the table counts on this one.
-                low = low
-                    .with_pgtt(Pgtt::FirstStage.bits())
-                    .with_pgsnp(unit.ecap.sc());
-                first_stage = first_stage
-                    .with_fspm(Fspm::Level4.bits())
-                    .with_fsptptr(root.0);
+                low = low.with_pgtt(Pgtt::FirstStage.bits()).with_pgsnp(unit.ecap.sc());
+                first_stage = first_stage.with_fspm(Fspm::Level4.bits()).with_fsptptr(root.0);
             } else {
-                low = low
-                    .with_pgtt(Pgtt::SecondStage.bits())
-                    .with_aw(Agaw::Bits48.bits())
-                    .with_ssptptr(root.0);
+                low =
+                    low.with_pgtt(Pgtt::SecondStage.bits()).with_aw(Agaw::Bits48.bits()).with_ssptptr(root.0);
             }
         }
     }
@@ -148,9 +122,7 @@ pub(super) fn check_features(unit: &Unit, features: Features) -> Result<(), Inco
         return Err(Incompatible::Other("the unit translates no PASIDs"));
     }
     if features.pri && !unit.page_requests() {
-        return Err(Incompatible::Other(
-            "the unit takes no page requests, or cannot drain them",
-        ));
+        return Err(Incompatible::Other("the unit takes no page requests, or cannot drain them"));
     }
     if features.pri && !features.ats {
         // DTE=0 with PRE=1 is illegal ([V] table 30, SCT.4.1).

@@ -14,12 +14,11 @@ use portcullis_spec::vtd::{
     context::ContextEntry,
     pasid::{PasidLow, Pgtt},
     qi::{
-        CcInv, Desc, DevTlbInv, InvWait, IotlbInv, PasidCacheInv, PasidDevTlbInv, PasidIotlbInv,
-        address_mask,
+        CcInv, Desc, DevTlbInv, InvWait, IotlbInv, PasidCacheInv, PasidDevTlbInv, PasidIotlbInv, address_mask,
     },
 };
 
-use super::tables::{RID_PASID, pasid_number};
+use super::tables::pasid_number;
 
 /// Most blocks of pages that a range is cut into.
 const MAX_BLOCKS: usize = 2;
@@ -57,14 +56,8 @@ pub(super) struct Items {
 
 impl Items {
     pub(super) fn new() -> Items {
-        let none = Item {
-            kind: Kind::Own,
-            desc: [0; 4],
-        };
-        Items {
-            items: [none; MAX_ITEMS],
-            len: 0,
-        }
+        let none = Item { kind: Kind::Own, desc: [0; 4] };
+        Items { items: [none; MAX_ITEMS], len: 0 }
     }
 
     pub(super) fn as_slice(&self) -> &[Item] {
@@ -72,9 +65,7 @@ impl Items {
     }
 
     pub(super) fn asks_a_device(&self) -> bool {
-        self.as_slice()
-            .iter()
-            .any(|i| matches!(i.kind, Kind::DeviceTlb(_)))
+        self.as_slice().iter().any(|i| matches!(i.kind, Kind::DeviceTlb(_)))
     }
 
     /// Slots that the submission takes: with the wait that ends it, and in isolation one behind each
@@ -119,10 +110,7 @@ impl Items {
     /// After a change to a present PASID-table entry, whose old value was `old`.
     pub(super) fn pasid_entry(&mut self, unit: &Unit, at: At, old: PasidLow) {
         let pasid = pasid_number(at.pasid);
-        self.push(
-            Kind::Own,
-            PasidCacheInv::pasid_within(old.did(), pasid).desc(),
-        );
+        self.push(Kind::Own, PasidCacheInv::pasid_within(old.did(), pasid).desc());
         self.translations(unit, at, old);
     }
 
@@ -130,9 +118,7 @@ impl Items {
     pub(super) fn translations(&mut self, unit: &Unit, at: At, entry: PasidLow) {
         let did = entry.did();
         let desc = match entry.translation_type() {
-            Some(Pgtt::SecondStage | Pgtt::Nested) => {
-                drain_flags(unit, IotlbInv::domain(did)).desc()
-            }
+            Some(Pgtt::SecondStage | Pgtt::Nested) => drain_flags(unit, IotlbInv::domain(did)).desc(),
             Some(Pgtt::FirstStage | Pgtt::PassThrough) | None => {
                 PasidIotlbInv::pasid_within(did, pasid_number(at.pasid)).desc()
             }
@@ -158,30 +144,22 @@ impl Items {
         let mip = device.invalidate_queue_depth & 0x1f;
         let (first, log2) = (block.first, block.log2);
         let desc = match at.pasid {
-            None => DevTlbInv::pages(sid, first, log2)
-                .with_pfsid(pfsid)
-                .with_mip(mip)
-                .desc(),
-            Some(pasid) => PasidDevTlbInv::pages(sid, pasid.get(), first, log2)
-                .with_pfsid(pfsid)
-                .with_mip(mip)
-                .desc(),
+            None => DevTlbInv::pages(sid, first, log2).with_pfsid(pfsid).with_mip(mip).desc(),
+            Some(pasid) => {
+                PasidDevTlbInv::pages(sid, pasid.get(), first, log2).with_pfsid(pfsid).with_mip(mip).desc()
+            }
         };
         self.push(Kind::DeviceTlb(sid), desc);
     }
 
     /// After changes to the entries of a table: for each of its users what that user's tag finds,
-    /// then the device TLBs. `device` tells the features of a requester.
+    /// then the device TLBs. `device` tells the features of a requester whose TLB is in use.
     pub(super) fn batch(
         unit: &Unit,
         batch: &Batch<'_>,
-        device: impl Fn(SourceId) -> Features,
+        device: impl Fn(SourceId) -> Option<Features>,
     ) -> Items {
-        assert!(
-            batch.tags.len() <= Batch::MAX_TAGS,
-            "a batch has at most {} tags",
-            Batch::MAX_TAGS
-        );
+        assert!(batch.tags.len() <= Batch::MAX_TAGS, "a batch has at most {} tags", Batch::MAX_TAGS);
         let (blocks, count) = Block::cover(batch.range);
         let blocks = &blocks[..count];
         let mut items = Items::new();
@@ -195,13 +173,16 @@ impl Items {
                 items.second_stage(unit, t, blocks, batch);
             }
         }
-        let mut asked = batch.tags.iter().filter(|t| t.ats).peekable();
-        if asked.peek().is_some() {
-            items.fence();
-        }
-        for t in asked {
+        let mut fenced = false;
+        for t in batch.tags.iter().filter(|t| t.ats) {
+            let Some(features) = device(t.at.source) else {
+                continue;
+            };
+            if !core::mem::replace(&mut fenced, true) {
+                items.fence();
+            }
             for block in blocks {
-                items.device_tlb_block(unit, t.at, device(t.at.source), block);
+                items.device_tlb_block(unit, t.at, features, block);
             }
         }
         items
@@ -256,10 +237,7 @@ impl Block {
 
     fn holding(first: u64, last: u64) -> Block {
         let log2 = address_mask(first, last);
-        Block {
-            first: portcullis_spec::vtd::qi::masked_base(first, log2),
-            log2,
-        }
+        Block { first: portcullis_spec::vtd::qi::masked_base(first, log2), log2 }
     }
 
     /// One block that holds the whole range, or two that meet inside it and are smaller together: a
@@ -277,10 +255,6 @@ impl Block {
         let middle = whole.first + (1 << (11 + whole.log2));
         let low = Block::holding(first, middle - 1);
         let high = Block::holding(middle, last);
-        if low.log2.max(high.log2) + 1 < whole.log2 {
-            ([low, high], 2)
-        } else {
-            ([whole; MAX_BLOCKS], 1)
-        }
+        if low.log2.max(high.log2) + 1 < whole.log2 { ([low, high], 2) } else { ([whole; MAX_BLOCKS], 1) }
     }
 }

@@ -108,11 +108,7 @@ impl<P: Platform> Queue<P> {
             regs,
             mem,
             // In scalable mode every descriptor has 256 bits ([V] table 26).
-            width: if unit.scalable {
-                DescWidth::Bits256
-            } else {
-                DescWidth::Bits128
-            },
+            width: if unit.scalable { DescWidth::Bits256 } else { DescWidth::Bits128 },
             interrupt,
             ring,
         }
@@ -128,11 +124,7 @@ impl<P: Platform> Queue<P> {
         let ring = Ring::new(frame, status, self.entries()).map_err(|_| StartError::NoMem)?;
         self.ring.with(|r| *r = Some(ring));
         self.regs.set_iqt(Iqt::new());
-        self.regs.set_iqa(
-            Iqa::new()
-                .with_iqa(frame.0)
-                .with_dw(self.width == DescWidth::Bits256),
-        );
+        self.regs.set_iqa(Iqa::new().with_iqa(frame.0).with_dw(self.width == DescWidth::Bits256));
         Ok(())
     }
 
@@ -186,8 +178,7 @@ impl<P: Platform> Queue<P> {
 
     /// Everything that was queued before.
     pub(super) fn newest(&self) -> InvSeq {
-        self.locked(|_, ring| InvSeq(ring.issued))
-            .unwrap_or(InvSeq(0))
+        self.locked(|_, ring| InvSeq(ring.issued)).unwrap_or(InvSeq(0))
     }
 
     /// Looks for completions and errors. Returns whether somebody who waits should look again, and
@@ -205,6 +196,11 @@ impl<P: Platform> Queue<P> {
             (news, errors)
         })
         .unwrap_or_default()
+    }
+
+    /// Whether a requester let an invalidation time out and was not forgiven.
+    pub(super) fn is_silent(&self, source: SourceId) -> bool {
+        self.locked(|_, ring| ring.is_silent(source.0 as u16)).unwrap_or(false)
     }
 
     /// A requester answers again, or is somebody else now.
@@ -323,11 +319,7 @@ impl<P: Platform> Queue<P> {
     /// part in use.
     pub(super) fn head(&self, ring: &Ring) -> usize {
         let slot = (self.regs.iqh().qh() >> self.width.shift()) as usize % self.entries();
-        if ring.distance(ring.retired, slot) <= ring.used() {
-            slot
-        } else {
-            ring.retired
-        }
+        if ring.distance(ring.retired, slot) <= ring.used() { slot } else { ring.retired }
     }
 
     /// Takes completions, deals with errors, and moves on what waits for room.
@@ -399,15 +391,8 @@ pub(super) struct Errors {
 }
 
 impl Ring {
-    fn new(
-        frame: Phys,
-        status: Phys,
-        entries: usize,
-    ) -> Result<Ring, alloc::collections::TryReserveError> {
-        let void = Slot {
-            kind: SlotKind::Void,
-            seq: 0,
-        };
+    fn new(frame: Phys, status: Phys, entries: usize) -> Result<Ring, alloc::collections::TryReserveError> {
+        let void = Slot { kind: SlotKind::Void, seq: 0 };
         let mut backlog = VecDeque::new();
         backlog.try_reserve_exact(entries)?;
         Ok(Ring {
@@ -469,11 +454,7 @@ impl Ring {
 
     fn outcome(&self, seq: u64) -> Poll<Result<(), InvError>> {
         if self.resolved < seq {
-            return if self.lost {
-                Poll::Ready(Err(lost()))
-            } else {
-                Poll::Pending
-            };
+            return if self.lost { Poll::Ready(Err(lost())) } else { Poll::Pending };
         }
         Poll::Ready(match self.failures[seq as usize % FAILURES] {
             Some((s, error)) if s == seq => Err(error),
@@ -484,10 +465,7 @@ impl Ring {
     }
 }
 
-fn filled<T: Clone>(
-    value: T,
-    n: usize,
-) -> Result<Vec<T>, alloc::collections::TryReserveError> {
+fn filled<T: Clone>(value: T, n: usize) -> Result<Vec<T>, alloc::collections::TryReserveError> {
     let mut v = Vec::new();
     v.try_reserve_exact(n)?;
     v.resize(n, value);

@@ -51,10 +51,7 @@ impl<P: Platform> Queue<P> {
             ring.ice_source = source(record.icesid());
         }
         // Hardware goes on when the bits are cleared: last.
-        let bits = Fsts::new()
-            .with_iqe(fsts.iqe())
-            .with_ite(fsts.ite())
-            .with_ice(fsts.ice());
+        let bits = Fsts::new().with_iqe(fsts.iqe()).with_ite(fsts.ite()).with_ice(fsts.ice());
         ring.told = Fsts::from_bits(ring.told.into_bits() | bits.into_bits());
         self.mem.barrier();
         self.regs.clear_fsts(bits);

@@ -2,8 +2,8 @@
 
 use portcullis::{Platform, Window};
 use portcullis_spec::vtd::regs::{
-    Ecap, EventAddress, EventControl, EventData, FRCD_SIZE, Frcd, Fsts, Gcmd, Gsts, Ics, Iqa,
-    Iqercd, Iqh, Iqt, Pmen, Pqa, Pqh, Pqt, Prs, Rtaddr, Ver, offset,
+    Ecap, EventAddress, EventControl, EventData, FRCD_SIZE, Frcd, Fsts, Gcmd, Gsts, Ics, Iqa, Iqercd, Iqh,
+    Iqt, Pmen, Pqa, Pqh, Pqt, Prs, Rtaddr, Ver, offset,
 };
 use portcullis_spec::vtd::{join, regs::Cap};
 
@@ -115,9 +115,7 @@ impl<P: Platform> Regs<P> {
     pub(super) fn frcd(&self, at: u32) -> Option<Frcd> {
         let high = self.read64(at + 8);
         let record = Frcd::from_bits(join(0, high));
-        record
-            .f()
-            .then(|| Frcd::from_bits(join(self.read64(at), high)))
+        record.f().then(|| Frcd::from_bits(join(self.read64(at), high)))
     }
 
     /// Clears F of the fault recording register at byte offset `at`, bit 127.

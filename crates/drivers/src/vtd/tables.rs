@@ -31,10 +31,7 @@ pub(super) struct Place {
 
 impl Place {
     fn next(self) -> Place {
-        Place {
-            index: self.index + 1,
-            ..self
-        }
+        Place { index: self.index + 1, ..self }
     }
 }
 
@@ -48,11 +45,7 @@ pub(super) struct Tables<P> {
 
 impl<P: Platform> Tables<P> {
     pub(super) fn new(mem: P, unit: &Unit) -> Tables<P> {
-        Tables {
-            mem,
-            scalable: unit.scalable,
-            coherent: unit.coherent_structures(),
-        }
+        Tables { mem, scalable: unit.scalable, coherent: unit.coherent_structures() }
     }
 
     /// A table that is visible to hardware as all zeros: nothing present.
@@ -91,12 +84,7 @@ impl<P: Platform> Tables<P> {
 
     /// Links `table` as the context table of `source`'s bus, or of its half of it, unless another
     /// is there: then the frame comes back. The caller excludes other callers.
-    pub(super) fn add_context_table(
-        &self,
-        root: Phys,
-        source: SourceId,
-        table: Fresh,
-    ) -> Option<Fresh> {
+    pub(super) fn add_context_table(&self, root: Phys, source: SourceId, table: Fresh) -> Option<Fresh> {
         if self.context_table(root, source).is_some() {
             return Some(table);
         }
@@ -195,10 +183,7 @@ impl<P: Platform> Tables<P> {
 }
 
 fn root_place(root: Phys, source: SourceId) -> Place {
-    Place {
-        table: root,
-        index: (source.0 >> 8 & 0xff) as usize,
-    }
+    Place { table: root, index: (source.0 >> 8 & 0xff) as usize }
 }
 
 /// Whether the upper half of a scalable-mode root entry serves `source`: devices 16 to 31.

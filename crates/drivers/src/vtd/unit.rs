@@ -5,9 +5,7 @@ use portcullis::{
     Platform,
     driver::{Caps, Incompatible, PrepareError, Stage, StartError, TableRequest},
 };
-use portcullis_pgtable::{
-    Config, FormatDesc, FormatId, VTD_SECOND_STAGE, X86_FIRST_STAGE, formats::size,
-};
+use portcullis_pgtable::{Config, FormatDesc, FormatId, VTD_SECOND_STAGE, X86_FIRST_STAGE, formats::size};
 use portcullis_spec::vtd::{
     Agaw, INTERRUPT_RANGE_LAST, INTERRUPT_RANGE_START,
     pasid::{PASID_DIR_ENTRY_SIZE, PASID_TABLE_ENTRIES},
@@ -19,9 +17,8 @@ use portcullis_spec::vtd::{
 static INTERRUPT_RANGE: [(u64, u64); 1] = [(INTERRUPT_RANGE_START, INTERRUPT_RANGE_LAST)];
 
 /// Bits of the PASIDs that a directory of one frame covers: table memory comes in single frames.
-const DIRECTORY_PASID_BITS: u32 = (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE
-    * PASID_TABLE_ENTRIES)
-    .ilog2();
+const DIRECTORY_PASID_BITS: u32 =
+    (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE * PASID_TABLE_ENTRIES).ilog2();
 
 /// Entries of the page-request queue, which is one frame; it holds one request less ([V] 7.4.1).
 pub(super) const PRQ_ENTRIES: u32 =
@@ -71,14 +68,10 @@ impl Unit {
             ));
         }
         if !self.ecap.qi() {
-            return Err(StartError::Unsupported(
-                "no queued invalidation (ECAP_REG.QI=0)",
-            ));
+            return Err(StartError::Unsupported("no queued invalidation (ECAP_REG.QI=0)"));
         }
         if !self.second_stage() && !self.first_stage() {
-            return Err(StartError::Unsupported(
-                "neither a second stage of 4 levels nor a first stage",
-            ));
+            return Err(StartError::Unsupported("neither a second stage of 4 levels nor a first stage"));
         }
         Ok(())
     }
@@ -100,11 +93,7 @@ impl Unit {
     }
 
     pub(super) fn pasid_bits(&self) -> u32 {
-        if self.scalable && self.ecap.pasid() {
-            self.ecap.pasid_bits().min(DIRECTORY_PASID_BITS)
-        } else {
-            0
-        }
+        if self.scalable && self.ecap.pasid() { self.ecap.pasid_bits().min(DIRECTORY_PASID_BITS) } else { 0 }
     }
 
     /// Whether reads of root, context and PASID structures snoop ([V] 11.4.3, C).
@@ -115,28 +104,16 @@ impl Unit {
     /// Whether reads of page tables snoop: C in legacy mode, else SMPWC with PWSNP, which this
     /// driver always sets ([V] 3.10, 9.6).
     pub(super) fn coherent_tables(&self) -> bool {
-        if self.scalable {
-            self.ecap.smpwcs()
-        } else {
-            self.ecap.c()
-        }
+        if self.scalable { self.ecap.smpwcs() } else { self.ecap.c() }
     }
 
     /// AW for a pass-through entry of legacy mode: the largest that hardware supports ([V] 9.3).
     pub(super) fn widest_agaw(&self) -> Option<Agaw> {
-        Agaw::ALL
-            .iter()
-            .rev()
-            .copied()
-            .find(|a| self.cap.supports(*a))
+        Agaw::ALL.iter().rev().copied().find(|a| self.cap.supports(*a))
     }
 
     pub(super) fn caps(&self) -> Caps {
-        let page_requests = if self.page_requests() {
-            PRQ_ENTRIES - 1
-        } else {
-            0
-        };
+        let page_requests = if self.page_requests() { PRQ_ENTRIES - 1 } else { 0 };
         Caps {
             // Tag 0 stands for faulting entries in caching mode; giving it out gains nothing.
             tags: 1..1 << self.cap.domain_id_bits().unwrap_or(4),
@@ -182,22 +159,14 @@ impl Unit {
         }
         let walker = self.input_bits(desc.id);
         if desc.input_bits > walker {
-            return Err(Incompatible::InputWidth {
-                table: desc.input_bits,
-                walker,
-            });
+            return Err(Incompatible::InputWidth { table: desc.input_bits, walker });
         }
         if desc.output_bits > self.haw {
-            return Err(Incompatible::Other(
-                "the table may lead beyond the unit's host address width",
-            ));
+            return Err(Incompatible::Other("the table may lead beyond the unit's host address width"));
         }
         let walker = self.page_sizes(desc.id);
         if desc.page_sizes & !walker != 0 {
-            return Err(Incompatible::PageSizes {
-                table: desc.page_sizes,
-                walker,
-            });
+            return Err(Incompatible::PageSizes { table: desc.page_sizes, walker });
         }
         Ok(())
     }
