@@ -330,7 +330,7 @@ impl<P: Platform> DeviceInner<P> {
                 src.quarantined = false;
             }
         });
-        self.set_features(|_| {}).await?;
+        hw(instance, || instance.driver().restore(self.source)).await?;
         if let Some((domain, tag)) = &self.direct_only {
             self.install(At { source: self.source, pasid: None }, domain.target(*tag)).await?;
         }

@@ -161,6 +161,8 @@ pub struct Features {
     pub pri: bool,
     /// Depth of the device's invalidation queue (ATS capability; 0 means 32).
     pub invalidate_queue_depth: u8,
+    /// The physical function, where the requester is a virtual function of another.
+    pub physical_function: Option<SourceId>,
 }
 
 /// What an attachment point should translate through.
@@ -376,6 +378,13 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// A full queue, or hardware that is gone.
     fn cut_off(&self, source: SourceId) -> Result<InvSeq, SubmitError>;
+    /// Takes [`cut_off`](Driver::cut_off) back, after the requester was reset: it has its features
+    /// and PASIDs again, and its attachment points are what they were or blocked; the core attaches
+    /// them anew. Nothing else takes a cut-off back, a change of features least of all.
+    ///
+    /// # Errors
+    /// A full queue, or hardware that is gone; nothing changed.
+    fn restore(&self, source: SourceId) -> Result<InvSeq, SubmitError>;
     /// Frees the tables of a requester that was cut off, after that completed.
     fn remove_device(&self, source: SourceId);
 

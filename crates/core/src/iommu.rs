@@ -134,6 +134,7 @@ impl<P: Platform> Iommu<P> {
             ats,
             pri: false,
             invalidate_queue_depth: spec.caps.invalidate_queue_depth,
+            physical_function: None,
         };
         let config = &hub.config;
         let entry = Source::new(

@@ -1,0 +1,362 @@
+//! Requesters and what they translate through: entries stored together with the invalidations that
+//! the change needs ([V] 6.2.2.1, 6.2.3.1, table 28).
+//!
+//! The core has one transition at a time at an attachment point, and changes a requester's features
+//! while nothing else happens to it. So an entry that was read stays what it is until it is stored.
+
+use super::{
+    Vtd,
+    devices::{AddError, Device},
+    entry::{self, PasidHalves},
+    invalidate::Items,
+    queue::End,
+    tables::{Place, RID_PASID, pasid_number},
+};
+use portcullis::{
+    At, Platform, ShortLock, SourceId,
+    driver::{Change, Features, HwLost, Incompatible, InvSeq, PrepareError, Prepared, SubmitError, Target},
+};
+use portcullis_pgtable::{NoMem, Phys};
+use portcullis_spec::vtd::{
+    context::{ContextEntry, ScalableContext, TranslationType},
+    join,
+    pasid::{PasidFirstStage, PasidLow},
+    qi::CcInv,
+    split,
+};
+
+/// Nothing to wait for.
+const NOTHING: InvSeq = InvSeq(0);
+
+/// Words of [`Prepared::image`] that hold a PASID table that has to be linked on the way, if any.
+const SPARE: usize = 6;
+
+impl<P: Platform> Vtd<P> {
+    pub(super) fn add(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+        if source.0 > u32::from(u16::MAX) {
+            return Err(Incompatible::Other("a requester id has 16 bits").into());
+        }
+        entry::check_features(&self.unit, features)?;
+        let root = self.root.with(|r| *r).ok_or(HwLost)?;
+        let place = self.context_place(root, source).map_err(no_mem)?;
+        let directory = if self.unit.scalable { Some(self.new_directory().map_err(no_mem)?) } else { None };
+        let device = Device::new(source, features, directory);
+        if let Err(e) = self.devices.add(device) {
+            if let Some(d) = directory {
+                self.tables.free_directory(d);
+            }
+            return Err(match e {
+                AddError::NoMem => PrepareError::NoMem,
+                AddError::Known => Incompatible::Other("the requester is known already").into(),
+            });
+        }
+        self.queue.forgive(source);
+        if let Some(directory) = directory {
+            // Every PASID is blocked, translated requests are not if the device has ATS: nobody has
+            // told it a translation yet.
+            let context = entry::scalable_context(features, directory);
+            self.tables.store(place, context.into_bits());
+        }
+        Ok(())
+    }
+
+    /// The place of a requester's context entry; makes the table that it is in. Sleepable.
+    fn context_place(&self, root: Phys, source: SourceId) -> Result<Place, NoMem> {
+        loop {
+            if let Some(place) = self.tables.context(root, source) {
+                return Ok(place);
+            }
+            let mut table = Some(self.tables.frame()?);
+            self.growing.with(|()| {
+                table = table.take().and_then(|t| self.tables.add_context_table(root, source, t));
+            });
+            if let Some(unused) = table {
+                self.mem.release(unused);
+            }
+        }
+    }
+
+    /// A PASID directory with the table for requests without PASID.
+    fn new_directory(&self) -> Result<Phys, NoMem> {
+        let directory = self.tables.frame()?;
+        let table = match self.tables.frame() {
+            Ok(t) => t,
+            Err(e) => {
+                self.mem.release(directory);
+                return Err(e);
+            }
+        };
+        let directory = directory.publish();
+        self.tables.add_pasid_table(directory, RID_PASID, table.publish());
+        Ok(directory)
+    }
+
+    pub(super) fn change_features(
+        &self,
+        source: SourceId,
+        features: Features,
+    ) -> Result<InvSeq, SubmitError> {
+        let (Some(device), Some(place)) = (self.devices.get(source), self.context_of(source)) else {
+            return Ok(NOTHING);
+        };
+        let old = self.tables.load(place);
+        let (new, present, did) = match device.directory {
+            Some(directory) => {
+                let present = ScalableContext::from_bits(old).p();
+                let new = entry::scalable_context(features, directory).with_p(present);
+                (new.into_bits(), present, 0)
+            }
+            None => {
+                // TT belongs to what is attached, and is chosen anew with the next attach.
+                let entry = ContextEntry::from_bits(old);
+                let through = entry.translation_type() == Some(TranslationType::PassThrough);
+                let new = if !entry.p() || through {
+                    entry
+                } else {
+                    entry.with_tt(entry::translation_type(features).bits())
+                };
+                (new.into_bits(), entry.p(), entry.did())
+            }
+        };
+        let mut items = Items::new();
+        if present && new != old {
+            let context = CcInv::device(did, source.0 as u16);
+            items.all_below_context(&self.unit, context);
+            if !features.ats {
+                // The device was told to stop first ([V] 4.5.2).
+                self.ask(&mut items, &device, None);
+            }
+        }
+        let seq = self.submit_or_store(&items, || self.tables.store(place, new))?;
+        self.devices.update(source, |d| d.features = features);
+        Ok(seq)
+    }
+
+    pub(super) fn reconnect(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        let (Some(device), Some(place)) = (self.devices.get(source), self.context_of(source)) else {
+            return Ok(NOTHING);
+        };
+        // In legacy mode what was attached is attached again, and that sets P.
+        if device.directory.is_some() {
+            let old = ScalableContext::from_bits(self.tables.load(place));
+            self.tables.store(place, old.with_p(true).into_bits());
+        }
+        self.queue.forgive(source);
+        self.devices.update(source, |d| d.cut_off = false);
+        Ok(self.queue.newest())
+    }
+
+    pub(super) fn cut(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        let Some(place) = self.context_of(source) else {
+            return Ok(NOTHING);
+        };
+        let old = self.tables.load(place);
+        let (new, did) = if self.unit.scalable {
+            let old = ScalableContext::from_bits(old);
+            (old.with_p(false).into_bits(), 0)
+        } else {
+            let old = ContextEntry::from_bits(old);
+            (old.with_p(false).into_bits(), old.did())
+        };
+        let mut items = Items::new();
+        items.all_below_context(&self.unit, CcInv::device(did, source.0 as u16));
+        let seq = self.queue.submit(&items, End::default(), || self.tables.store(place, new))?;
+        self.devices.update(source, |d| d.cut_off = true);
+        Ok(seq)
+    }
+
+    pub(super) fn remove(&self, source: SourceId) {
+        if let Some(place) = self.context_of(source) {
+            self.tables.store(place, 0);
+        }
+        let removed = self.devices.remove(source);
+        if let Some(directory) = removed.and_then(|d| d.directory) {
+            self.tables.free_directory(directory);
+        }
+        self.queue.forgive(source);
+    }
+
+    pub(super) fn prepare_entry(&self, at: At, to: Target) -> Result<Prepared, PrepareError> {
+        let device = self.devices.get(at.source).ok_or(PrepareError::UnknownSource(at.source))?;
+        let mut image = [0; 8];
+        let Some(directory) = device.directory else {
+            if let Some(pasid) = at.pasid {
+                return Err(Incompatible::Pasid(pasid).into());
+            }
+            let entry = entry::legacy(&self.unit, device.features, &to)?;
+            image[..2].copy_from_slice(&split(entry.into_bits()));
+            return Ok(Prepared { at, change: Change::Hitless, image });
+        };
+        if let Some(pasid) = at.pasid
+            && (!device.features.pasid || pasid.get() >> self.unit.pasid_bits() != 0)
+        {
+            return Err(Incompatible::Pasid(pasid).into());
+        }
+        let new = entry::pasid(&self.unit, &to)?;
+        image[..2].copy_from_slice(&split(new.low.into_bits()));
+        image[2..4].copy_from_slice(&split(new.first_stage.into_bits()));
+        let change = match self.tables.pasid(directory, pasid_number(at.pasid)) {
+            Some(place) => entry::change(&self.tables.load_pasid(place), &new),
+            None => {
+                let spare = self.tables.frame().map_err(no_mem)?.publish();
+                image[SPARE..].copy_from_slice(&[1, spare.0]);
+                Change::Hitless
+            }
+        };
+        Ok(Prepared { at, change, image })
+    }
+
+    pub(super) fn commit_entry(&self, prepared: Prepared) -> Result<InvSeq, (Prepared, SubmitError)> {
+        let at = prepared.at;
+        let Some(device) = self.devices.get(at.source) else {
+            return Err((prepared, SubmitError::Lost(HwLost)));
+        };
+        let [l0, l1, f0, f1, ..] = prepared.image;
+        let result = match device.directory {
+            None => self.commit_context(&device, ContextEntry::from_bits(join(l0, l1))),
+            Some(directory) => {
+                self.link_spare(directory, &prepared);
+                let new = PasidHalves {
+                    low: PasidLow::from_bits(join(l0, l1)),
+                    first_stage: PasidFirstStage::from_bits(join(f0, f1)),
+                };
+                self.commit_pasid(&device, directory, at, &new)
+            }
+        };
+        result.map_err(|e| {
+            // Linked or given back by now.
+            let mut prepared = prepared;
+            prepared.image[SPARE] = 0;
+            (prepared, e)
+        })
+    }
+
+    fn commit_context(&self, device: &Device, new: ContextEntry) -> Result<InvSeq, SubmitError> {
+        let source = device.source;
+        let place = self.context_of(source).ok_or(HwLost)?;
+        let old = ContextEntry::from_bits(self.tables.load(place));
+        // Cut off means at this very entry in legacy mode.
+        let new = new.with_p(!device.cut_off);
+        let mut items = Items::new();
+        if old.p() {
+            items.context_entry(&self.unit, source, old);
+            self.ask(&mut items, device, None);
+        } else if self.unit.cap.rwbf() {
+            // Nothing to invalidate, but an invalidation flushes the write buffers ([V] 6.8).
+            items.context_entry(&self.unit, source, new);
+        }
+        self.submit_or_store(&items, || self.tables.store(place, new.into_bits()))
+    }
+
+    fn commit_pasid(
+        &self,
+        device: &Device,
+        directory: Phys,
+        at: At,
+        new: &PasidHalves,
+    ) -> Result<InvSeq, SubmitError> {
+        let place = self.tables.pasid(directory, pasid_number(at.pasid)).ok_or(HwLost)?;
+        let old = self.tables.load_pasid(place);
+        let mut items = Items::new();
+        if !old.low.p() {
+            self.tables.store_pasid(place, new);
+            return Ok(NOTHING);
+        }
+        items.pasid_entry(&self.unit, at, old.low);
+        self.ask(&mut items, device, at.pasid);
+        if entry::change(&old, new) == Change::ThroughBlocked {
+            // The caller was told to block first. An entry is never torn for that: it is blocked
+            // now, and shown when this is called again.
+            let blocked = old.low.with_p(false).into_bits();
+            self.queue.submit(&items, End::default(), || self.tables.store(place, blocked))?;
+            return Err(SubmitError::Full);
+        }
+        self.queue.submit(&items, End::default(), || self.tables.store_pasid(place, new))
+    }
+
+    /// Links the PASID table that was made for an entry, unless somebody was faster.
+    fn link_spare(&self, directory: Phys, prepared: &Prepared) {
+        if let Some(spare) = spare(prepared) {
+            let pasid = pasid_number(prepared.at.pasid);
+            let unused = self.growing.with(|()| self.tables.add_pasid_table(directory, pasid, spare));
+            if let Some(unused) = unused {
+                self.mem.reclaim(unused);
+            }
+        }
+    }
+
+    pub(super) fn abandon_entry(&self, prepared: Prepared) {
+        if let Some(spare) = spare(&prepared) {
+            self.mem.reclaim(spare);
+        }
+    }
+
+    pub(super) fn block_entry(&self, at: At) -> Result<InvSeq, SubmitError> {
+        let Some(device) = self.devices.get(at.source) else {
+            return Ok(NOTHING);
+        };
+        let Some(place) = self.entry_of(&device, at) else {
+            return Ok(NOTHING);
+        };
+        let old = self.tables.load(place);
+        if old == 0 {
+            return Ok(NOTHING);
+        }
+        let mut items = Items::new();
+        let new = if device.directory.is_none() {
+            let old = ContextEntry::from_bits(old);
+            items.context_entry(&self.unit, at.source, old);
+            old.with_p(false).into_bits()
+        } else {
+            let old = PasidLow::from_bits(old);
+            items.pasid_entry(&self.unit, at, old);
+            // Until the drain is over, page requests on their way are answered by hardware, each
+            // with a fault that says nothing new (SPT.2).
+            let quiet = device.features.pri;
+            old.with_p(false).with_fpd(quiet).into_bits()
+        };
+        self.ask(&mut items, &device, at.pasid);
+        self.queue.submit(&items, End::default(), || self.tables.store(place, new))
+    }
+
+    /// Where the entry of an attachment point is, if it was ever used.
+    pub(super) fn entry_of(&self, device: &Device, at: At) -> Option<Place> {
+        match device.directory {
+            Some(directory) => self.tables.pasid(directory, pasid_number(at.pasid)),
+            None if at.pasid.is_some() => None,
+            None => self.context_of(at.source),
+        }
+    }
+
+    fn context_of(&self, source: SourceId) -> Option<Place> {
+        let root = self.root.with(|r| *r)?;
+        self.tables.context(root, source)
+    }
+
+    /// The invalidation of a device's own TLB, where it has one and may still use it.
+    fn ask(&self, items: &mut Items, device: &Device, pasid: Option<portcullis::Pasid>) {
+        if device.may_use_its_tlb() {
+            let source = device.source;
+            items.device_tlb(&self.unit, At { source, pasid }, device.features);
+        }
+    }
+
+    fn submit_or_store(&self, items: &Items, store: impl FnOnce()) -> Result<InvSeq, SubmitError> {
+        if items.as_slice().is_empty() {
+            store();
+            return Ok(NOTHING);
+        }
+        self.queue.submit(items, End::default(), store)
+    }
+}
+
+fn spare(prepared: &Prepared) -> Option<Phys> {
+    match prepared.image[SPARE..] {
+        [1, phys] => Some(Phys(phys)),
+        _ => None,
+    }
+}
+
+fn no_mem(_: NoMem) -> PrepareError {
+    PrepareError::NoMem
+}

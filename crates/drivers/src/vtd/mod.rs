@@ -1,0 +1,233 @@
+//! Intel VT-d, after revision 5.10 of its specification ([V]).
+//!
+//! Legacy or scalable mode by capability. [`Vtd`] is the driver of one unit; the files below are its
+//! parts:
+//!
+//! - `unit` reads the capabilities and decides what is used; `regs` is the register window.
+//! - `start` brings the unit up; `devices`, `attach`, `entry` and `tables` are what requesters
+//!   translate through.
+//! - `queue`, `invalidate` and `recover` are the invalidation queue.
+//! - `prq`, `drain` and `faults` are what comes back.
+//!
+//! # A device that does not answer
+//!
+//! [`Driver::done`] reports [`DeviceTimeout`](portcullis::driver::InvError::DeviceTimeout) once
+//! everything else of that submission is done. Until the device is cut off, each further submission
+//! that would ask it fails the same way at once, without asking it. After that it is left out: its
+//! translated requests are refused. [`Driver::restore`] gives it a new life.
+//!
+//! # Not here yet
+//!
+//! Caching mode and adopting another kernel's tables are refused at start. Accessed and dirty bits
+//! of the second stage (SSADE), tables of 3 and 5 levels, nested translation, host permission tables
+//! and interrupt remapping are not used. PASIDs have at most 15 bits, since a directory is one frame.
+
+mod attach;
+mod devices;
+mod drain;
+mod entry;
+mod faults;
+mod invalidate;
+mod prq;
+mod queue;
+mod recover;
+mod regs;
+mod start;
+mod tables;
+mod unit;
+
+#[cfg(test)]
+mod tests;
+
+pub use regs::Msi;
+
+use self::{
+    devices::Devices, invalidate::Items, prq::Requests, queue::End, queue::Queue, regs::Regs, start::Step,
+    tables::Tables, unit::Unit,
+};
+use alloc::boxed::Box;
+use core::task::Poll;
+use portcullis::{
+    Answer, At, Platform, SourceId, Turn, Window,
+    driver::{
+        Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, Offer, PrepareError,
+        Prepared, Start, StartError, SubmitError, TableRequest, Target,
+    },
+};
+use portcullis_pgtable::{FormatDesc, IoTable, Phys, Table, VTD_SECOND_STAGE, VtdSecondStage, X86FirstStage};
+
+/// What the embedder decides about a unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Use legacy mode where the unit has scalable mode too.
+    pub force_legacy: bool,
+    /// Bits of the platform's physical addresses, from the DMAR table ([V] 8.1). Without it the
+    /// unit's maximum guest address width is taken, which is at least as wide.
+    pub host_address_width: Option<u8>,
+    /// The message of faults and of queue errors; none where the embedder polls.
+    pub fault_event: Option<Msi>,
+    /// The message of completed invalidations; none where the embedder polls.
+    pub invalidation_event: Option<Msi>,
+    /// The message of page requests; none where the embedder polls.
+    pub page_request_event: Option<Msi>,
+}
+
+/// The driver of one remapping unit.
+pub struct Vtd<P: Platform> {
+    mem: P,
+    regs: Regs<P>,
+    unit: Unit,
+    options: Options,
+    step: P::Lock<Step>,
+    /// The root table, once the start has made it.
+    root: P::Lock<Option<Phys>>,
+    /// Held while a structure gets a new table below it.
+    growing: P::Lock<()>,
+    tables: Tables<P>,
+    devices: Devices<P>,
+    queue: Queue<P>,
+    requests: Requests<P>,
+}
+
+impl<P: Platform> Vtd<P> {
+    /// The driver of the unit whose registers are in `window`. Reads its capabilities and changes
+    /// nothing. Sleepable context.
+    pub fn new(platform: P, window: Window, options: Options) -> Vtd<P> {
+        let regs = Regs::new(platform.clone(), window);
+        let unit = Unit::read(&regs, &options);
+        let interrupt = options.invalidation_event.is_some();
+        Vtd {
+            step: platform.lock(Step::Untouched),
+            root: platform.lock(None),
+            growing: platform.lock(()),
+            tables: Tables::new(platform.clone(), &unit),
+            devices: Devices::new(&platform),
+            queue: Queue::new(regs.clone(), platform.clone(), &unit, interrupt),
+            requests: Requests::new(regs.clone(), platform.clone()),
+            regs,
+            unit,
+            options,
+            mem: platform,
+        }
+    }
+
+    /// Whether the unit runs (or will run) in scalable mode.
+    pub fn is_scalable(&self) -> bool {
+        self.unit.scalable
+    }
+}
+
+impl<P: Platform> Driver for Vtd<P> {
+    fn caps(&self) -> Caps {
+        self.unit.caps()
+    }
+
+    fn start(&self, how: Start<'_>) -> Poll<Result<(), StartError>> {
+        self.start_steps(how)
+    }
+
+    fn new_table(&self, request: TableRequest) -> Result<Box<dyn IoTable>, PrepareError> {
+        let (id, config) = self.unit.table(request)?;
+        let mem = self.mem.clone();
+        let no_mem = |_| PrepareError::NoMem;
+        if id == VTD_SECOND_STAGE {
+            let table = Table::<VtdSecondStage, P>::new(mem, config).map_err(no_mem)?;
+            Ok(Box::new(table))
+        } else {
+            let table = Table::<X86FirstStage, P>::new(mem, config).map_err(no_mem)?;
+            Ok(Box::new(table))
+        }
+    }
+
+    fn can_walk(&self, desc: &FormatDesc) -> Result<(), Incompatible> {
+        self.unit.can_walk(desc)
+    }
+
+    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+        self.add(source, features)
+    }
+
+    fn set_features(&self, source: SourceId, features: Features) -> Result<InvSeq, SubmitError> {
+        self.change_features(source, features)
+    }
+
+    fn cut_off(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        self.cut(source)
+    }
+
+    fn restore(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        self.reconnect(source)
+    }
+
+    fn remove_device(&self, source: SourceId) {
+        self.remove(source)
+    }
+
+    fn prepare(&self, at: At, to: Target) -> Result<Prepared, PrepareError> {
+        self.prepare_entry(at, to)
+    }
+
+    fn commit(&self, prepared: Prepared) -> Result<InvSeq, (Prepared, SubmitError)> {
+        self.commit_entry(prepared)
+    }
+
+    fn abandon(&self, prepared: Prepared) {
+        self.abandon_entry(prepared)
+    }
+
+    fn block(&self, at: At) -> Result<InvSeq, SubmitError> {
+        self.block_entry(at)
+    }
+
+    fn submit(&self, batch: &Batch<'_>) -> Result<InvSeq, SubmitError> {
+        let device = |source| {
+            let device = self.devices.get(source)?;
+            device.may_use_its_tlb().then_some(device.features)
+        };
+        let items = Items::batch(&self.unit, batch, device);
+        self.queue.submit(&items, End::default(), || ())
+    }
+
+    fn done(&self, seq: InvSeq) -> Poll<Result<(), InvError>> {
+        self.queue.done(seq)
+    }
+
+    fn drain(&self, at: At) -> Result<InvSeq, SubmitError> {
+        self.submit_drain(at)
+    }
+
+    fn drain_end(&self, at: At) -> DrainEnd {
+        self.end_of_drain(at)
+    }
+
+    fn page_response(&self, answer: &Answer<'_>) -> Offer {
+        let taken = self.queue.respond(|| {
+            let code = prq::wire_code(answer.take()?);
+            Some(prq::response(answer.vendor).with_rc(code.bits()))
+        });
+        match taken {
+            Ok(()) => Offer::Done,
+            Err(SubmitError::Full) => Offer::Full,
+            Err(SubmitError::Lost(_)) => Offer::Lost,
+        }
+    }
+
+    fn interrupt(&self) -> bool {
+        faults::pending(&self.regs) || self.regs.ics().iwc() || self.requests.pending()
+    }
+
+    fn service(&self, turn: &mut Turn<'_>) -> More {
+        if self.regs.ics().iwc() {
+            // Before the completions are looked at: what comes later sets it again.
+            self.regs.clear_ics();
+        }
+        let (news, errors) = self.queue.service();
+        if news {
+            turn.completed();
+        }
+        faults::tell(errors, turn);
+        let faults = faults::service(&self.regs, &self.unit, turn);
+        let requests = self.requests.service(turn, &self.queue);
+        if faults == More::Yes || requests == More::Yes { More::Yes } else { More::No }
+    }
+}

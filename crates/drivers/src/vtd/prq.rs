@@ -1,0 +1,219 @@
+//! The page-request queue ([V] 7.4, 7.5, 11.4.11): what devices ask, in the order they asked.
+
+use super::{queue::Queue, regs::Regs, unit::PRQ_ENTRIES};
+use portcullis::{
+    Code, Pasid, Platform, ShortLock, SourceId, Turn, VendorBits,
+    driver::{DrainEnd, InvSeq, More, PageRequest, QueuePos, Taken},
+};
+use portcullis_pgtable::Phys;
+use portcullis_spec::vtd::{
+    page_req::{self, PAGE_REQ_SIZE, PAGE_REQ_TYPE, PRQ_SHIFT, ResponseCode},
+    qi::PageGroupResponse,
+    regs::{Pqa, Pqh, Pqt, Prs},
+    split,
+};
+
+/// The page-request queue of one unit.
+pub(super) struct Requests<P: Platform> {
+    regs: Regs<P>,
+    mem: P,
+    state: P::Lock<Option<State>>,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    frame: Phys,
+    /// The entry to be read next, and how many were read since start.
+    head: u32,
+    passed: u64,
+    /// What was the newest submission to the invalidation queue when the last overflow was cleared.
+    /// A drain that was submitted before may have missed requests. `u64::MAX` while it is being
+    /// cleared.
+    overflowed: u64,
+}
+
+impl<P: Platform> Requests<P> {
+    pub(super) fn new(regs: Regs<P>, mem: P) -> Requests<P> {
+        let state = mem.lock(None);
+        Requests { regs, mem, state }
+    }
+
+    /// Programs an empty queue.
+    pub(super) fn set_up(&self, frame: Phys) {
+        self.state.with(|s| {
+            *s = Some(State { frame, head: 0, passed: 0, overflowed: 0 });
+        });
+        self.regs.set_pqh(Pqh::new());
+        self.regs.set_pqt(Pqt::new());
+        self.regs.set_pqa(Pqa::new().with_pqa(frame.0));
+        self.regs.clear_prs(Prs::from_bits(Prs::W1C));
+    }
+
+    /// Whether there is something to read, or an overflow to clear.
+    pub(super) fn pending(&self) -> bool {
+        let running = self.state.with(|s| s.is_some());
+        running && {
+            let prs = self.regs.prs();
+            prs.ppr() || prs.pro()
+        }
+    }
+
+    /// Hands over what is in the queue.
+    pub(super) fn service(&self, turn: &mut Turn<'_>, queue: &Queue<P>) -> More {
+        let Some(mut state) = self.state.with(|s| *s) else {
+            return More::No;
+        };
+        // Before the tail is read: what comes later sets it again, and is told again ([V] 7.5).
+        self.regs.clear_prs(Prs::new().with_ppr(true));
+        let (more, moved) = self.hand_over(turn, &mut state);
+        if moved {
+            self.state.with(|s| {
+                let offset = u64::from(state.head) << PRQ_SHIFT;
+                self.regs.set_pqh(Pqh::new().with_pqh(offset));
+                *s = Some(state);
+            });
+        }
+        turn.passed(QueuePos(state.passed));
+        if self.regs.prs().pro() && self.tail() == state.head {
+            turn.overflow();
+            self.clear_overflow(queue);
+            return More::Yes;
+        }
+        more
+    }
+
+    /// Reads entries until the queue is empty, the turn's bound is reached, or the core has no room.
+    fn hand_over(&self, turn: &mut Turn<'_>, state: &mut State) -> (More, bool) {
+        let mut moved = false;
+        let tail = self.tail();
+        while state.head != tail {
+            if !turn.spend() {
+                return (More::Yes, moved);
+            }
+            let taken = match self.read(state.frame, state.head) {
+                Decoded::StopMarker => Taken::Yes,
+                Decoded::Request(r) => turn.page_request(r),
+                Decoded::Malformed(r) => turn.malformed(r),
+            };
+            if taken == Taken::NoRoom {
+                return (More::Yes, moved);
+            }
+            state.head = (state.head + 1) % PRQ_ENTRIES;
+            state.passed += 1;
+            moved = true;
+        }
+        let more = if self.tail() == tail { More::No } else { More::Yes };
+        (more, moved)
+    }
+
+    /// Lets the hardware queue requests again.
+    fn clear_overflow(&self, queue: &Queue<P>) {
+        let stamp = |n| {
+            self.state.with(|s| {
+                if let Some(s) = s {
+                    s.overflowed = n;
+                }
+            })
+        };
+        // Drains that end before the bit is clear, and those that begin before, have to be repeated.
+        stamp(u64::MAX);
+        self.regs.clear_prs(Prs::new().with_pro(true));
+        stamp(queue.newest().0);
+    }
+
+    /// The end of a drain whose fence is complete.
+    pub(super) fn drain_end(&self, fence: InvSeq) -> DrainEnd {
+        // Before the stamp is looked at: a bit that somebody cleared has left its stamp.
+        if self.regs.prs().pro() {
+            return DrainEnd::Again;
+        }
+        self.state.with(|s| match s {
+            None => DrainEnd::At(QueuePos(0)),
+            Some(s) if s.overflowed >= fence.0 => DrainEnd::Again,
+            Some(s) => {
+                let ahead = (self.tail() + PRQ_ENTRIES - s.head) % PRQ_ENTRIES;
+                DrainEnd::At(QueuePos(s.passed + u64::from(ahead)))
+            }
+        })
+    }
+
+    /// The entry that hardware writes next. What it says is not trusted to be inside the queue.
+    fn tail(&self) -> u32 {
+        (self.regs.pqt().pqt() >> PRQ_SHIFT) as u32 % PRQ_ENTRIES
+    }
+
+    fn read(&self, frame: Phys, entry: u32) -> Decoded {
+        let at = entry as usize * (PAGE_REQ_SIZE / 16);
+        let low = self.mem.load128(frame, at);
+        let high = self.mem.load128(frame, at + 1);
+        decode(page_req::PageRequest::from_bits(low), high)
+    }
+}
+
+/// What an entry turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decoded {
+    /// The device has sent all its requests of a PASID. Nobody answers it.
+    StopMarker,
+    /// A request.
+    Request(PageRequest),
+    /// A request that no device of ours has a right to make.
+    Malformed(PageRequest),
+}
+
+pub(super) fn decode(d: page_req::PageRequest, high: u128) -> Decoded {
+    let request = PageRequest {
+        source: SourceId(d.rid().into()),
+        pasid: d.pp().then(|| Pasid::new(d.pasid())).flatten(),
+        index: d.prgi(),
+        address: d.address(),
+        read: d.rdr(),
+        write: d.wrr(),
+        exec: d.exr() && d.pp() && d.rdr(),
+        privileged: d.pmr(),
+        last: d.lpig(),
+        vendor: {
+            let [q0, q1] = split(d.into_bits());
+            VendorBits([q0, q1, 0, 0])
+        },
+    };
+    let well_formed = d.ty() == PAGE_REQ_TYPE
+        && d.into_bits() & page_req::PageRequest::RESERVED == 0
+        && high == 0
+        // PASID 0 is what requests without one use (SCT.9).
+        && (!d.pp() || request.pasid.is_some());
+    if well_formed && d.is_stop_marker() {
+        return Decoded::StopMarker;
+    }
+    let may_be_asked = (d.rdr() || d.wrr())
+        && is_canonical(request.address)
+        // SRE is never set, and no format has execute permission.
+        && !request.privileged
+        && !request.exec;
+    if well_formed && may_be_asked { Decoded::Request(request) } else { Decoded::Malformed(request) }
+}
+
+/// Whether an address fits a second stage of 48 bits, or the upper half that a first stage of 4
+/// levels has ([V] 3.6). The table that it meets knows its own width.
+fn is_canonical(address: u64) -> bool {
+    let upper = address >> 47;
+    upper <= 1 || upper == u64::MAX >> 47
+}
+
+/// The response to the group whose last request gave `vendor`: addressed as that request was, and
+/// without a code yet.
+pub(super) fn response(vendor: VendorBits) -> PageGroupResponse {
+    let [q0, q1, ..] = vendor.0;
+    let d = page_req::PageRequest::from_bits(portcullis_spec::vtd::join(q0, q1));
+    let pasid = d.pp().then(|| d.pasid());
+    PageGroupResponse::respond(d.rid(), pasid, d.prgi(), ResponseCode::Success)
+}
+
+/// The wire code ([V] table 32).
+pub(super) fn wire_code(code: Code) -> ResponseCode {
+    match code {
+        Code::Success => ResponseCode::Success,
+        Code::Invalid => ResponseCode::InvalidRequest,
+        Code::Failure => ResponseCode::ResponseFailure,
+    }
+}

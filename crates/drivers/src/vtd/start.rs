@@ -1,0 +1,214 @@
+//! Bringing a unit up, a step a call ([V] 6.5.2, 6.6, 11.4.4.1).
+//!
+//! Translation that firmware left on is switched off first. Where firmware protects memory by the
+//! protected regions, these stay on until translation is on again, with every requester blocked.
+
+use super::{Vtd, faults, invalidate::Items, queue::End, regs::Event};
+use core::task::Poll;
+use portcullis::{
+    Platform, ShortLock,
+    driver::{InvError, InvSeq, Start, StartError},
+};
+use portcullis_pgtable::{Fresh, NoMem};
+use portcullis_spec::vtd::{
+    qi::CcInv,
+    regs::{Gcmd, Gsts, Rtaddr, Ttm},
+};
+
+/// How far the start has come. Each step has asked something of the hardware and looks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Untouched,
+    TranslationOff,
+    InterruptRemappingOff,
+    QueueOff,
+    QueueOn,
+    RootSet,
+    Invalidated(InvSeq),
+    TranslationOn,
+    RegionsOff,
+    Running,
+}
+
+impl<P: Platform> Vtd<P> {
+    pub(super) fn start_steps(&self, how: Start<'_>) -> Poll<Result<(), StartError>> {
+        match how {
+            Start::Fresh => {}
+            Start::Adopt(_) => {
+                return Poll::Ready(Err(StartError::Unsupported("adopting the tables of an earlier kernel")));
+            }
+            _ => return Poll::Ready(Err(StartError::Unsupported("this way to start"))),
+        }
+        loop {
+            // The core starts an instance once, and alone; the lock only keeps the step.
+            let step = self.step.with(|s| *s);
+            match self.advance(step) {
+                Ok(Some(Step::Running)) => {
+                    self.step.with(|s| *s = Step::Running);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Some(next)) => self.step.with(|s| *s = next),
+                Ok(None) => return Poll::Pending,
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// The next step if this one is done.
+    fn advance(&self, step: Step) -> Result<Option<Step>, StartError> {
+        let gsts = self.regs.gsts();
+        if step != Step::Untouched && gsts.into_bits() == u32::MAX {
+            return Err(StartError::Lost);
+        }
+        let done = match step {
+            Step::Untouched => {
+                self.unit.check()?;
+                self.mask_events();
+                self.switch_off(gsts.tes(), |c| c.with_te(false));
+                true
+            }
+            Step::TranslationOff => !gsts.tes(),
+            Step::InterruptRemappingOff => !gsts.ires(),
+            // The queue goes off only when it is empty ([V] 6.5.2).
+            Step::QueueOff => !gsts.qies() || self.quiesced(),
+            Step::QueueOn => gsts.qies(),
+            Step::RootSet => gsts.rtps(),
+            Step::Invalidated(seq) => match self.queue.done(seq) {
+                Poll::Pending => false,
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(InvError::Lost(_))) => return Err(StartError::Lost),
+                Poll::Ready(Err(_)) => {
+                    return Err(StartError::Hardware("it refused a global invalidation"));
+                }
+            },
+            Step::TranslationOn => gsts.tes(),
+            Step::RegionsOff => !self.regs.pmen().prs(),
+            Step::Running => true,
+        };
+        if !done {
+            return Ok(None);
+        }
+        self.enter_next(step, gsts).map(Some)
+    }
+
+    /// Asks for the next step.
+    fn enter_next(&self, step: Step, gsts: Gsts) -> Result<Step, StartError> {
+        Ok(match step {
+            Step::Untouched => Step::TranslationOff,
+            Step::TranslationOff => {
+                self.switch_off(gsts.ires(), |c| c.with_ire(false));
+                Step::InterruptRemappingOff
+            }
+            Step::InterruptRemappingOff => Step::QueueOff,
+            Step::QueueOff if gsts.qies() => {
+                self.regs.command(|c| c.with_qie(false));
+                Step::QueueOff
+            }
+            Step::QueueOff => {
+                faults::clear(&self.regs, &self.unit);
+                self.allocate()?;
+                self.regs.command(|c| c.with_qie(true));
+                Step::QueueOn
+            }
+            Step::QueueOn => {
+                self.set_root();
+                Step::RootSet
+            }
+            Step::RootSet => Step::Invalidated(self.invalidate_all()?),
+            Step::Invalidated(_) => {
+                self.regs.command(|c| c.with_te(true));
+                Step::TranslationOn
+            }
+            Step::TranslationOn => {
+                let regions = self.unit.cap.plmr() || self.unit.cap.phmr();
+                let pmen = self.regs.pmen();
+                if regions && pmen.prs() {
+                    self.regs.set_pmen(pmen.with_epm(false));
+                    Step::RegionsOff
+                } else {
+                    self.unmask_events();
+                    Step::Running
+                }
+            }
+            Step::RegionsOff => {
+                self.unmask_events();
+                Step::Running
+            }
+            Step::Running => Step::Running,
+        })
+    }
+
+    fn switch_off(&self, on: bool, change: impl FnOnce(Gcmd) -> Gcmd) {
+        if on {
+            self.regs.command(change);
+        }
+    }
+
+    fn quiesced(&self) -> bool {
+        self.regs.iqh().qh() == self.regs.iqt().qt()
+    }
+
+    /// Root table and queues. All or nothing.
+    fn allocate(&self) -> Result<(), StartError> {
+        let mut frames: [Option<Fresh>; 4] = [const { None }; 4];
+        let wanted = if self.unit.page_requests() { 4 } else { 3 };
+        for i in 0..wanted {
+            match self.tables.frame() {
+                Ok(f) => frames[i] = Some(f),
+                Err(NoMem) => {
+                    for f in frames.into_iter().flatten() {
+                        self.mem.release(f);
+                    }
+                    return Err(StartError::NoMem);
+                }
+            }
+        }
+        let [root, queue, status, requests] = frames.map(|f| f.map(Fresh::publish));
+        if let (Some(queue), Some(status)) = (queue, status) {
+            self.queue.set_up(queue, status)?;
+        }
+        if let Some(requests) = requests {
+            self.requests.set_up(requests);
+        }
+        self.root.with(|r| *r = root);
+        Ok(())
+    }
+
+    fn set_root(&self) {
+        let mode = if self.unit.scalable { Ttm::Scalable } else { Ttm::Legacy };
+        if let Some(root) = self.root.with(|r| *r) {
+            let rtaddr = Rtaddr::new().with_ttm(mode.bits()).with_rta(root.0);
+            self.regs.set_rtaddr(rtaddr);
+            self.regs.command(|c| c.with_srtp(true));
+        }
+    }
+
+    /// Global invalidation, unless hardware did it with the root table pointer ([V] 6.6).
+    fn invalidate_all(&self) -> Result<InvSeq, StartError> {
+        if self.unit.cap.esrtps() {
+            return Ok(InvSeq(0));
+        }
+        let mut items = Items::new();
+        items.all_below_context(&self.unit, CcInv::global());
+        self.queue.submit(&items, End::default(), || ()).map_err(|_| StartError::Lost)
+    }
+
+    fn mask_events(&self) {
+        self.regs.set_event(Event::Fault, None);
+        if self.unit.ecap.qi() {
+            self.regs.set_event(Event::Invalidation, None);
+        }
+        if self.unit.ecap.prs() {
+            self.regs.set_event(Event::PageRequest, None);
+        }
+    }
+
+    fn unmask_events(&self) {
+        let o = &self.options;
+        self.regs.set_event(Event::Fault, o.fault_event);
+        self.regs.set_event(Event::Invalidation, o.invalidation_event);
+        if self.unit.page_requests() {
+            self.regs.set_event(Event::PageRequest, o.page_request_event);
+        }
+    }
+}
