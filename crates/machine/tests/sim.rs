@@ -501,6 +501,33 @@ fn the_nth_frame_fails_in_a_task() {
 }
 
 #[test]
+fn calls_follow_one_another() {
+    let mut sim = sim(4);
+    let event = Arc::new(sim.platform().event());
+    let (e, f) = (event.clone(), event.clone());
+    sim.spawn("waker", move |p| {
+        p.sleep(&sleepable(), 1_000);
+        p.notify(&e);
+    });
+    let first = sim.call("first", move |p| {
+        let seen = p.seen(&f);
+        if seen.0 == 0 {
+            p.wait(&sleepable(), &f, seen, None);
+        }
+        p.now()
+    });
+    let first = first.unwrap();
+    assert!(sim.call("second", Platform::now).unwrap() > first);
+    let stuck = sim.call("third", move |p| {
+        let end = p.wait(&sleepable(), &event, p.seen(&event), None);
+        assert_ne!(end, Woken::Deadline);
+        p.wait(&sleepable(), &event, p.seen(&event), None)
+    });
+    assert_eq!(stuck.unwrap_err().because, StuckBecause::Deadlock);
+    sim.finish().unwrap();
+}
+
+#[test]
 fn a_pool_gives_memory_back_as_new() {
     let pool = Pool::default();
     for seed in 0..3 {

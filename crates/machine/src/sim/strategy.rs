@@ -25,7 +25,7 @@ pub struct Strategy {
     pub order: Order,
     /// One choice in so many lets the clock jump although steps are possible; 0: none.
     pub jump: u32,
-    /// Preemption points that a task passes between two choices, on average.
+    /// Preemption points that a task passes between two choices, on average; at least 1.
     pub slice: u32,
 }
 
@@ -101,7 +101,7 @@ impl Chooser {
             Order::Uniform => self.rng.usize(..labels.len()),
             Order::Priorities { change } => {
                 let highest = self.highest(labels);
-                if self.rng.u32(..change) != 0 {
+                if self.rng.u32(..change.max(1)) != 0 {
                     return highest;
                 }
                 self.lowest -= 1;
