@@ -146,10 +146,7 @@ pub struct TableRequest {
 
 impl Default for TableRequest {
     fn default() -> Self {
-        TableRequest {
-            stage: Stage::Any,
-            page_sizes: u64::MAX,
-        }
+        TableRequest { stage: Stage::Any, page_sizes: u64::MAX }
     }
 }
 

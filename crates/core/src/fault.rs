@@ -18,8 +18,12 @@ pub enum FaultKind {
     InterruptRemapping,
     /// The IOMMU could not use its own structures for this request.
     Configuration,
-    /// Records were lost: the instance's fault log overflowed.
+    /// Records or requests were lost: a queue of the instance overflowed.
     Overflow,
+    /// A device was cut off because its own TLB does not answer.
+    Quarantine,
+    /// The instance does not respond any more.
+    InstanceLost,
 }
 
 /// What the device tried to do.
@@ -68,6 +72,10 @@ pub enum Reason {
     QueueOverflow,
     /// Nobody answered before the deadline.
     Deadline,
+    /// The device did not complete an invalidation of its own TLB.
+    DeviceTimeout,
+    /// The IOMMU itself does not respond.
+    Hardware,
     /// Another reason: see the vendor's code.
     Other,
 }

@@ -29,13 +29,7 @@ pub struct SourceId(pub u32);
 
 impl fmt::Display for SourceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{}",
-            (self.0 >> 8) & 0xff,
-            (self.0 >> 3) & 0x1f,
-            self.0 & 7
-        )
+        write!(f, "{:02x}:{:02x}.{}", (self.0 >> 8) & 0xff, (self.0 >> 3) & 0x1f, self.0 & 7)
     }
 }
 
@@ -50,11 +44,7 @@ impl Pasid {
 
     /// A PASID, unless the number is 0 or needs more than 20 bits.
     pub fn new(n: u32) -> Option<Pasid> {
-        if n > Pasid::MAX {
-            None
-        } else {
-            core::num::NonZeroU32::new(n).map(Pasid)
-        }
+        if n > Pasid::MAX { None } else { core::num::NonZeroU32::new(n).map(Pasid) }
     }
 
     /// The number.

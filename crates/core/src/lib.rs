@@ -1,15 +1,62 @@
-//! The IOMMU core.
+//! The IOMMU core: the layer that decides which memory a device may reach, and that serves the
+//! page faults devices take.
+//!
+//! It knows no vendor. Below it stand drivers ([`driver::Driver`]), beside it what the embedder
+//! provides ([`Platform`]), above it whoever owns devices: they make a [`Domain`], attach devices
+//! or PASIDs to it, map and unmap, and answer page requests in a [`Resolver`].
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod config;
 pub mod driver;
+pub mod error;
 pub mod fault;
 pub mod ids;
 pub mod platform;
 pub mod turn;
 
+mod attach;
+mod attachment;
+mod credits;
+mod detach;
+mod device;
+mod domain;
+mod group;
+mod hub;
+mod hw;
+mod instance;
+mod intake;
+mod iommu;
+mod observer;
+mod op;
+mod requests;
+mod resolver;
+mod settle;
+mod slab;
+mod sources;
+mod sync;
+mod tags;
+mod wait;
+
+pub use attach::Replaced;
+pub use attachment::Attachment;
+pub use config::Config;
+pub use detach::{Detaching, Waited};
+pub use device::{Device, DeviceCaps, DeviceSpec, DirectRegion, Upstream};
+pub use domain::{
+    AddressSpace, Blocked, Domain, DomainOptions, External, Identity, KernelDma, Maps, Nested, Owner,
+    UserObject,
+};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason};
+pub use group::MergedBy;
+pub use hub::Load;
 pub use ids::{At, DeviceId, DomainTag, InstanceId, Key, Pasid, SourceId, VendorBits};
+pub use iommu::Iommu;
+pub use observer::{Scope, Subscription};
+pub use op::Op;
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
+pub use resolver::{Deferred, PageGroup, Request, Resolver, Response};
+pub use sources::Counters;
+pub use sync::Unmapping;
 pub use turn::{Answer, Code, Intake, Turn};

@@ -15,10 +15,7 @@ pub struct Time(pub u64);
 impl Add<Duration> for Time {
     type Output = Time;
     fn add(self, d: Duration) -> Time {
-        Time(
-            self.0
-                .saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-        )
+        Time(self.0.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -31,12 +28,7 @@ impl Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}.{:09}s",
-            self.0 / 1_000_000_000,
-            self.0 % 1_000_000_000
-        )
+        write!(f, "{}.{:09}s", self.0 / 1_000_000_000, self.0 % 1_000_000_000)
     }
 }
 
@@ -78,9 +70,7 @@ pub struct Sleep<'a> {
 
 impl fmt::Debug for Sleep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep")
-            .field("inside", &self.inside)
-            .finish()
+        f.debug_struct("Sleep").field("inside", &self.inside).finish()
     }
 }
 
@@ -89,17 +79,11 @@ impl Sleep<'_> {
     /// current context may wait and allocate, and holds no short lock. A wrong promise shows as a
     /// deadlock, never as memory unsafety.
     pub fn in_sleepable_context() -> Sleep<'static> {
-        Sleep {
-            inside: None,
-            _no_send: PhantomData,
-        }
+        Sleep { inside: None, _no_send: PhantomData }
     }
 
     pub(crate) fn in_resolver(of: Key) -> Sleep<'static> {
-        Sleep {
-            inside: Some(of),
-            _no_send: PhantomData,
-        }
+        Sleep { inside: Some(of), _no_send: PhantomData }
     }
 }
 

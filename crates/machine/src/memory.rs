@@ -1,11 +1,9 @@
 //! The memory of a machine: one region that drivers, models and devices share.
 //!
-//! Frames come out of it for tables (through [`TableMem`](portcullis_pgtable::TableMem)) and for data ([`Ram::page`]). Nothing
-//! ever holds a slice of it: entries are atomics of their own width, bytes are copied.
-#![allow(
-    unsafe_code,
-    reason = "atomics at the addresses of a mapping; each block says why it may"
-)]
+//! Frames come out of it for tables (through [`TableMem`](portcullis_pgtable::TableMem)) and for
+//! data ([`Ram::page`]). Nothing ever holds a slice of it: entries are atomics of their own width,
+//! bytes are copied.
+#![allow(unsafe_code, reason = "atomics at the addresses of a mapping; each block says why it may")]
 
 mod tables;
 
@@ -123,8 +121,7 @@ impl Ram {
             return Err(refused);
         }
         let region = Arc::new(MmapRegion::new(size).map_err(|_| refused)?);
-        let mapped =
-            GuestRegionMmap::with_arc(region.clone(), GuestAddress(base)).ok_or(refused)?;
+        let mapped = GuestRegionMmap::with_arc(region.clone(), GuestAddress(base)).ok_or(refused)?;
         let guest = GuestMemoryMmap::from_regions(vec![mapped]).map_err(|_| refused)?;
         let n = size / FRAME_SIZE;
         Ok(Ram(Arc::new(Inner {
@@ -132,9 +129,7 @@ impl Ram {
             region,
             guest,
             frames: Mutex::new(Frames::new(n)),
-            dirty: (0..n.div_ceil(64))
-                .map(|_| real::AtomicU64::new(0))
-                .collect(),
+            dirty: (0..n.div_ceil(64)).map(|_| real::AtomicU64::new(0)).collect(),
             cleaning: Cleaning {
                 tracked: real::AtomicBool::new(false),
                 unclean: (0..n).map(|_| real::AtomicU64::new(0)).collect(),
@@ -223,9 +218,7 @@ impl Ram {
             .flat_map(|i| {
                 let lines = self.0.cleaning.unclean[i].load(Ordering::Relaxed);
                 let base = self.0.base + (i * FRAME_SIZE) as u64;
-                (0..64u64)
-                    .filter(move |line| lines & 1 << line != 0)
-                    .map(move |line| base + line * 64)
+                (0..64u64).filter(move |line| lines & 1 << line != 0).map(move |line| base + line * 64)
             })
             .collect()
     }
@@ -239,10 +232,7 @@ impl Ram {
         self.0
             .guest
             .read_slice(buf, GuestAddress(address))
-            .map_err(|_| MemoryError::OutOfRange {
-                address,
-                len: buf.len(),
-            })
+            .map_err(|_| MemoryError::OutOfRange { address, len: buf.len() })
     }
 
     /// Copies `data` to memory at `address`. Four and eight bytes that are aligned to their size
@@ -268,10 +258,7 @@ impl Ram {
         self.0
             .guest
             .write_slice(data, GuestAddress(address))
-            .map_err(|_| MemoryError::OutOfRange {
-                address,
-                len: data.len(),
-            })
+            .map_err(|_| MemoryError::OutOfRange { address, len: data.len() })
     }
 
     /// Reads four aligned bytes, little-endian, in one access.
@@ -305,12 +292,7 @@ impl Ram {
     pub fn cas64_at(&self, address: u64, old: u64, new: u64) -> Result<u64, MemoryError> {
         let word = self.real64(address)?;
         self.mark_dirty(address, 8);
-        let found = word.compare_exchange(
-            old.to_le(),
-            new.to_le(),
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+        let found = word.compare_exchange(old.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
         Ok(u64::from_le(found.unwrap_or_else(|now| now)))
     }
 
@@ -345,9 +327,7 @@ impl Ram {
     }
 
     fn give_back(&self, frame: Phys, r#use: Use) {
-        let i = self
-            .offset(frame.0, FRAME_SIZE)
-            .map(|offset| offset / FRAME_SIZE);
+        let i = self.offset(frame.0, FRAME_SIZE).map(|offset| offset / FRAME_SIZE);
         let mut frames = self.0.frames.lock();
         let held = i.ok().filter(|&i| frames.uses[i] == r#use);
         let Some(i) = held.filter(|_| frame.0.is_multiple_of(FRAME_SIZE as u64)) else {
@@ -446,10 +426,7 @@ impl Frames {
             uses: vec![Use::Free; n],
             returned: Vec::new(),
             fresh: 0,
-            count: FrameCount {
-                free: n,
-                ..FrameCount::default()
-            },
+            count: FrameCount { free: n, ..FrameCount::default() },
             asked: 0,
             fail_at: None,
         }

@@ -77,9 +77,7 @@ impl fmt::Debug for ThreadPlatform {
 
 impl fmt::Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threads")
-            .field("threads", &self.threads.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Threads").field("threads", &self.threads.len()).finish_non_exhaustive()
     }
 }
 
@@ -100,10 +98,7 @@ impl Threads {
             touched: Condvar::new(),
             raised: Condvar::new(),
         };
-        Ok(Threads {
-            platform: ThreadPlatform(Arc::new(inner)),
-            threads: Vec::new(),
-        })
+        Ok(Threads { platform: ThreadPlatform(Arc::new(inner)), threads: Vec::new() })
     }
 
     /// The platform's handle.
@@ -138,11 +133,7 @@ impl Threads {
     }
 
     /// Starts `n` workers, which call `work` after a kick until it returns false.
-    pub fn workers(
-        &mut self,
-        n: usize,
-        work: impl Fn(&ThreadPlatform) -> bool + Send + Sync + 'static,
-    ) {
+    pub fn workers(&mut self, n: usize, work: impl Fn(&ThreadPlatform) -> bool + Send + Sync + 'static) {
         let work = Arc::new(work);
         for _ in 0..n {
             let work = work.clone();
@@ -285,12 +276,7 @@ impl Inner {
     }
 
     fn collect_interrupts(&self, bench: &mut Bench) {
-        let Bench {
-            hardware,
-            pending,
-            delivered,
-            ..
-        } = bench;
+        let Bench { hardware, pending, delivered, .. } = bench;
         let Some(hardware) = hardware else { return };
         let before = pending.len();
         hardware.take_interrupts(pending);

@@ -19,12 +19,7 @@ use std::{
 };
 
 fn small(seed: u64, pool: &Pool) -> SimConfig {
-    SimConfig {
-        memory: 16 * FRAME_SIZE,
-        step_limit: 100_000,
-        pool: pool.clone(),
-        ..SimConfig::new(seed)
-    }
+    SimConfig { memory: 16 * FRAME_SIZE, step_limit: 100_000, pool: pool.clone(), ..SimConfig::new(seed) }
 }
 
 fn sim(seed: u64) -> Sim {
@@ -80,11 +75,7 @@ fn seeds_differ() {
 
 /// A consumer that waits for a flag as the trait asks for it, a producer that sets it once.
 fn handover(seed: u64, plant: Option<Plant>, pool: &Pool) -> bool {
-    let config = SimConfig {
-        plant,
-        spurious_wakeups: false,
-        ..small(seed, pool)
-    };
+    let config = SimConfig { plant, spurious_wakeups: false, ..small(seed, pool) };
     let mut sim = Sim::new(config).unwrap();
     let flag = Arc::new(portcullis_sync::atomic::AtomicBool::new(false));
     let event = Arc::new(sim.platform().event());
@@ -109,10 +100,7 @@ fn handover(seed: u64, plant: Option<Plant>, pool: &Pool) -> bool {
         assert_eq!(stuck.because, StuckBecause::Deadlock);
         assert_eq!(stuck.tasks.len(), 1);
         assert_eq!(stuck.tasks[0].name, "consumer");
-        assert!(matches!(
-            stuck.tasks[0].waits_for,
-            WaitsFor::Event { until: None, .. }
-        ));
+        assert!(matches!(stuck.tasks[0].waits_for, WaitsFor::Event { until: None, .. }));
     }
     sim.finish().unwrap();
     end.is_ok()
@@ -171,11 +159,7 @@ fn a_task_that_locks_twice_is_a_deadlock_that_names_it() {
 
 #[test]
 fn a_task_that_never_ends_reaches_the_step_limit() {
-    let mut sim = Sim::new(SimConfig {
-        step_limit: 1_000,
-        ..small(3, &Pool::default())
-    })
-    .unwrap();
+    let mut sim = Sim::new(SimConfig { step_limit: 1_000, ..small(3, &Pool::default()) }).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let s = stop.clone();
     sim.spawn("spinner", move |p| {
@@ -223,11 +207,7 @@ fn time_passes_by_deadlines_and_the_timer() {
 fn the_clock_jumps_past_a_deadline_while_the_answer_is_possible() {
     let run = |seed, jump_budget| {
         let mut sim = Sim::new(SimConfig {
-            strategy: Some(Strategy {
-                order: Order::Uniform,
-                jump: 4,
-                slice: 2,
-            }),
+            strategy: Some(Strategy { order: Order::Uniform, jump: 4, slice: 2 }),
             jump_budget,
             ..small(seed, &Pool::default())
         })
@@ -275,18 +255,12 @@ struct Device {
     steps: u64,
 }
 
-const MSI: Msi = Msi {
-    address: 0xfee0_0000,
-    data: 0x41,
-};
+const MSI: Msi = Msi { address: 0xfee0_0000, data: 0x41 };
 
 impl Hardware for Device {
     fn runnable(&mut self, now: Time, out: &mut Vec<HwWork>) {
         if self.left > 0 && self.not_before <= now.0 {
-            out.push(HwWork {
-                lane: 0,
-                item: self.left,
-            });
+            out.push(HwWork { lane: 0, item: self.left });
         }
     }
     fn run(&mut self, now: Time, _: HwWork) -> u64 {
@@ -374,10 +348,7 @@ impl Hardware for Babbler {
     }
     fn run(&mut self, _: Time, _: HwWork) -> u64 {
         self.0 += 1;
-        self.1.push(Msi {
-            data: self.0,
-            ..MSI
-        });
+        self.1.push(Msi { data: self.0, ..MSI });
         1
     }
     fn next_deadline(&mut self, _: Time) -> Option<Time> {
@@ -491,9 +462,7 @@ fn the_nth_frame_fails_in_a_task() {
     let mut sim = sim(2);
     sim.platform().ram().fail_frame(Some(2));
     sim.spawn("allocator", |p| {
-        let got: Vec<bool> = (0..5)
-            .map(|_| p.frame().map(|f| p.release(f)).is_ok())
-            .collect();
+        let got: Vec<bool> = (0..5).map(|_| p.frame().map(|f| p.release(f)).is_ok()).collect();
         assert_eq!(got, [true, true, false, true, true]);
     });
     sim.run().unwrap();

@@ -38,10 +38,7 @@ impl Hardware for Device {
         self.left -= 1;
         self.steps += 1;
         self.not_before = now + Duration::from_micros(50);
-        self.raised.push(Msi {
-            address: 0xfee0_0000,
-            data: 1,
-        });
+        self.raised.push(Msi { address: 0xfee0_0000, data: 1 });
         0
     }
     fn next_deadline(&mut self, _: Time) -> Option<Time> {
@@ -106,10 +103,7 @@ fn deadlines_and_the_timer_come_in_time() {
     let event = p.event();
     let until = p.now() + Duration::from_millis(50);
     let cx = Sleep::in_sleepable_context();
-    assert_eq!(
-        p.wait(&cx, &event, p.seen(&event), Some(until)),
-        Woken::Deadline
-    );
+    assert_eq!(p.wait(&cx, &event, p.seen(&event), Some(until)), Woken::Deadline);
     assert!(p.now() >= until);
     assert!(ticked_at.load(Ordering::SeqCst) >= 10_000_000);
     threads.stop();

@@ -13,19 +13,33 @@ pub struct Gather {
     range: Option<(u64, u64)>,
     tables: Vec<Phys>,
     non_leaf: bool,
+    #[cfg(feature = "testing")]
+    room: Option<usize>,
 }
 
 impl Gather {
     /// An empty gather. Allocates nothing.
+    #[inline]
     pub const fn new() -> Gather {
         Gather {
             range: None,
             tables: Vec::new(),
             non_leaf: false,
+            #[cfg(feature = "testing")]
+            room: None,
         }
     }
 
+    /// A gather that has memory for `tables` tables and no more.
+    #[cfg(feature = "testing")]
+    pub const fn with_room_for(tables: usize) -> Gather {
+        let mut gather = Gather::new();
+        gather.room = Some(tables);
+        gather
+    }
+
     /// Adds removed leaves: `start` to `end`, both inclusive.
+    #[inline]
     pub fn add_range(&mut self, start: u64, end: u64) {
         self.range = Some(match self.range {
             None => (start, end),
@@ -35,12 +49,18 @@ impl Gather {
 
     /// Makes room to remember one more table. The engine leaves an empty table linked when this
     /// says no: that costs a frame and is otherwise harmless.
+    #[inline]
     pub fn reserve_table(&mut self) -> bool {
+        #[cfg(feature = "testing")]
+        if self.room.is_some_and(|room| self.tables.len() >= room) {
+            return false;
+        }
         self.tables.try_reserve(1).is_ok()
     }
 
     /// Adds a table whose parent entry was cleared. Walkers may have cached the way to it, so the
     /// invalidation must reach non-leaf entries too.
+    #[inline]
     pub fn add_table(&mut self, table: Phys) {
         self.non_leaf = true;
         self.tables.push(table);
@@ -78,10 +98,9 @@ impl Gather {
     }
 
     /// The tables that wait for a sync, leaving the gather empty.
+    #[inline]
     pub fn into_retired(self) -> Retired {
-        Retired {
-            tables: self.tables,
-        }
+        Retired { tables: self.tables }
     }
 }
 

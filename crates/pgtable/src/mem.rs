@@ -46,10 +46,7 @@ impl Fresh {
     /// `frame` is the address of a zeroed frame of [`FRAME_SIZE`] bytes to which nothing else
     /// holds a reference, and which no other `Fresh` names until this one is published or
     /// released.
-    #[expect(
-        unsafe_code,
-        reason = "the exclusive ownership is the caller's to promise"
-    )]
+    #[expect(unsafe_code, reason = "the exclusive ownership is the caller's to promise")]
     pub unsafe fn from_raw(frame: Phys) -> Fresh {
         Fresh(frame)
     }
@@ -65,10 +62,16 @@ impl Fresh {
     }
 }
 
+mod sealed {
+    pub trait Sealed {}
+}
+
 /// The width of a table entry and the atomic that holds it.
-pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
+///
+/// Sealed: implementations of [`TableMem`] may rely on an atomic of exactly this width.
+pub trait Word: sealed::Sealed + Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
     /// The atomic of this width.
-    type Atomic: Send + Sync;
+    type Atomic: Send + Sync + 'static;
     /// Bytes of one entry.
     const BYTES: usize;
     /// Load with acquire ordering.
@@ -84,18 +87,21 @@ pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
 
 macro_rules! word {
     ($w:ty, $a:ty) => {
+        impl sealed::Sealed for $w {}
         impl Word for $w {
             type Atomic = $a;
             const BYTES: usize = size_of::<$w>();
+            #[inline]
             fn load(a: &$a) -> $w {
                 a.load(Ordering::Acquire)
             }
+            #[inline]
             fn store(a: &$a, w: $w) {
                 a.store(w, Ordering::Release)
             }
+            #[inline]
             fn cas(a: &$a, old: $w, new: $w) -> Result<(), $w> {
-                a.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
-                    .map(|_| ())
+                a.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
             }
         }
     };
@@ -131,15 +137,10 @@ pub trait TableMem: Send + Sync + 'static {
     /// Reads the 16 bytes at index `i` (of 16-byte units), single-copy atomic.
     fn load128(&self, table: Phys, i: usize) -> u128;
     /// Writes the 16 bytes at index `i` (of 16-byte units), single-copy atomic
-    /// ([V] 6.2.2.1, 6.2.3.1).
+    /// (`[V]` 6.2.2.1, 6.2.3.1).
     fn store128(&self, table: Phys, i: usize, w: u128);
     /// Fills entries of a frame that no walker can see yet.
-    fn fill_private<W: Word>(
-        &self,
-        frame: &mut Fresh,
-        range: Range<usize>,
-        entry: impl FnMut(usize) -> W,
-    );
+    fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W);
     /// Visits entries of a live table behind one check of the range.
     fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic));
     /// Orders earlier stores to table memory before later ones and before a doorbell, as seen by

@@ -19,10 +19,7 @@ pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, f
 pub use hooked::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 
 #[cfg(all(not(portcullis_loom), not(portcullis_shuttle), feature = "hook"))]
-#[allow(
-    unsafe_code,
-    reason = "from_ptr passes core's contract on to its caller"
-)]
+#[allow(unsafe_code, reason = "from_ptr passes core's contract on to its caller")]
 mod hooked {
     use crate::hook::point;
     use core::sync::atomic::{self as real, Ordering};

@@ -28,10 +28,7 @@ impl Gate {
             if w & CLOSED != 0 {
                 return false;
             }
-            match self
-                .0
-                .compare_exchange(w, w + 1, Ordering::AcqRel, Ordering::Acquire)
-            {
+            match self.0.compare_exchange(w, w + 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
                 Err(now) => w = now,
             }

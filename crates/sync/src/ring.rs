@@ -4,10 +4,7 @@
 //! Each cell carries a sequence number that says whose turn it is (the scheme is Dmitry Vyukov's
 //! bounded queue). A producer that is preempted between claiming a cell and filling it hides the
 //! entries behind it until it goes on: a consumer then finds the ring empty, it does not wait.
-#![allow(
-    unsafe_code,
-    reason = "a cell is plain memory, owned by whom its sequence number names"
-)]
+#![allow(unsafe_code, reason = "a cell is plain memory, owned by whom its sequence number names")]
 
 use crate::{
     atomic::{AtomicUsize, Ordering},
@@ -53,9 +50,7 @@ unsafe impl<T: Copy + Send> Send for Ring<T> {}
 
 impl<T> fmt::Debug for Ring<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring")
-            .field("capacity", &self.cells.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Ring").field("capacity", &self.cells.len()).finish_non_exhaustive()
     }
 }
 
@@ -65,22 +60,14 @@ impl<T: Copy + Send> Ring<T> {
     /// # Errors
     /// [`AllocError`] when there is no memory for it.
     pub fn with_capacity(capacity: usize) -> Result<Ring<T>, AllocError> {
-        let capacity = capacity
-            .max(2)
-            .checked_next_power_of_two()
-            .ok_or(AllocError)?;
+        let capacity = capacity.max(2).checked_next_power_of_two().ok_or(AllocError)?;
         let mut cells = Vec::new();
         cells.try_reserve_exact(capacity).map_err(|_| AllocError)?;
-        cells.extend((0..capacity).map(|i| Cell {
-            turn: AtomicUsize::new(i),
-            value: UnsafeCell::new(MaybeUninit::uninit()),
-        }));
-        Ok(Ring {
-            cells,
-            mask: capacity - 1,
-            head: AtomicUsize::new(0),
-            tail: AtomicUsize::new(0),
-        })
+        cells.extend(
+            (0..capacity)
+                .map(|i| Cell { turn: AtomicUsize::new(i), value: UnsafeCell::new(MaybeUninit::uninit()) }),
+        );
+        Ok(Ring { cells, mask: capacity - 1, head: AtomicUsize::new(0), tail: AtomicUsize::new(0) })
     }
 
     /// How many entries fit.
@@ -115,8 +102,7 @@ impl<T: Copy + Send> Ring<T> {
             // `turn` changes below. T is Copy, so reading it out leaves nothing to drop.
             unsafe { (*v).assume_init() }
         });
-        cell.turn
-            .store(at.wrapping_add(self.cells.len()), Ordering::Release);
+        cell.turn.store(at.wrapping_add(self.cells.len()), Ordering::Release);
         Some(value)
     }
 
@@ -181,10 +167,7 @@ mod tests {
 
     #[test]
     fn a_capacity_nobody_has_is_refused() {
-        assert_eq!(
-            Ring::<u64>::with_capacity(usize::MAX).unwrap_err(),
-            AllocError
-        );
+        assert_eq!(Ring::<u64>::with_capacity(usize::MAX).unwrap_err(), AllocError);
         assert_eq!(Ring::<u64>::with_capacity(1 << 60).unwrap_err(), AllocError);
     }
 }

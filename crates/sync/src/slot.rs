@@ -69,9 +69,7 @@ impl SlotWord {
     }
 
     fn swap(&self, from: u64, to: u64) -> bool {
-        self.0
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Where the slot stands, and its generation.
@@ -93,18 +91,14 @@ impl SlotWord {
             return None;
         }
         let generation = Generation(((w >> 8) + 1) & GENERATION_MASK);
-        self.swap(w, Self::word(generation, PENDING))
-            .then_some(generation)
+        self.swap(w, Self::word(generation, PENDING)).then_some(generation)
     }
 
     /// Decides the answer: Pending to Answered. False if somebody else decided, or the slot
     /// belongs to another group by now.
     pub fn answer(&self, generation: Generation, code: u8) -> bool {
         let code = u64::from(code.min(63));
-        self.swap(
-            Self::word(generation, PENDING),
-            Self::word(generation, ANSWERED + code),
-        )
+        self.swap(Self::word(generation, PENDING), Self::word(generation, ANSWERED + code))
     }
 
     /// Takes the decided answer for sending: Answered to Sent. Called inside the lock of the
@@ -114,8 +108,7 @@ impl SlotWord {
         if w >> 8 != generation.0 || w & 0xff < ANSWERED {
             return None;
         }
-        self.swap(w, Self::word(generation, SENT))
-            .then_some(((w & 0xff) - ANSWERED) as u8)
+        self.swap(w, Self::word(generation, SENT)).then_some(((w & 0xff) - ANSWERED) as u8)
     }
 
     /// The device forgot the group (reset, removal): Pending or Answered to Sent, and nothing will

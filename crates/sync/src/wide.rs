@@ -90,8 +90,7 @@ impl AtomicU128 {
     #[inline]
     pub fn compare_exchange(&self, old: u128, new: u128) -> Result<u128, u128> {
         point();
-        self.0
-            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+        self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
     }
 }
 

@@ -204,10 +204,7 @@ impl Guarded {
 /// empty (the closer, or the last to leave) destroys what they use, and is told once.
 fn nobody_inside_after_close<D: Door>() {
     loom::model(|| {
-        let guarded = Guarded {
-            memory: UnsafeCell::new(()),
-            destroyed: AtomicBool::new(false),
-        };
+        let guarded = Guarded { memory: UnsafeCell::new(()), destroyed: AtomicBool::new(false) };
         let shared = Arc::new((D::default(), guarded));
         let handlers: Vec<_> = (0..2)
             .map(|_| {

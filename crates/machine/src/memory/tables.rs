@@ -64,12 +64,7 @@ impl TableMem for Ram {
         }
     }
 
-    fn run<W: Word>(
-        &self,
-        table: Phys,
-        range: Range<usize>,
-        mut visit: impl FnMut(usize, &W::Atomic),
-    ) {
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, mut visit: impl FnMut(usize, &W::Atomic)) {
         let p = self.entries::<W>(table, &range).cast::<W::Atomic>();
         for (n, i) in range.enumerate() {
             // SAFETY: `entries` checked that the range is inside the mapping and that W is u32 or
@@ -94,10 +89,7 @@ impl TableMem for Ram {
     /// The models' walkers see what the CPU stored at once: cleaning is recorded only.
     fn clean(&self, table: Phys, bytes: Range<usize>) {
         self.table(table);
-        assert!(
-            bytes.end <= FRAME_SIZE,
-            "{table}: bytes {bytes:?} are outside of a frame"
-        );
+        assert!(bytes.end <= FRAME_SIZE, "{table}: bytes {bytes:?} are outside of a frame");
         if let Some(unclean) = self.unclean(table) {
             unclean.fetch_and(!lines(&bytes), Ordering::Relaxed);
         }
@@ -199,19 +191,12 @@ mod tests {
         assert!(ram.is_table(a.0 + 9) && !ram.is_table(page.0) && ram.is_live(page.0));
         ram.reclaim(a);
         assert!(!ram.is_live(a.0));
-        assert_eq!(
-            ram.load64_at(a.0 + 8 * 511),
-            Ok(7),
-            "stale until it is used again"
-        );
+        assert_eq!(ram.load64_at(a.0 + 8 * 511), Ok(7), "stale until it is used again");
         let again = ram.page().unwrap();
         assert_eq!(again, a);
         assert_eq!(ram.load64_at(a.0 + 8 * 511), Ok(0));
         let count = ram.count();
-        assert_eq!(
-            (count.tables, count.tables_peak, count.pages, count.free),
-            (0, 1, 2, 0)
-        );
+        assert_eq!((count.tables, count.tables_peak, count.pages, count.free), (0, 1, 2, 0));
     }
 
     #[test]
@@ -294,10 +279,7 @@ mod tests {
         assert_eq!(ram.read(end - 1, &mut two), Err(outside(end - 1)));
         assert_eq!(ram.write(u64::MAX, &two), Err(outside(u64::MAX)));
         assert_eq!(ram.write(BASE - 1, &two), Err(outside(BASE - 1)));
-        assert_eq!(
-            ram.load64_at(BASE + 4),
-            Err(MemoryError::Misaligned(BASE + 4))
-        );
+        assert_eq!(ram.load64_at(BASE + 4), Err(MemoryError::Misaligned(BASE + 4)));
         assert!(Ram::new(1, FRAME_SIZE).is_err() && Ram::new(0, 1).is_err());
     }
 

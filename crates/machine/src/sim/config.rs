@@ -71,10 +71,7 @@ impl fmt::Debug for Pool {
 impl Pool {
     pub(super) fn ram(&self, base: u64, size: usize) -> Result<Ram, MemoryError> {
         let mut rams = self.rams.lock();
-        while let Some(i) = rams
-            .iter()
-            .position(|r| r.base() == base && r.size() == size)
-        {
+        while let Some(i) = rams.iter().position(|r| r.base() == base && r.size() == size) {
             let mut ram = rams.swap_remove(i);
             // A handle that outlived its run keeps its memory.
             if ram.renew() {

@@ -60,11 +60,7 @@ impl fmt::Display for Stuck {
             StuckBecause::Deadlock => "deadlock",
             StuckBecause::StepLimit => "step limit reached",
         };
-        write!(
-            f,
-            "seed {}: {because} after {} steps at {}",
-            self.seed, self.steps, self.now
-        )?;
+        write!(f, "seed {}: {because} after {} steps at {}", self.seed, self.steps, self.now)?;
         for task in &self.tasks {
             write!(f, "\n  `{}` {}", task.name, task.waits_for)?;
         }
@@ -77,10 +73,7 @@ impl fmt::Display for WaitsFor {
         match self {
             WaitsFor::Processor => write!(f, "could run"),
             WaitsFor::Event { event, until: None } => write!(f, "waits for event {event}"),
-            WaitsFor::Event {
-                event,
-                until: Some(t),
-            } => write!(f, "waits for event {event} until {t}"),
+            WaitsFor::Event { event, until: Some(t) } => write!(f, "waits for event {event} until {t}"),
             WaitsFor::Lock(lock) => write!(f, "waits for lock {lock}"),
         }
     }

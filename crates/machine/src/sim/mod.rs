@@ -104,9 +104,7 @@ impl Sim {
     /// When its memory cannot be had.
     pub fn new(config: SimConfig) -> Result<Sim, MemoryError> {
         portcullis_sync::hook::register(at_atomic);
-        let strategy = config
-            .strategy
-            .unwrap_or_else(|| Strategy::of_seed(config.seed));
+        let strategy = config.strategy.unwrap_or_else(|| Strategy::of_seed(config.seed));
         Ok(Sim {
             seed: config.seed,
             step_limit: config.step_limit,
@@ -154,11 +152,7 @@ impl Sim {
     }
 
     /// Starts `n` workers, which call `work` after a kick until it returns false.
-    pub fn workers(
-        &mut self,
-        n: usize,
-        work: impl Fn(&SimPlatform) -> bool + Send + Sync + 'static,
-    ) {
+    pub fn workers(&mut self, n: usize, work: impl Fn(&SimPlatform) -> bool + Send + Sync + 'static) {
         let work = Arc::new(work);
         for i in 0..n {
             let work = work.clone();
@@ -169,11 +163,7 @@ impl Sim {
     }
 
     /// Starts a task of the scenario. [`SimPlatform::spawn`] does the same from inside.
-    pub fn spawn(
-        &mut self,
-        name: impl Into<String>,
-        task: impl FnOnce(&SimPlatform) + Send + 'static,
-    ) {
+    pub fn spawn(&mut self, name: impl Into<String>, task: impl FnOnce(&SimPlatform) + Send + 'static) {
         self.platform.spawn(name, task);
     }
 
@@ -321,10 +311,7 @@ impl Sim {
         self.labels.clear();
         let mut add = |choice, class: u64, owner: u32, item| {
             self.choices.push(choice);
-            self.labels.push(Label {
-                owner: class << 32 | u64::from(owner),
-                item,
-            });
+            self.labels.push(Label { owner: class << 32 | u64::from(owner), item });
         };
         let shared = self.platform.shared();
         let now = shared.now();
@@ -343,12 +330,7 @@ impl Sim {
             }
             for &(due, msi) in &state.pending {
                 if due <= now && !state.is_served(Why::Interrupt(msi)) {
-                    add(
-                        Choice::Interrupt(msi),
-                        3,
-                        0,
-                        msi.address << 32 | u64::from(msi.data),
-                    );
+                    add(Choice::Interrupt(msi), 3, 0, msi.address << 32 | u64::from(msi.data));
                 }
             }
             if state.timer.is_some_and(|t| t <= now) && !state.is_served(Why::Timer) {
@@ -442,9 +424,7 @@ impl Sim {
             Why::Interrupt(msi) => format!("interrupt {:#x}/{:#x}", msi.address, msi.data),
             _ => "timer".into(),
         };
-        let task = self
-            .shared()
-            .spawn(name, Kind::Service, why, Box::new(handler));
+        let task = self.shared().spawn(name, Kind::Service, why, Box::new(handler));
         self.resume(task);
     }
 
@@ -527,13 +507,7 @@ impl Sim {
                 },
             })
             .collect();
-        Stuck {
-            seed: self.seed,
-            because,
-            steps: state.stats.steps,
-            now: self.shared().now(),
-            tasks,
-        }
+        Stuck { seed: self.seed, because, steps: state.stats.steps, now: self.shared().now(), tasks }
     }
 }
 

@@ -1,8 +1,5 @@
 //! A value that one thread uses, inside of types that must be `Sync`.
-#![allow(
-    unsafe_code,
-    reason = "Sync is promised on the strength of a check at every access"
-)]
+#![allow(unsafe_code, reason = "Sync is promised on the strength of a check at every access")]
 
 use std::{
     cell::Cell,
@@ -25,18 +22,12 @@ unsafe impl<T: Send> Sync for OneThread<T> {}
 
 impl<T> OneThread<T> {
     pub(super) fn new(value: T) -> OneThread<T> {
-        OneThread {
-            owner: this_thread(),
-            value,
-        }
+        OneThread { owner: this_thread(), value }
     }
 
     #[inline]
     pub(super) fn get(&self) -> &T {
-        assert!(
-            self.owner == this_thread(),
-            "a simulation is used from a thread that did not make it"
-        );
+        assert!(self.owner == this_thread(), "a simulation is used from a thread that did not make it");
         &self.value
     }
 }

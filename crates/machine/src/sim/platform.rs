@@ -20,9 +20,7 @@ pub struct SimPlatform(Arc<Shared>);
 
 impl fmt::Debug for SimPlatform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimPlatform")
-            .field("now", &self.0.now())
-            .finish_non_exhaustive()
+        f.debug_struct("SimPlatform").field("now", &self.0.now()).finish_non_exhaustive()
     }
 }
 
@@ -42,8 +40,7 @@ impl SimPlatform {
 
     /// Starts a task of the scenario: the run lasts until it ends. Any context.
     pub fn spawn(&self, name: impl Into<String>, task: impl FnOnce(&SimPlatform) + Send + 'static) {
-        self.0
-            .spawn(name.into(), Kind::Task, Why::Spawned, Box::new(task));
+        self.0.spawn(name.into(), Kind::Task, Why::Spawned, Box::new(task));
     }
 
     /// Calls `f` with the hardware, if it is an `H`, without a preemption point inside.
@@ -167,8 +164,7 @@ impl Platform for SimPlatform {
 impl SimPlatform {
     fn read(&self, window: Window, offset: u32, width: Width) -> u64 {
         self.0.point(costs::MMIO_READ);
-        let read =
-            |hardware: &mut dyn Hardware, now| hardware.mmio_read(now, window, offset, width);
+        let read = |hardware: &mut dyn Hardware, now| hardware.mmio_read(now, window, offset, width);
         // Where nothing answers, a bus reads ones.
         self.0.with_hardware(read).unwrap_or(u64::MAX)
     }
@@ -223,12 +219,7 @@ impl TableMem for SimPlatform {
         self.0.ram.store128(table, i, w);
     }
 
-    fn fill_private<W: Word>(
-        &self,
-        frame: &mut Fresh,
-        range: Range<usize>,
-        entry: impl FnMut(usize) -> W,
-    ) {
+    fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W) {
         self.0.charge(costs::TABLE_ACCESS * range.len() as u64);
         self.0.ram.fill_private(frame, range, entry);
     }
@@ -259,9 +250,7 @@ pub struct SimLock<T> {
 
 impl<T> fmt::Debug for SimLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimLock")
-            .field("number", &self.number)
-            .finish_non_exhaustive()
+        f.debug_struct("SimLock").field("number", &self.number).finish_non_exhaustive()
     }
 }
 
@@ -276,10 +265,7 @@ impl<T: Send> ShortLock<T> for SimLock<T> {
         };
         self.shared.locked();
         // Dropped after the value is free again, and on a panic as well.
-        let _unlock = Unlock {
-            shared: &self.shared,
-            number: self.number,
-        };
+        let _unlock = Unlock { shared: &self.shared, number: self.number };
         let mut value = value;
         f(&mut value)
     }

@@ -146,10 +146,7 @@ impl Shared {
     #[cold]
     fn preempt(&self) {
         let hot = self.hot.get();
-        let left = hot
-            .rng
-            .borrow_mut()
-            .u32(1..=hot.slice.saturating_mul(2) - 1);
+        let left = hot.rng.borrow_mut().u32(1..=hot.slice.saturating_mul(2) - 1);
         hot.left.set(left);
         self.here(|running| {
             if let Some(running) = running
@@ -187,10 +184,7 @@ impl Shared {
     pub(super) fn check_may_allocate(&self, what: &str) {
         self.here(|running| {
             if let Some(running) = running {
-                assert!(
-                    running.kind != Kind::Service,
-                    "{what} in interrupt or service context"
-                );
+                assert!(running.kind != Kind::Service, "{what} in interrupt or service context");
                 assert!(running.locks.get() == 0, "{what} with a short lock held");
             }
         });
@@ -209,16 +203,10 @@ impl Shared {
         let spurious = self.spurious && self.hot.get().rng.borrow_mut().u32(..256) == 0;
         self.here(|running| {
             let Some(running) = running else {
-                assert!(
-                    self.state().shutdown,
-                    "a wait outside of the simulation's tasks"
-                );
+                assert!(self.state().shutdown, "a wait outside of the simulation's tasks");
                 return Woken::Shutdown;
             };
-            assert!(
-                running.undisturbed.get() == 0,
-                "a wait in a stretch without preemption"
-            );
+            assert!(running.undisturbed.get() == 0, "a wait in a stretch without preemption");
             {
                 let mut state = self.state();
                 if state.shutdown {
@@ -234,10 +222,7 @@ impl Shared {
                     state.stats.spurious_wakeups += 1;
                     return Woken::Notified;
                 }
-                state.tasks[running.task].status = Status::Waiting {
-                    event: event.number,
-                    until,
-                };
+                state.tasks[running.task].status = Status::Waiting { event: event.number, until };
             }
             running.suspend();
             self.state().tasks[running.task].woken
@@ -316,10 +301,7 @@ impl Shared {
 
     /// Calls the hardware, without a preemption point inside, and sends the interrupts it raised on
     /// their way. `None` if there is none.
-    pub(super) fn with_hardware<R>(
-        &self,
-        f: impl FnOnce(&mut dyn Hardware, Time) -> R,
-    ) -> Option<R> {
+    pub(super) fn with_hardware<R>(&self, f: impl FnOnce(&mut dyn Hardware, Time) -> R) -> Option<R> {
         self.undisturbed(|| {
             let mut hardware = self.hardware.get().borrow_mut();
             let hardware = hardware.as_deref_mut()?;
@@ -343,13 +325,7 @@ impl Shared {
     /// A new task, runnable; it gets its stack from the scheduler.
     pub(super) fn spawn(&self, name: String, kind: Kind, why: Why, body: Body) -> usize {
         let mut state = self.state();
-        let task = Task {
-            name,
-            kind,
-            why,
-            status: Status::Ready,
-            woken: Woken::Notified,
-        };
+        let task = Task { name, kind, why, status: Status::Ready, woken: Woken::Notified };
         let free = state.tasks.iter().position(|t| t.status == Status::Done);
         let id = free.unwrap_or(state.tasks.len());
         match state.tasks.get_mut(id) {
@@ -376,10 +352,7 @@ impl Task {
 
 impl SimEvent {
     pub(super) fn new(number: u64) -> SimEvent {
-        SimEvent {
-            number,
-            notified: OneThread::new(Cell::new(0)),
-        }
+        SimEvent { number, notified: OneThread::new(Cell::new(0)) }
     }
 
     pub(super) fn seen(&self) -> u64 {

@@ -1,8 +1,5 @@
 //! Stacks that suspend: which coroutine runs now, and how it gives control back.
-#![allow(
-    unsafe_code,
-    reason = "the coroutine that runs is known by a pointer to its own stack"
-)]
+#![allow(unsafe_code, reason = "the coroutine that runs is known by a pointer to its own stack")]
 
 use super::{SimPlatform, shared::Shared};
 use corosensei::{Coroutine, CoroutineResult, Yielder, stack::DefaultStack};

@@ -114,9 +114,7 @@ impl Chooser {
     /// Notes a choice in the hash of the schedule.
     pub(super) fn note(&mut self, label: Label, now: u64) {
         for word in [label.owner, label.item, now] {
-            self.hash = (self.hash ^ word)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(29);
+            self.hash = (self.hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         }
     }
 

@@ -81,8 +81,7 @@ impl Platform for ThreadPlatform {
     }
 
     fn write32(&self, window: Window, offset: u32, value: u32) {
-        self.0
-            .access(|h, now| h.mmio_write(now, window, offset, Width::Dword, value.into()));
+        self.0.access(|h, now| h.mmio_write(now, window, offset, Width::Dword, value.into()));
     }
 
     fn read64(&self, window: Window, offset: u32) -> u64 {
@@ -91,8 +90,7 @@ impl Platform for ThreadPlatform {
     }
 
     fn write64(&self, window: Window, offset: u32, value: u64) {
-        self.0
-            .access(|h, now| h.mmio_write(now, window, offset, Width::Qword, value));
+        self.0.access(|h, now| h.mmio_write(now, window, offset, Width::Qword, value));
     }
 }
 
@@ -121,12 +119,7 @@ impl TableMem for ThreadPlatform {
     fn store128(&self, table: Phys, i: usize, w: u128) {
         self.0.ram.store128(table, i, w);
     }
-    fn fill_private<W: Word>(
-        &self,
-        frame: &mut Fresh,
-        range: Range<usize>,
-        entry: impl FnMut(usize) -> W,
-    ) {
+    fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W) {
         self.0.ram.fill_private(frame, range, entry);
     }
     fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic)) {

@@ -1,0 +1,328 @@
+//! Making and replacing attachments.
+
+use crate::{
+    attachment::{Attachment, Inner, Unfinished},
+    detach::{Detaching, drain},
+    device::DeviceInner,
+    domain::{DomainInner, Kind},
+    driver::{CacheTag, Change, HwLost, Incompatible, Prepared},
+    error::{AttachError, OutOfMemory},
+    group::{NotSo, Token},
+    ids::{At, DomainTag, Key, Pasid},
+    op::hw,
+    platform::{Platform, ShortLock},
+    resolver::Handler,
+    sources::{Phase, Slot},
+};
+use alloc::{collections::VecDeque, sync::Arc};
+use core::future::poll_fn;
+use portcullis_pgtable::IoTable;
+
+/// What an attach is asked to do.
+pub(crate) struct Wanted<P: Platform> {
+    pub(crate) device: Arc<DeviceInner<P>>,
+    pub(crate) domain: Arc<DomainInner<P>>,
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) handler: Arc<dyn Handler<P>>,
+    pub(crate) resolves: bool,
+}
+
+impl<P: Platform> Wanted<P> {
+    fn at(&self) -> At {
+        At { source: self.device.source, pasid: self.pasid }
+    }
+
+    /// Everything that can be said before anything changes.
+    fn check(&self) -> Result<(), AttachError> {
+        let (device, domain, at) = (&self.device, &self.domain, self.at());
+        let instance = &device.instance;
+        if !Arc::ptr_eq(&device.shared, &domain.shared) {
+            return Err(AttachError::Foreign);
+        }
+        if instance.is_lost() {
+            return Err(AttachError::Lost(HwLost));
+        }
+        if instance.is_quarantined(device.source) {
+            return Err(AttachError::Quarantined(device.id));
+        }
+        if let Some(pasid) = self.pasid
+            && !device.does_pasid(pasid)
+        {
+            return Err(AttachError::Pasid(device.id, pasid));
+        }
+        let unfit = |why| Err(AttachError::Incompatible { at, why });
+        match &domain.kind {
+            Kind::Blocked => {
+                if self.pasid.is_none() && !device.direct.is_empty() {
+                    return Err(AttachError::NotHitless(at));
+                }
+            }
+            Kind::Identity if !instance.caps().identity => return unfit(Incompatible::NoIdentity),
+            Kind::Identity => {}
+            Kind::Table(t) => {
+                if self.pasid.is_none() && domain.pasid_only {
+                    return Err(AttachError::PasidOnly(at));
+                }
+                if let Err(why) = instance.driver().can_walk(&t.desc()) {
+                    return unfit(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Direct regions are mapped before the hardware sees the table, and stay when it is left.
+    fn map_direct(&self) -> Result<(), AttachError> {
+        let (Kind::Table(table), None) = (&self.domain.kind, self.pasid) else { return Ok(()) };
+        for region in &self.device.direct {
+            map_missing(&***table, region.start, region.len, region.prot)
+                .map_err(|why| AttachError::Direct { start: region.start, why })?;
+        }
+        Ok(())
+    }
+}
+
+/// Maps what is not mapped yet of a region, one to one: regions of several devices may overlap.
+pub(crate) fn map_missing(
+    table: &dyn IoTable,
+    start: u64,
+    len: u64,
+    prot: portcullis_pgtable::Prot,
+) -> Result<(), portcullis_pgtable::MapError> {
+    use portcullis_pgtable::{MapError, Phys};
+    let granule = 1u64 << table.desc().page_sizes.trailing_zeros().min(63);
+    let end = start.checked_add(len).ok_or(MapError::InputRange {
+        iova: start,
+        len,
+        bits: table.desc().input_bits,
+    })?;
+    let mut at = start;
+    while at < end {
+        match table.lookup(at) {
+            Some(leaf) if leaf.phys == Phys(at) => at = leaf.start.saturating_add(leaf.size),
+            Some(leaf) => return Err(MapError::AlreadyMapped { iova: at, phys: leaf.phys }),
+            None => {
+                table.map(at, Phys(at), granule, prot)?;
+                at += granule;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Attaches. The device translates through the domain when this is done.
+pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<P>, AttachError> {
+    wanted.check()?;
+    let at = wanted.at();
+    let token = begin(&wanted, None).await?;
+    wanted.map_direct()?;
+    let made = Made::new(wanted).await?;
+    let Some(target) = made.inner.domain.maybe_target(made.inner.tag) else {
+        return Ok(made.publish(token));
+    };
+    let instance = made.inner.instance.clone();
+    let prepared = match instance.driver().prepare(at, target) {
+        Ok(p) => p,
+        Err(e) => return Err(made.undo(e.into()).await),
+    };
+    let gap = prepared.change == Change::ThroughBlocked;
+    instance.driver().abandon(prepared);
+    if gap && made.inner.device.direct_only.is_some() && at.pasid.is_none() {
+        return Err(made.undo(AttachError::NotHitless(at)).await);
+    }
+    if let Err(e) = made.show() {
+        return Err(made.undo(e).await);
+    }
+    // An entry that an earlier life left there goes through blocked.
+    let cleared = if gap { hw(&instance, || instance.driver().block(at)).await } else { Ok(()) };
+    let installed = match cleared {
+        Ok(()) => made.inner.device.install(at, target).await,
+        lost => lost,
+    };
+    match installed {
+        Ok(()) => Ok(made.publish(token)),
+        Err(lost) => Err(made.lost(lost)),
+    }
+}
+
+/// How a replacement looked to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// The old translation, then the new one, nothing between.
+    Hitless,
+    /// The old translation, then nothing, then the new one.
+    ThroughBlocked,
+}
+
+/// Replaces what is attached. `old` has been claimed by its owner's hand.
+pub(crate) async fn replace<P: Platform>(
+    old: &Arc<Inner<P>>,
+    wanted: Wanted<P>,
+    gap_allowed: bool,
+) -> Result<(Attachment<P>, Detaching<P>, Replaced), AttachError> {
+    wanted.check()?;
+    let at = wanted.at();
+    let token = begin(&wanted, Some(old.key)).await?;
+    wanted.map_direct()?;
+    let direct = wanted.pasid.is_none() && !wanted.device.direct.is_empty();
+    let made = Made::new(wanted).await?;
+    let instance = made.inner.instance.clone();
+    let driver = instance.driver();
+    let how = match made.inner.domain.maybe_target(made.inner.tag) {
+        None => Replaced::ThroughBlocked,
+        Some(target) => match driver.prepare(at, target).map(|p| abandoned(&instance, p)) {
+            Ok(Change::Hitless) => Replaced::Hitless,
+            Ok(Change::ThroughBlocked) => Replaced::ThroughBlocked,
+            Err(e) => return Err(made.undo(e.into()).await),
+        },
+    };
+    if how == Replaced::ThroughBlocked && (direct || !gap_allowed) {
+        return Err(made.undo(AttachError::NotHitless(at)).await);
+    }
+    if let Err(e) = made.show() {
+        return Err(made.undo(e).await);
+    }
+    old.begin_leaving();
+    let unfinished = Unfinished(Some(old.clone()));
+    old.gate.close();
+    let mut changed = Ok(());
+    if how == Replaced::ThroughBlocked {
+        changed = hw(&instance, || driver.block(at)).await;
+        if changed.is_ok() {
+            changed = drain(&instance, at).await;
+        }
+    }
+    if let (Ok(()), Some(target)) = (changed, made.inner.domain.maybe_target(made.inner.tag)) {
+        changed = made.inner.device.install(at, target).await;
+    }
+    if let Err(lost) = changed {
+        return Err(made.lost(lost));
+    }
+    poll_fn(|_| {
+        if instance.settle_all_of(old.key) {
+            return core::task::Poll::Ready(());
+        }
+        instance.service();
+        core::task::Poll::Pending
+    })
+    .await;
+    old.domain.tags.remove(instance.id(), at);
+    old.domain.release_tag(&instance);
+    if old.resolves() {
+        old.device.release_pri().await;
+    }
+    old.device.shared_slab().remove(old.key);
+    unfinished.done();
+    old.finish();
+    Ok((made.publish(token), Detaching::new(old.clone()), how))
+}
+
+fn abandoned<P: Platform>(instance: &crate::instance::Instance<P>, prepared: Prepared) -> Change {
+    let change = prepared.change;
+    instance.driver().abandon(prepared);
+    change
+}
+
+async fn begin<P: Platform>(wanted: &Wanted<P>, from: Option<Key>) -> Result<Token<P>, AttachError> {
+    poll_fn(|_| wanted.device.group.begin(wanted.pasid, from)).await.map_err(|e| match e {
+        NotSo::Otherwise => AttachError::Occupied(wanted.at()),
+        NotSo::NoRoom => AttachError::TooMany(wanted.device.id),
+    })
+}
+
+/// An attachment that the hardware may not know yet.
+struct Made<P: Platform> {
+    inner: Arc<Inner<P>>,
+}
+
+impl<P: Platform> Made<P> {
+    /// Allocates everything that an attachment needs, the right to page requests included.
+    async fn new(wanted: Wanted<P>) -> Result<Made<P>, AttachError> {
+        let at = wanted.at();
+        let Wanted { device, domain, handler, resolves, .. } = wanted;
+        let instance = device.instance.clone();
+        let mut pending = VecDeque::new();
+        if resolves {
+            let most = instance.config().credits_per_device as usize;
+            pending.try_reserve_exact(most).map_err(|_| OutOfMemory)?;
+        }
+        let key = device.shared_slab().reserve().ok_or(AttachError::TooMany(device.id))?;
+        let tag: Result<DomainTag, AttachError> = match domain.acquire_tag(&instance) {
+            Ok(Some(tag)) => Ok(tag),
+            Ok(None) => Err(AttachError::NoTag(instance.id())),
+            Err(e) => Err(e.into()),
+        };
+        let tag = tag.inspect_err(|_| device.shared_slab().remove(key))?;
+        let pri = if resolves { device.acquire_pri().await } else { Ok(()) };
+        if let Err(e) = pri {
+            domain.release_tag(&instance);
+            device.shared_slab().remove(key);
+            return Err(e);
+        }
+        let inner = Arc::new(Inner::new(key, at, tag, device, domain, handler, resolves, pending));
+        Ok(Made { inner })
+    }
+
+    /// Publishes the cache tag for unmaps, then the attachment for the fault path. Both before
+    /// the hardware can use the entry: an unmap must not miss it, and a request that comes at once
+    /// waits for the resolver instead of being refused.
+    fn show(&self) -> Result<(), AttachError> {
+        let inner = &self.inner;
+        let (instance, at) = (&inner.instance, inner.at);
+        let ats = instance.may_cache(at);
+        inner.domain.tags.publish(instance, CacheTag { tag: inner.tag, at, ats })?;
+        let shown = self.enter(Phase::Attaching);
+        if !shown {
+            inner.domain.tags.remove(instance.id(), at);
+            return Err(AttachError::TooMany(inner.device.id));
+        }
+        Ok(())
+    }
+
+    /// Puts the attachment where the fault path finds it, in the place of one that it replaces.
+    fn enter(&self, phase: Phase) -> bool {
+        let inner = &self.inner;
+        let (shown, old) = inner.instance.state.with(|s| {
+            let Some(src) = s.sources.get_mut(inner.at.source) else { return (false, None) };
+            let new = Slot { pasid: inner.at.pasid, phase, inner: inner.clone() };
+            if let Some(slot) = src.slot(inner.at.pasid) {
+                return (true, Some(core::mem::replace(slot, new)));
+            }
+            if src.slots.len() == src.slots.capacity() {
+                return (false, Some(new));
+            }
+            src.slots.push(new);
+            (true, None)
+        });
+        drop(old);
+        shown
+    }
+
+    /// The hardware translates: the resolver may run.
+    fn publish(self, token: Token<P>) -> Attachment<P> {
+        self.enter(Phase::Attached);
+        self.inner.device.shared_slab().fill(self.inner.clone());
+        token.finish(Some(self.inner.key));
+        self.inner.schedule_waiting();
+        Attachment::new(self.inner)
+    }
+
+    /// Takes back what was allocated; the hardware has seen nothing.
+    async fn undo(self, why: AttachError) -> AttachError {
+        let inner = self.inner;
+        inner.domain.release_tag(&inner.instance);
+        if inner.resolves() {
+            inner.device.release_pri().await;
+        }
+        inner.device.shared_slab().remove(inner.key);
+        why
+    }
+
+    /// The hardware was lost with the entry half shown: it may use the domain for ever.
+    fn lost(self, lost: HwLost) -> AttachError {
+        self.inner.domain.keep_for_ever();
+        self.inner.lost.store(true, portcullis_sync::atomic::Ordering::Release);
+        self.inner.device.shared_slab().remove(self.inner.key);
+        AttachError::Lost(lost)
+    }
+}

@@ -1,0 +1,257 @@
+//! An attachment: one device, or one PASID of it, translating through one domain, with the
+//! caller's data.
+
+use crate::{
+    detach::{Detaching, detach},
+    device::DeviceInner,
+    domain::DomainInner,
+    ids::{At, DomainTag, Key},
+    instance::Instance,
+    intake::Queued,
+    op::{Op, block_on},
+    platform::{Platform, ShortLock, Sleep},
+    resolver::{Handler, PageGroup},
+};
+use alloc::{collections::VecDeque, sync::Arc};
+use portcullis_sync::{
+    atomic::{AtomicBool, AtomicU32, Ordering},
+    gate::Gate,
+    slot::Generation,
+};
+
+/// Ours until the hardware no longer uses it and no handler runs with it.
+pub(crate) struct Inner<P: Platform> {
+    pub(crate) key: Key,
+    pub(crate) at: At,
+    pub(crate) tag: DomainTag,
+    pub(crate) instance: Arc<Instance<P>>,
+    pub(crate) device: Arc<DeviceInner<P>>,
+    pub(crate) domain: Arc<DomainInner<P>>,
+    /// Counts the handlers that run; closed by a detach.
+    pub(crate) gate: Gate,
+    handler: P::Lock<Option<Arc<dyn Handler<P>>>>,
+    resolves: bool,
+    queue: P::Lock<Queue>,
+    life: AtomicU32,
+    /// The hardware was lost while it was detached.
+    pub(crate) lost: AtomicBool,
+}
+
+struct Queue {
+    pending: VecDeque<(u32, Generation)>,
+    /// Stands in the hub's queue, or its resolver runs: at most one worker is occupied.
+    scheduled: bool,
+}
+
+/// In its owner's hands.
+const LIVE: u32 = 0;
+/// A detach has begun, or its owner dropped it and the reaper will begin one.
+const LEAVING: u32 = 1;
+/// Neither hardware nor a handler uses it; its data is dropped.
+const GONE: u32 = 2;
+
+impl<P: Platform> Inner<P> {
+    #[expect(clippy::too_many_arguments, reason = "every field of the new value, from its one caller")]
+    pub(crate) fn new(
+        key: Key,
+        at: At,
+        tag: DomainTag,
+        device: Arc<DeviceInner<P>>,
+        domain: Arc<DomainInner<P>>,
+        handler: Arc<dyn Handler<P>>,
+        resolves: bool,
+        pending: VecDeque<(u32, Generation)>,
+    ) -> Inner<P> {
+        let platform = device.instance.platform();
+        Inner {
+            key,
+            at,
+            tag,
+            instance: device.instance.clone(),
+            gate: Gate::new(),
+            handler: platform.lock(Some(handler)),
+            resolves,
+            queue: platform.lock(Queue { pending, scheduled: false }),
+            life: AtomicU32::new(LIVE),
+            lost: AtomicBool::new(false),
+            device,
+            domain,
+        }
+    }
+
+    /// Whether page requests go to a resolver.
+    pub(crate) fn resolves(&self) -> bool {
+        self.resolves
+    }
+
+    /// Keeps a group for the resolver. Service context.
+    pub(crate) fn enqueue(&self, slot: u32, generation: Generation, ready: bool) -> Queued {
+        self.queue.with(|q| {
+            if q.pending.len() == q.pending.capacity() {
+                return Queued::Full;
+            }
+            q.pending.push_back((slot, generation));
+            if ready && !core::mem::replace(&mut q.scheduled, true) {
+                Queued::Schedule
+            } else {
+                Queued::Waits
+            }
+        })
+    }
+
+    /// Schedules what came while the attachment was being made.
+    pub(crate) fn schedule_waiting(self: &Arc<Self>) {
+        let wake = self.queue.with(|q| !q.pending.is_empty() && !core::mem::replace(&mut q.scheduled, true));
+        if wake {
+            self.instance.hub.schedule(self.clone());
+        }
+    }
+
+    /// Runs the resolver for one group. Sleepable context.
+    pub(crate) fn handle_one(self: &Arc<Self>) {
+        if self.gate.enter() {
+            self.instance.hub.resolver_runs(1);
+            let _inside = Inside(self);
+            let handler = self.handler.with(|h| h.clone());
+            let next = self.queue.with(|q| q.pending.pop_front());
+            if let (Some(handler), Some((slot, generation))) = (handler, next)
+                && let Some(group) = PageGroup::take(&self.instance, slot, generation, self.key)
+            {
+                handler.handle(&Sleep::in_resolver(self.key), group);
+            }
+        }
+        let again = self.queue.with(|q| {
+            if self.gate.is_closed() {
+                q.pending.clear();
+            }
+            q.scheduled = !q.pending.is_empty();
+            q.scheduled
+        });
+        if again {
+            self.instance.hub.schedule(self.clone());
+        }
+    }
+
+    /// Claims the right to begin a detach. False if somebody did before.
+    pub(crate) fn begin_leaving(&self) -> bool {
+        self.life.compare_exchange(LIVE, LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.life.load(Ordering::Acquire) == GONE
+    }
+
+    /// Lets go of the caller's data once the gate is closed and empty, and says so. Sleepable
+    /// context.
+    pub(crate) fn finish(&self) {
+        if !self.gate.is_closed() || self.gate.inside() != 0 {
+            return;
+        }
+        if let Some(handler) = self.handler.with(Option::take) {
+            drop(handler);
+            self.life.store(GONE, Ordering::Release);
+            self.instance.hub.progressed();
+        }
+    }
+}
+
+/// Somebody is inside an attachment's gate. Leaves on drop, so that a resolver that panics does
+/// not hang the detach.
+struct Inside<'a, P: Platform>(&'a Inner<P>);
+
+impl<P: Platform> Drop for Inside<'_, P> {
+    fn drop(&mut self) {
+        self.0.instance.hub.resolver_runs(-1);
+        if self.0.gate.leave() {
+            self.0.finish();
+        }
+    }
+}
+
+/// A live attachment. Made only by a successful attach; linear.
+///
+/// Dropping it detaches it without waiting: a worker does the rest. Forgetting it leaks it and
+/// frees nothing that a device can still reach. Stored inside its own caller data it is a cycle
+/// whose drop never runs: keep its [`key`](Attachment::key) there instead.
+#[must_use = "an attachment that is dropped is detached"]
+pub struct Attachment<P: Platform> {
+    inner: Option<Arc<Inner<P>>>,
+}
+
+impl<P: Platform> Attachment<P> {
+    pub(crate) fn new(inner: Arc<Inner<P>>) -> Self {
+        Attachment { inner: Some(inner) }
+    }
+
+    pub(crate) fn into_inner(mut self) -> Option<Arc<Inner<P>>> {
+        self.inner.take()
+    }
+
+    /// Names the attachment without keeping it.
+    pub fn key(&self) -> Option<Key> {
+        self.inner.as_ref().map(|i| i.key)
+    }
+
+    /// Where it is attached.
+    pub fn at(&self) -> Option<At> {
+        self.inner.as_ref().map(|i| i.at)
+    }
+
+    /// Blocks the device, invalidates, drains, answers everything pending with Invalid, and frees
+    /// the place for a new attach. Sleeps for hardware, never for a resolver. Cannot fail:
+    /// hardware that is lost on the way is one of its outcomes ([`Detaching::lost`]).
+    pub fn begin_detach(mut self, cx: &Sleep<'_>) -> Detaching<P> {
+        let Some(inner) = self.inner.take() else { return Detaching::nothing() };
+        let unfinished = Unfinished(Some(inner.clone()));
+        inner.begin_leaving();
+        if block_on(&inner.instance.hub, cx, detach(inner.clone())).is_ok() {
+            unfinished.done();
+        }
+        Detaching::new(inner)
+    }
+
+    /// The step form of [`begin_detach`](Attachment::begin_detach).
+    pub fn start_detach(mut self) -> Op<'static, Detaching<P>>
+    where
+        P: 'static,
+    {
+        let inner = self.inner.take();
+        Op::new(async move {
+            let Some(inner) = inner else { return Detaching::nothing() };
+            let unfinished = Unfinished(Some(inner.clone()));
+            inner.begin_leaving();
+            detach(inner.clone()).await;
+            unfinished.done();
+            Detaching::new(inner)
+        })
+    }
+}
+
+/// A detach that was given up half-way goes to the reaper, which begins again.
+pub(crate) struct Unfinished<P: Platform>(pub(crate) Option<Arc<Inner<P>>>);
+
+impl<P: Platform> Unfinished<P> {
+    pub(crate) fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<P: Platform> Drop for Unfinished<P> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.take() {
+            let hub = inner.instance.hub.clone();
+            hub.reap(inner);
+        }
+    }
+}
+
+impl<P: Platform> Drop for Attachment<P> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take()
+            && inner.begin_leaving()
+        {
+            let hub = inner.instance.hub.clone();
+            hub.reap(inner);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Bounds and deadlines. Everything that a device can make grow has its limit here.
+
+use core::time::Duration;
+
+/// The limits of one [`Iommu`](crate::Iommu). What they size is allocated when it is made or when
+/// a device is added, and never grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Devices that can be added to one instance.
+    pub devices: usize,
+    /// Attachments that can exist at once, those still detaching included.
+    pub attachments: usize,
+    /// Attachments of one device: its requester id and its PASIDs.
+    pub attachments_per_device: usize,
+    /// Page requests a device may have outstanding at most; its own limit may be lower. The shares
+    /// of all devices together never exceed the hardware's queue less `credit_reserve`.
+    pub credits_per_device: u32,
+    /// Entries of the hardware's page-request queue kept out of the shares, for requests that
+    /// nobody has a right to make, and for those that come again.
+    pub credit_reserve: u32,
+    /// How long a page-request group may wait for its answer before the core answers Invalid;
+    /// 1 to 100 s, or `None` for ever.
+    pub group_deadline: Option<Duration>,
+    /// How long the first requests of a group wait for the last one before they are dropped.
+    pub partial_deadline: Duration,
+    /// How long one hardware step may take before the hardware is given up. Must exceed the
+    /// hardware's own time-out for device-TLB invalidations.
+    pub hardware_deadline: Duration,
+    /// Records that one service turn hands over at most.
+    pub turn_budget: usize,
+    /// Races that tests plant, to show that the simulation finds them.
+    #[cfg(feature = "planted")]
+    pub plant: Option<Plant>,
+}
+
+/// A protection that a test takes away.
+#[cfg(feature = "planted")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    /// The answer is taken before the queue's lock is held, so that it can go out after its slot
+    /// has a new owner.
+    AnswerTakenEarly,
+    /// An unmap reads the cache tags before it clears the entries, so that an attach in between is
+    /// not invalidated.
+    TagsReadEarly,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            devices: 256,
+            attachments: 1024,
+            attachments_per_device: 64,
+            credits_per_device: 32,
+            credit_reserve: 8,
+            group_deadline: Some(Duration::from_secs(10)),
+            partial_deadline: Duration::from_secs(1),
+            hardware_deadline: Duration::from_secs(120),
+            turn_budget: 64,
+            #[cfg(feature = "planted")]
+            plant: None,
+        }
+    }
+}
+
+impl Config {
+    #[cfg(feature = "planted")]
+    pub(crate) fn answer_taken_early(&self) -> bool {
+        self.plant == Some(Plant::AnswerTakenEarly)
+    }
+
+    #[cfg(not(feature = "planted"))]
+    pub(crate) fn answer_taken_early(&self) -> bool {
+        false
+    }
+
+    #[cfg(feature = "planted")]
+    pub(crate) fn tags_read_early(&self) -> bool {
+        self.plant == Some(Plant::TagsReadEarly)
+    }
+
+    #[cfg(not(feature = "planted"))]
+    pub(crate) fn tags_read_early(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,56 @@
+//! Shares of the hardware's page-request queue.
+
+use crate::config::Config;
+
+/// What is left to give out. The shares together never exceed the queue less a reserve, so that a
+/// device that keeps to its share cannot make the queue overflow for others.
+#[derive(Debug)]
+pub(crate) struct Credits {
+    left: u32,
+    share: u32,
+}
+
+impl Credits {
+    pub(crate) fn new(queue: u32, config: &Config) -> Credits {
+        Credits { left: queue.saturating_sub(config.credit_reserve), share: config.credits_per_device }
+    }
+
+    /// A share for a device that can have `wanted` requests outstanding, or `None` when nothing is
+    /// left.
+    pub(crate) fn take(&mut self, wanted: u32) -> Option<u32> {
+        let given = wanted.min(self.share).min(self.left);
+        if given == 0 {
+            return None;
+        }
+        self.left -= given;
+        Some(given)
+    }
+
+    pub(crate) fn give_back(&mut self, share: u32) {
+        self.left += share;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_never_exceed_the_queue_less_the_reserve() {
+        let config = Config { credits_per_device: 32, credit_reserve: 8, ..Config::default() };
+        let mut credits = Credits::new(127, &config);
+        let mut given = Vec::new();
+        while let Some(share) = credits.take(100) {
+            given.push(share);
+        }
+        assert_eq!(given, [32, 32, 32, 23], "full shares first, then what is left");
+        assert_eq!(given.iter().sum::<u32>(), 119);
+        credits.give_back(32);
+        assert_eq!(credits.take(5), Some(5), "a device's own limit is respected");
+        assert_eq!(credits.take(100), Some(27));
+        assert_eq!(credits.take(1), None);
+    }
+
+    extern crate std;
+    use alloc::vec::Vec;
+}

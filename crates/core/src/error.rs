@@ -1,0 +1,226 @@
+//! Why something was refused. Every error says which object, which range and why.
+
+use crate::{
+    driver::{HwLost, Incompatible, PrepareError, StartError},
+    ids::{At, DeviceId, InstanceId, Key, Pasid, SourceId},
+};
+use portcullis_pgtable::{MapError, Phys};
+
+/// No memory for one of the core's own records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("out of memory")]
+pub struct OutOfMemory;
+
+/// A door that this version keeps shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not in this version: {0}")]
+pub struct NotYet(pub &'static str);
+
+/// Why an instance was not registered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The id is taken.
+    #[error("{0} is registered already")]
+    Duplicate(InstanceId),
+    /// The hardware could not be brought up.
+    #[error("{0} did not start: {1}")]
+    Start(InstanceId, #[source] StartError),
+    /// No memory for its records.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The platform ends.
+    #[error("the platform is shutting down")]
+    Shutdown,
+}
+
+/// Why a device was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddDeviceError {
+    /// The device's id or one of its requester ids is known already.
+    #[error("{0} or one of its requester ids is known already")]
+    Duplicate(DeviceId),
+    /// The instance that should serve it is not registered (yet).
+    #[error("{0} is not registered")]
+    NotReady(InstanceId),
+    /// The device has no upstream instance and cannot be attached to anything.
+    #[error("{0} has no upstream IOMMU")]
+    NoUpstream(DeviceId),
+    /// The instance serves as many devices as it was configured for.
+    #[error("{0} has no room for another device")]
+    TooMany(InstanceId),
+    /// Something that this version does not do.
+    #[error(transparent)]
+    NotYet(#[from] NotYet),
+    /// A direct region (RMRR) could not be mapped.
+    #[error("direct region at {start:#x} could not be mapped: {why}")]
+    Direct {
+        /// First address of the region.
+        start: u64,
+        /// Why not.
+        why: MapError,
+    },
+    /// The driver refused it.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// No memory for its records.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The hardware is gone.
+    #[error(transparent)]
+    Lost(#[from] HwLost),
+}
+
+/// Why a domain was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DomainError {
+    /// The driver cannot make such a table.
+    #[error(transparent)]
+    Table(#[from] PrepareError),
+    /// The devices named have no table format in common.
+    #[error("{device} cannot use it: {why}")]
+    Incompatible {
+        /// The device that does not fit.
+        device: DeviceId,
+        /// Why not.
+        why: Incompatible,
+    },
+    /// No device was named.
+    #[error("a domain is made for at least one device")]
+    NoDevice,
+    /// Something that this version does not do.
+    #[error(transparent)]
+    NotYet(#[from] NotYet),
+    /// No memory for its records.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// Why an attach was refused. The device is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// Something is attached there: replace it instead.
+    #[error("{0} has an attachment already")]
+    Occupied(At),
+    /// Device and domain do not fit.
+    #[error("{at} and the domain do not fit: {why}")]
+    Incompatible {
+        /// Where.
+        at: At,
+        /// Why not.
+        why: Incompatible,
+    },
+    /// The device or its instance does not do this PASID.
+    #[error("{0} does not do PASID {1}")]
+    Pasid(DeviceId, Pasid),
+    /// The domain maps, or may map, a range that a requester id cannot translate.
+    #[error("the domain was made for PASIDs only and {0} is a requester id")]
+    PasidOnly(At),
+    /// No share of the hardware's page-request queue is left for the device.
+    #[error("{0} gets no page requests: the queue's shares are all given out")]
+    NoCredits(DeviceId),
+    /// The domain needs page requests and the device or its instance has none, or may not use them.
+    #[error("{0} cannot make page requests: {1}")]
+    NoPageRequests(DeviceId, &'static str),
+    /// The device is quarantined: it must be reset first.
+    #[error("{0} is quarantined: reset it first")]
+    Quarantined(DeviceId),
+    /// As many attachments exist as were configured for.
+    #[error("no room for another attachment of {0}")]
+    TooMany(DeviceId),
+    /// A direct region of the device could not be mapped into the domain.
+    #[error("direct region at {start:#x} could not be mapped: {why}")]
+    Direct {
+        /// First address of the region.
+        start: u64,
+        /// Why not.
+        why: MapError,
+    },
+    /// The change cannot be made without a gap, and the caller or a direct region forbids one.
+    #[error("{0} cannot be switched without a gap")]
+    NotHitless(At),
+    /// The domain belongs to another [`Iommu`](crate::Iommu).
+    #[error("the domain and the device belong to different IOMMU subsystems")]
+    Foreign,
+    /// Something that this version does not do.
+    #[error(transparent)]
+    NotYet(#[from] NotYet),
+    /// The driver could not prepare it.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// No memory for its records.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The instance has no tag left for another domain.
+    #[error("{0} has no domain id left")]
+    NoTag(InstanceId),
+    /// The hardware is gone.
+    #[error(transparent)]
+    Lost(#[from] HwLost),
+    /// The platform ends.
+    #[error("the platform is shutting down")]
+    Shutdown,
+}
+
+/// Why a range was not mapped. Nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DomainMapError {
+    /// The table refused it.
+    #[error(transparent)]
+    Table(#[from] MapError),
+    /// The IOVA range touches one that devices of this domain cannot translate.
+    #[error("IOVA {iova:#x}+{len:#x} touches the reserved range {start:#x}..={end:#x}")]
+    ReservedInput {
+        /// First IOVA asked for.
+        iova: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// First address of the reserved range.
+        start: u64,
+        /// Last address of the reserved range.
+        end: u64,
+    },
+    /// The physical range touches one that no mapping may point at.
+    #[error("physical {phys}+{len:#x} touches {start:#x}..={end:#x}, which is never an output")]
+    ReservedOutput {
+        /// First physical address asked for.
+        phys: Phys,
+        /// Bytes asked for.
+        len: u64,
+        /// First address of the range.
+        start: u64,
+        /// Last address of the range.
+        end: u64,
+    },
+}
+
+/// Why an unmapped range is not free yet: it stays retained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// An instance that may cache the range is gone.
+    #[error(transparent)]
+    Lost(#[from] HwLost),
+    /// The platform ends.
+    #[error("the platform is shutting down")]
+    Shutdown,
+}
+
+/// The group was answered before: by a deadline, a detach, a reset, or by its resolver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the page-request group has been answered already")]
+pub struct AlreadyAnswered;
+
+/// The key names nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} names nothing any more")]
+pub struct Stale(pub Key);
+
+/// The requester is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} belongs to no device")]
+pub struct UnknownSource(pub SourceId);

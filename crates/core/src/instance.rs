@@ -1,0 +1,236 @@
+//! One IOMMU instance: its driver, its service turns, and what it knows of its requesters.
+
+use crate::{
+    config::Config,
+    credits::Credits,
+    driver::{Caps, Driver, More, QueuePos},
+    error::OutOfMemory,
+    fault::{Access, FaultKind, FaultRecord, RawFault, Reason},
+    hub::Hub,
+    ids::{At, DomainTag, InstanceId, SourceId},
+    intake::TurnIntake,
+    platform::{Platform, ShortLock},
+    requests::Requests,
+    sources::Sources,
+    turn::Turn,
+};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::time::Duration;
+use portcullis_sync::{
+    atomic::{AtomicBool, AtomicU32, Ordering},
+    slot::SlotWord,
+};
+
+const IDLE: u32 = 0;
+const RUNNING: u32 = 1;
+const AGAIN: u32 = 2;
+
+/// How soon a turn that left work behind is followed by another.
+const NEXT_TURN: Duration = Duration::from_micros(10);
+
+pub(crate) struct Instance<P: Platform> {
+    id: InstanceId,
+    driver: Box<dyn Driver>,
+    caps: Caps,
+    pub(crate) hub: Arc<Hub<P>>,
+    /// One word for each page-request group that can wait for an answer.
+    pub(crate) words: Box<[SlotWord]>,
+    pub(crate) state: P::Lock<State<P>>,
+    turn: AtomicU32,
+    lost: AtomicBool,
+}
+
+/// What the short lock of an instance guards.
+pub(crate) struct State<P: Platform> {
+    pub(crate) sources: Sources<P>,
+    pub(crate) requests: Requests,
+    pub(crate) credits: Credits,
+    pub(crate) head: QueuePos,
+    sequence: u64,
+    tags: Vec<u64>,
+}
+
+impl<P: Platform> Instance<P> {
+    pub(crate) fn new(
+        hub: Arc<Hub<P>>,
+        id: InstanceId,
+        driver: Box<dyn Driver>,
+    ) -> Result<Self, OutOfMemory> {
+        let caps = driver.caps();
+        let slots = caps.page_requests as usize;
+        let mut words = Vec::new();
+        words.try_reserve_exact(slots).map_err(|_| OutOfMemory)?;
+        words.resize_with(slots, SlotWord::new);
+        let mut tags = Vec::new();
+        let count = caps.tags.len().div_ceil(64);
+        tags.try_reserve_exact(count).map_err(|_| OutOfMemory)?;
+        tags.resize(count, 0);
+        let state = State {
+            sources: Sources::new(hub.config.devices)?,
+            requests: Requests::new(slots)?,
+            credits: Credits::new(caps.page_requests, &hub.config),
+            head: QueuePos(0),
+            sequence: 0,
+            tags,
+        };
+        Ok(Instance {
+            id,
+            driver,
+            caps,
+            words: words.into_boxed_slice(),
+            state: hub.platform.lock(state),
+            hub,
+            turn: AtomicU32::new(IDLE),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    pub(crate) fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    pub(crate) fn platform(&self) -> &P {
+        &self.hub.platform
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.hub.config
+    }
+
+    /// Whether the hardware was given up.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Gives the hardware up: every wait for it ends, and what it may still reach is kept for ever.
+    pub(crate) fn declare_lost(&self) {
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            self.report(RawFault {
+                source: None,
+                pasid: None,
+                kind: FaultKind::InstanceLost,
+                access: Access::Unknown,
+                privileged: false,
+                address: None,
+                reason: Reason::Hardware,
+                code: 0,
+            });
+        }
+        self.hub.progressed();
+    }
+
+    /// Reads the hardware's queues once, unless a turn runs already: then that one goes round
+    /// again. Service context.
+    pub(crate) fn service(self: &Arc<Self>) {
+        if self.turn.swap(AGAIN, Ordering::AcqRel) != IDLE {
+            return;
+        }
+        loop {
+            self.turn.store(RUNNING, Ordering::Release);
+            let mut intake = TurnIntake::new(self);
+            let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget));
+            let full = !self.send_unsent();
+            self.expire();
+            self.hub.progressed();
+            if more == More::Yes || full {
+                self.platform().timer_at(self.platform().now() + NEXT_TURN);
+            }
+            if self.turn.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Completes a driver's record and tells the observers.
+    pub(crate) fn report(&self, raw: RawFault) {
+        let at = self.platform().now();
+        let (sequence, device, domain) = self.state.with(|s| {
+            s.sequence += 1;
+            let source = raw.source.and_then(|id| s.sources.get_mut(id));
+            let (device, domain) = match source {
+                Some(src) => {
+                    src.counters.faults += 1;
+                    (Some(src.device), src.domain_at(raw.pasid))
+                }
+                None => (None, None),
+            };
+            (s.sequence, device, domain)
+        });
+        let record = FaultRecord {
+            instance: self.id,
+            source: raw.source,
+            device,
+            pasid: raw.pasid,
+            kind: raw.kind,
+            access: raw.access,
+            privileged: raw.privileged,
+            address: raw.address,
+            reason: raw.reason,
+            code: raw.code,
+            at,
+            sequence,
+        };
+        self.hub.tell(&record, domain);
+    }
+
+    /// Marks a device whose own TLB does not answer. The caller cuts it off.
+    pub(crate) fn quarantine(&self, source: SourceId) {
+        let first = self.state.with(|s| {
+            s.sources.get_mut(source).is_some_and(|src| !core::mem::replace(&mut src.quarantined, true))
+        });
+        if first {
+            self.report(RawFault {
+                source: Some(source),
+                pasid: None,
+                kind: FaultKind::Quarantine,
+                access: Access::Unknown,
+                privileged: false,
+                address: None,
+                reason: Reason::DeviceTimeout,
+                code: 0,
+            });
+        }
+    }
+
+    pub(crate) fn is_quarantined(&self, source: SourceId) -> bool {
+        self.state.with(|s| s.sources.get(source).is_some_and(|src| src.quarantined))
+    }
+
+    /// A domain tag that no cache holds anything of.
+    pub(crate) fn take_tag(&self) -> Option<DomainTag> {
+        let range = self.caps.tags.clone();
+        self.state.with(|s| {
+            let (i, word) = s.tags.iter_mut().enumerate().find(|(_, w)| **w != u64::MAX)?;
+            let bit = word.trailing_ones();
+            let tag = range.start + (i as u32) * 64 + bit;
+            if tag >= range.end {
+                return None;
+            }
+            *word |= 1 << bit;
+            Some(DomainTag(tag))
+        })
+    }
+
+    /// Gives a tag back, once everything cached under it was invalidated.
+    pub(crate) fn give_tag(&self, tag: DomainTag) {
+        let n = tag.0 - self.caps.tags.start;
+        self.state.with(|s| {
+            if let Some(word) = s.tags.get_mut(n as usize / 64) {
+                *word &= !(1 << (n % 64));
+            }
+        });
+    }
+
+    /// Whether the device at `at` may hold translations that an invalidation must wait for.
+    pub(crate) fn may_cache(&self, at: At) -> bool {
+        self.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.ats && !src.quarantined))
+    }
+}

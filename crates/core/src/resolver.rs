@@ -1,0 +1,255 @@
+//! Resolvers: who decides a page-request group, and the token by which it is answered.
+
+use crate::{
+    driver::PageRequest,
+    error::AlreadyAnswered,
+    ids::{At, DeviceId, Key, Pasid},
+    instance::Instance,
+    platform::{Platform, ShortLock, Sleep},
+    turn::Code,
+};
+use alloc::sync::Arc;
+use core::{fmt, marker::PhantomData};
+use portcullis_sync::slot::Generation;
+
+/// Decides what becomes of page requests. At most one per domain, given when the domain is built,
+/// and only for owners that control the mappings.
+///
+/// Runs in sleepable context, for one attachment on at most one worker at a time. `data` is what
+/// the caller gave to attach.
+pub trait Resolver<P: Platform, T>: Send + Sync + 'static {
+    /// Makes the pages of a group present, or not, and answers it: at once through
+    /// [`PageGroup::respond`], or later after [`PageGroup::defer`]. A group that is dropped is
+    /// answered Invalid.
+    fn resolve(&self, cx: &Sleep<'_>, data: &Arc<T>, group: PageGroup<'_, P>);
+}
+
+impl<P, T, F> Resolver<P, T> for F
+where
+    P: Platform,
+    F: Fn(&Sleep<'_>, &Arc<T>, PageGroup<'_, P>) + Send + Sync + 'static,
+{
+    fn resolve(&self, cx: &Sleep<'_>, data: &Arc<T>, group: PageGroup<'_, P>) {
+        self(cx, data, group)
+    }
+}
+
+/// A resolver bound to the data of one attachment: one dynamic call a fault, no downcast.
+pub(crate) trait Handler<P: Platform>: Send + Sync {
+    fn handle(&self, cx: &Sleep<'_>, group: PageGroup<'_, P>);
+}
+
+/// Makes handlers out of the data given to attach.
+pub(crate) trait Bind<P: Platform, T>: Send + Sync {
+    fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>>;
+}
+
+pub(crate) struct Bound<R>(pub(crate) Arc<R>);
+
+struct BoundHandler<R, T> {
+    resolver: Arc<R>,
+    data: Arc<T>,
+}
+
+impl<P: Platform, T: Send + Sync + 'static, R: Resolver<P, T>> Bind<P, T> for Bound<R> {
+    fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>> {
+        Arc::new(BoundHandler { resolver: self.0.clone(), data })
+    }
+}
+
+impl<P: Platform, T: Send + Sync, R: Resolver<P, T>> Handler<P> for BoundHandler<R, T> {
+    fn handle(&self, cx: &Sleep<'_>, group: PageGroup<'_, P>) {
+        self.resolver.resolve(cx, &self.data, group)
+    }
+}
+
+/// Keeps the data of an attachment that has no resolver, for as long as the attachment lives.
+pub(crate) struct Keeps<T>(#[expect(dead_code, reason = "held, not read")] pub(crate) Arc<T>);
+
+impl<P: Platform, T: Send + Sync> Handler<P> for Keeps<T> {
+    fn handle(&self, _: &Sleep<'_>, group: PageGroup<'_, P>) {
+        drop(group);
+    }
+}
+
+/// What a resolver may answer. Failure, which turns page requests off for the whole function, is
+/// not among it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// The pages are there: retry the access.
+    Success,
+    /// They are not: give the access up.
+    Invalid,
+}
+
+/// One request of a group, as a resolver sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Request {
+    /// IOVA of the page.
+    pub address: u64,
+    /// The device wants to read.
+    pub read: bool,
+    /// The device wants to write.
+    pub write: bool,
+    /// The device wants to execute.
+    pub exec: bool,
+    /// The request is privileged.
+    pub privileged: bool,
+}
+
+/// The answer that a group still owes, in whoever's hands.
+struct Token<P: Platform> {
+    instance: Arc<Instance<P>>,
+    slot: u32,
+    generation: Generation,
+    last: PageRequest,
+    len: u32,
+    device: DeviceId,
+    owner: Key,
+}
+
+impl<P: Platform> Token<P> {
+    fn respond(&self, response: Response) -> Result<(), AlreadyAnswered> {
+        let code = match response {
+            Response::Success => Code::Success,
+            Response::Invalid => Code::Invalid,
+        };
+        if self.instance.settle(self.slot, self.generation, code) { Ok(()) } else { Err(AlreadyAnswered) }
+    }
+
+    fn request(&self, n: usize) -> Option<Request> {
+        let n = u32::try_from(n).ok()?;
+        let r = self.instance.state.with(|s| s.requests.request(self.slot, self.generation, n))?;
+        Some(Request {
+            address: r.address,
+            read: r.read,
+            write: r.write,
+            exec: r.exec,
+            privileged: r.privileged,
+        })
+    }
+}
+
+macro_rules! reply {
+    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?>) => {
+        $(#[$doc])*
+        #[must_use = "a group that is dropped is answered Invalid"]
+        pub struct $name<$($life,)? P: Platform> {
+            token: Option<Token<P>>,
+            _borrow: PhantomData<$(&$life)? ()>,
+        }
+
+        impl<$($life,)? P: Platform> $name<$($life,)? P> {
+            /// Number of requests in the group, at least one.
+            pub fn len(&self) -> usize {
+                self.token.as_ref().map_or(0, |t| t.len as usize)
+            }
+
+            /// Never: a group has a last request.
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+
+            /// The `n`th request. `None` past the end, and once somebody else answered the group.
+            pub fn request(&self, n: usize) -> Option<Request> {
+                self.token.as_ref()?.request(n)
+            }
+
+            /// The requests, first to last; ends early if somebody else answers the group.
+            pub fn requests(&self) -> impl Iterator<Item = Request> + '_ {
+                (0..self.len()).map_while(|n| self.request(n))
+            }
+
+            /// The device that asks.
+            pub fn device(&self) -> Option<DeviceId> {
+                Some(self.token.as_ref()?.device)
+            }
+
+            /// Where the requests came from.
+            pub fn at(&self) -> Option<At> {
+                self.token.as_ref().map(|t| At { source: t.last.source, pasid: t.last.pasid })
+            }
+
+            /// The PASID of the requests.
+            pub fn pasid(&self) -> Option<Pasid> {
+                self.token.as_ref()?.last.pasid
+            }
+
+            /// Page request group index.
+            pub fn index(&self) -> Option<u16> {
+                Some(self.token.as_ref()?.last.index)
+            }
+
+            /// The attachment that the group belongs to, for a detach from inside a resolver.
+            pub fn attachment(&self) -> Option<Key> {
+                Some(self.token.as_ref()?.owner)
+            }
+
+            /// Answers the group. Never waits; any context.
+            ///
+            /// # Errors
+            /// [`AlreadyAnswered`] when a deadline, a detach or a reset came first. Nothing
+            /// changed then.
+            pub fn respond(mut self, response: Response) -> Result<(), AlreadyAnswered> {
+                match self.token.take() {
+                    Some(t) => t.respond(response),
+                    None => Err(AlreadyAnswered),
+                }
+            }
+        }
+
+        impl<$($life,)? P: Platform> Drop for $name<$($life,)? P> {
+            fn drop(&mut self) {
+                if let Some(t) = self.token.take() {
+                    // Whoever answered before has settled it.
+                    let _ = t.respond(Response::Invalid);
+                }
+            }
+        }
+
+        impl<$($life,)? P: Platform> fmt::Debug for $name<$($life,)? P> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name))
+                    .field("at", &self.at())
+                    .field("index", &self.index())
+                    .field("len", &self.len())
+                    .finish()
+            }
+        }
+    };
+}
+
+reply! {
+    /// A page-request group in a resolver's hands. Answered once: by [`respond`](Self::respond),
+    /// or Invalid when dropped.
+    PageGroup<'a>
+}
+
+reply! {
+    /// A group that is answered after its resolver returned. It does not keep the attachment alive:
+    /// a detach answers it, and a later [`respond`](Self::respond) is told so.
+    Deferred<>
+}
+
+impl<P: Platform> PageGroup<'_, P> {
+    /// Takes the group out of the resolver, to be answered later from anywhere.
+    pub fn defer(mut self) -> Deferred<P> {
+        Deferred { token: self.token.take(), _borrow: PhantomData }
+    }
+
+    /// The token for a group that is pending; `None` when it was answered meanwhile.
+    pub(crate) fn take(
+        instance: &Arc<Instance<P>>,
+        slot: u32,
+        generation: Generation,
+        owner: Key,
+    ) -> Option<Self> {
+        let (last, len, device) = instance.state.with(|s| {
+            let g = s.requests.group(slot, generation)?;
+            Some((g.last, g.first.len + 1, g.device?))
+        })?;
+        let token = Token { instance: instance.clone(), slot, generation, last, len, device, owner };
+        Some(PageGroup { token: Some(token), _borrow: PhantomData })
+    }
+}

@@ -1,0 +1,165 @@
+//! What the fault path knows of the requesters of one instance: found without a search through
+//! devices, read and changed under the instance's short lock.
+
+use crate::{
+    attachment::Inner,
+    driver::{Features, PageRequest},
+    error::OutOfMemory,
+    ids::{DeviceId, Pasid, SourceId},
+    platform::{Platform, Time},
+    requests::Chain,
+};
+use alloc::{sync::Arc, vec::Vec};
+
+/// Counts of one device. All since it was added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Page requests taken from the hardware's queue.
+    pub requests: u64,
+    /// Groups whose last request was taken.
+    pub groups: u64,
+    /// Groups answered with Success.
+    pub success: u64,
+    /// Groups answered with Invalid, for whatever reason.
+    pub invalid: u64,
+    /// Of these, the ones that nobody answered before the deadline.
+    pub deadline: u64,
+    /// Groups that a reset made void.
+    pub void: u64,
+    /// Requests refused because the device exceeded its share.
+    pub quota: u64,
+    /// Requests of a device that has no right to make any.
+    pub unauthorised: u64,
+    /// Requests that violate the protocol.
+    pub malformed: u64,
+    /// First requests of groups that were dropped: their last one never came, or was answered by
+    /// the hardware.
+    pub partials_dropped: u64,
+    /// Fault records.
+    pub faults: u64,
+}
+
+/// Where an attachment stands for the fault path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The entry is being installed: groups are kept, the resolver is not called yet.
+    Attaching,
+    /// Groups go to the resolver.
+    Attached,
+    /// The entry is gone: what still comes out of the fabric is answered Invalid.
+    Draining,
+}
+
+pub(crate) struct Slot<P: Platform> {
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) phase: Phase,
+    pub(crate) inner: Arc<Inner<P>>,
+}
+
+/// A group of which the last request has not come.
+pub(crate) struct Partial {
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) index: u16,
+    pub(crate) chain: Chain,
+    /// A request of it was refused: the group is answered Invalid as a whole.
+    pub(crate) spoilt: bool,
+    pub(crate) until: Time,
+}
+
+pub(crate) struct Source<P: Platform> {
+    pub(crate) id: SourceId,
+    pub(crate) device: DeviceId,
+    pub(crate) features: Features,
+    pub(crate) quarantined: bool,
+    /// Between the block and the end of a reset: what the device sent before is void.
+    pub(crate) resetting: bool,
+    /// The device's share of outstanding page requests; 0 while it may make none.
+    pub(crate) share: u32,
+    /// Requests of it that are kept now, in groups and in partials.
+    pub(crate) outstanding: u32,
+    pub(crate) counters: Counters,
+    pub(crate) slots: Vec<Slot<P>>,
+    pub(crate) partials: Vec<Partial>,
+}
+
+impl<P: Platform> Source<P> {
+    pub(crate) fn new(
+        id: SourceId,
+        device: DeviceId,
+        features: Features,
+        attachments: usize,
+        share: usize,
+    ) -> Result<Self, OutOfMemory> {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(attachments).map_err(|_| OutOfMemory)?;
+        let mut partials = Vec::new();
+        partials.try_reserve_exact(share).map_err(|_| OutOfMemory)?;
+        Ok(Source {
+            id,
+            device,
+            features,
+            quarantined: false,
+            resetting: false,
+            share: 0,
+            outstanding: 0,
+            counters: Counters::default(),
+            slots,
+            partials,
+        })
+    }
+
+    pub(crate) fn slot(&mut self, pasid: Option<Pasid>) -> Option<&mut Slot<P>> {
+        self.slots.iter_mut().find(|s| s.pasid == pasid)
+    }
+
+    pub(crate) fn domain_at(&self, pasid: Option<Pasid>) -> Option<u64> {
+        self.slots.iter().find(|s| s.pasid == pasid).map(|s| s.inner.domain.id)
+    }
+
+    /// Takes out the collected first requests of a group.
+    pub(crate) fn take_partial(&mut self, request: &PageRequest) -> Option<Partial> {
+        let same = |p: &Partial| p.pasid == request.pasid && p.index == request.index;
+        let i = self.partials.iter().position(same)?;
+        Some(self.partials.swap_remove(i))
+    }
+}
+
+/// The requesters of an instance, sorted by id.
+pub(crate) struct Sources<P: Platform>(Vec<Source<P>>);
+
+impl<P: Platform> Sources<P> {
+    pub(crate) fn new(capacity: usize) -> Result<Self, OutOfMemory> {
+        let mut list = Vec::new();
+        list.try_reserve_exact(capacity).map_err(|_| OutOfMemory)?;
+        Ok(Sources(list))
+    }
+
+    pub(crate) fn get(&self, id: SourceId) -> Option<&Source<P>> {
+        self.0.binary_search_by_key(&id, |s| s.id).ok().map(|i| &self.0[i])
+    }
+
+    pub(crate) fn get_mut(&mut self, id: SourceId) -> Option<&mut Source<P>> {
+        self.0.binary_search_by_key(&id, |s| s.id).ok().map(|i| &mut self.0[i])
+    }
+
+    /// Adds a requester whose id is not known yet, while there is room: see
+    /// [`is_full`](Self::is_full).
+    pub(crate) fn insert(&mut self, source: Source<P>) {
+        if let Err(i) = self.0.binary_search_by_key(&source.id, |s| s.id) {
+            self.0.insert(i, source);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: SourceId) -> Option<Source<P>> {
+        self.0.binary_search_by_key(&id, |s| s.id).ok().map(|i| self.0.remove(i))
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() == self.0.capacity()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Source<P>> {
+        self.0.iter_mut()
+    }
+}

@@ -1,0 +1,219 @@
+//! From an unmap to memory that is free: entries cleared, a fence, the tags read, one batch per
+//! instance invalidated, and only then tables given back.
+
+use crate::{
+    domain::DomainInner,
+    driver::{Batch, HwLost},
+    error::SyncError,
+    op::{Op, block_on, hw},
+    platform::{Platform, ShortLock, Sleep},
+    tags::Chunk,
+};
+use alloc::{sync::Arc, vec::Vec};
+use portcullis_pgtable::{Gather, IoTable, Synced, UnmapError};
+
+/// An unmap under way. What was taken out is gone from the table at once, and stays reachable for
+/// devices that cached it until [`sync`](Unmapping::sync).
+///
+/// Dropped unsynced, it keeps the tables it took out until the domain's next full
+/// [`flush`](crate::Domain::flush); nothing is freed early.
+#[must_use = "what was unmapped stays visible to devices until it is synced"]
+pub struct Unmapping<'d, P: Platform> {
+    domain: &'d Arc<DomainInner<P>>,
+    gather: Gather,
+    /// The planted race: tags read before the entries were cleared.
+    early: Option<Vec<Chunk<P>>>,
+}
+
+impl<'d, P: Platform> Unmapping<'d, P> {
+    pub(crate) fn new(domain: &'d Arc<DomainInner<P>>) -> Self {
+        Unmapping { domain, gather: Gather::new(), early: None }
+    }
+
+    /// Takes out the mappings of `len` bytes at `iova`, which must consist of whole leaves. The
+    /// caller owns the range for the time of the call.
+    ///
+    /// # Errors
+    /// See [`UnmapError`]; nothing was taken out.
+    pub fn unmap(&mut self, iova: u64, len: u64) -> Result<(), UnmapError> {
+        if self.domain.shared.hub.config.tags_read_early() && self.early.is_none() {
+            self.early = Some(all_tags(self.domain));
+        }
+        match self.domain.table() {
+            Some(t) => t.unmap(iova, len, &mut self.gather),
+            None => Err(UnmapError::NotMapped { iova }),
+        }
+    }
+
+    /// Waits until no device can reach what was taken out. Sleeps for hardware only.
+    ///
+    /// # Errors
+    /// See [`SyncError`]: the memory must be kept, since hardware may still reach it.
+    pub fn sync(mut self, cx: &Sleep<'_>) -> Result<(), SyncError> {
+        let hub = self.domain.shared.hub.clone();
+        block_on(&hub, cx, self.run()).map_err(|_| SyncError::Shutdown)?.map_err(SyncError::Lost)
+    }
+
+    /// The step form of [`sync`](Unmapping::sync).
+    pub fn start_sync(mut self) -> Op<'d, Result<(), HwLost>> {
+        Op::new(async move { self.run().await })
+    }
+
+    async fn run(&mut self) -> Result<(), HwLost> {
+        if self.gather.is_empty() {
+            return Ok(());
+        }
+        match self.early.take() {
+            Some(chunks) => {
+                for chunk in &chunks {
+                    invalidate_chunk(self.domain, chunk, self.gather.range(), self.gather.non_leaf()).await?;
+                }
+            }
+            None => invalidate(self.domain, self.gather.range(), self.gather.non_leaf()).await?,
+        }
+        let gather = core::mem::take(&mut self.gather);
+        if let Some(t) = self.domain.table() {
+            t.retire(gather.into_retired(), Synced::after_completed_invalidation());
+        }
+        Ok(())
+    }
+}
+
+impl<P: Platform> Drop for Unmapping<'_, P> {
+    fn drop(&mut self) {
+        if !self.gather.is_empty() {
+            self.domain.parked.park(core::mem::take(&mut self.gather));
+        }
+    }
+}
+
+fn all_tags<P: Platform>(domain: &DomainInner<P>) -> Vec<Chunk<P>> {
+    let mut chunks = Vec::new();
+    let mut cursor = None;
+    while let Some(chunk) = domain.tags.collect(cursor) {
+        cursor = chunk.end();
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+/// Invalidates a range, or everything, on every cache that may hold it. One batch and one wait for
+/// each instance (for each sixteen users of the domain there).
+pub(crate) async fn invalidate<P: Platform>(
+    domain: &DomainInner<P>,
+    range: Option<(u64, u64)>,
+    non_leaf: bool,
+) -> Result<(), HwLost> {
+    domain.tags.fence_before_collect();
+    let mut cursor = None;
+    while let Some(chunk) = domain.tags.collect(cursor) {
+        cursor = chunk.end();
+        invalidate_chunk(domain, &chunk, range, non_leaf).await?;
+    }
+    Ok(())
+}
+
+async fn invalidate_chunk<P: Platform>(
+    domain: &DomainInner<P>,
+    chunk: &Chunk<P>,
+    range: Option<(u64, u64)>,
+    non_leaf: bool,
+) -> Result<(), HwLost> {
+    let Some(desc) = domain.desc() else { return Ok(()) };
+    let instance = &chunk.instance;
+    hw(instance, || {
+        // A device that was cut off meanwhile is not asked: the IOMMU refuses what it translated.
+        let mut tags = [chunk.tags()[0]; Batch::MAX_TAGS];
+        for (tag, t) in tags.iter_mut().zip(chunk.tags()) {
+            *tag = *t;
+            tag.ats &= instance.may_cache(t.at);
+        }
+        let tags = &tags[..chunk.tags().len()];
+        instance.driver().submit(&Batch { tags, desc, range, non_leaf })
+    })
+    .await
+}
+
+/// Invalidates everything and frees what was parked.
+pub(crate) fn flush<P: Platform>(domain: &Arc<DomainInner<P>>, cx: &Sleep<'_>) -> Result<(), SyncError> {
+    // Taken before the invalidation: what is parked meanwhile waits for the next one.
+    let parked = Taken { domain, gathers: domain.parked.take() };
+    let hub = &domain.shared.hub;
+    block_on(hub, cx, invalidate(domain, None, true))
+        .map_err(|_| SyncError::Shutdown)?
+        .map_err(SyncError::Lost)?;
+    parked.free();
+    Ok(())
+}
+
+/// Parked gathers on their way to be freed; parked again if the flush fails.
+struct Taken<'d, P: Platform> {
+    domain: &'d DomainInner<P>,
+    gathers: Vec<Gather>,
+}
+
+impl<P: Platform> Taken<'_, P> {
+    fn free(mut self) {
+        if let Some(t) = self.domain.table() {
+            for g in self.gathers.drain(..) {
+                t.retire(g.into_retired(), Synced::after_completed_invalidation());
+            }
+        }
+    }
+}
+
+impl<P: Platform> Drop for Taken<'_, P> {
+    fn drop(&mut self) {
+        for g in self.gathers.drain(..) {
+            self.domain.parked.park(g);
+        }
+    }
+}
+
+/// Gathers that were dropped unsynced. Where there is no memory to remember one, its tables are
+/// never freed: that loses frames and is otherwise safe.
+pub(crate) struct Parked<P: Platform> {
+    gathers: P::Lock<Vec<Gather>>,
+}
+
+impl<P: Platform> Parked<P> {
+    pub(crate) fn new(platform: &P) -> Self {
+        Parked { gathers: platform.lock(Vec::new()) }
+    }
+
+    pub(crate) fn park(&self, gather: Gather) {
+        let mut gather = Some(gather);
+        let mut room = Vec::new();
+        loop {
+            let old = self.gathers.with(|list| {
+                if list.len() == list.capacity() {
+                    if room.capacity() <= list.len() {
+                        return Err(list.len() + 4);
+                    }
+                    room.append(list);
+                    core::mem::swap(list, &mut room);
+                }
+                if let Some(g) = gather.take() {
+                    list.push(g);
+                }
+                Ok(core::mem::take(&mut room))
+            });
+            match old {
+                Ok(_) => return,
+                Err(wanted) if room.try_reserve_exact(wanted).is_ok() => {}
+                Err(_) => return core::mem::forget(gather),
+            }
+        }
+    }
+
+    fn take(&self) -> Vec<Gather> {
+        self.gathers.with(core::mem::take)
+    }
+
+    /// Frees everything, for a table that no walker reads any more.
+    pub(crate) fn retire_all(&self, table: &dyn IoTable) {
+        for g in self.take() {
+            table.retire(g.into_retired(), Synced::after_completed_invalidation());
+        }
+    }
+}
