@@ -366,7 +366,9 @@ impl Hardware for Babbler {
 #[test]
 fn a_device_that_babbles_is_held_back() {
     for seed in 0..10 {
-        let mut sim = sim(seed);
+        // No jump ends the sleep early.
+        let config = SimConfig { jump_budget: 0, ..small(seed, &Pool::default()) };
+        let mut sim = Sim::new(config).unwrap();
         sim.set_hardware(Babbler::default());
         sim.spawn("patient", |p| {
             p.sleep(&sleepable(), 20_000);

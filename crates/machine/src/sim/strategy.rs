@@ -34,9 +34,9 @@ impl Strategy {
     pub fn of_seed(seed: u64) -> Strategy {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x5354_5241_5445_4759);
         let mut one_of = |values: [u32; 4]| values[rng.usize(..4)];
-        let jump = one_of([0, 0, 8, 64]);
-        let slice = one_of([1, 2, 4, 12]);
-        let change = one_of([0, 0, 12, 100]);
+        let jump = one_of([0, 3, 8, 32]);
+        let slice = one_of([1, 2, 3, 8]);
+        let change = one_of([0, 0, 8, 60]);
         let order = match change {
             0 => Order::Uniform,
             change => Order::Priorities { change },
