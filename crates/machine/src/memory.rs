@@ -1,7 +1,8 @@
 //! The memory of a machine: one region that drivers, models and devices share.
 //!
-//! Frames come out of it for tables (through [`TableMem`](portcullis_pgtable::TableMem)) and for data ([`Ram::page`]). Nothing
-//! ever holds a slice of it: entries are atomics of their own width, bytes are copied.
+//! Frames come out of it for tables (through [`TableMem`](portcullis_pgtable::TableMem)) and for
+//! data ([`Ram::page`]). Nothing ever holds a slice of it: entries are atomics of their own width,
+//! bytes are copied.
 #![allow(unsafe_code, reason = "atomics at the addresses of a mapping; each block says why it may")]
 
 mod tables;
@@ -71,6 +72,13 @@ struct Inner {
     frames: Mutex<Frames>,
     /// A bit for each frame that may differ from zero.
     dirty: Vec<real::AtomicU64>,
+    cleaning: Cleaning,
+}
+
+/// What the CPU wrote to tables and has not cleaned: 64 lines of 64 bytes a frame.
+struct Cleaning {
+    tracked: real::AtomicBool,
+    unclean: Vec<real::AtomicU64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,6 +130,10 @@ impl Ram {
             guest,
             frames: Mutex::new(Frames::new(n)),
             dirty: (0..n.div_ceil(64)).map(|_| real::AtomicU64::new(0)).collect(),
+            cleaning: Cleaning {
+                tracked: real::AtomicBool::new(false),
+                unclean: (0..n).map(|_| real::AtomicU64::new(0)).collect(),
+            },
         })))
     }
 
@@ -184,6 +196,31 @@ impl Ram {
     /// How often a table frame was asked for, since the memory was made.
     pub fn frames_asked(&self) -> u64 {
         self.0.frames.lock().asked
+    }
+
+    /// Begins or ends to keep a record of what software writes to table memory and does not
+    /// [clean](portcullis_pgtable::TableMem::clean), for drivers of walkers that do not snoop.
+    pub fn track_cleaning(&self, on: bool) {
+        let cleaning = &self.0.cleaning;
+        for frame in &cleaning.unclean {
+            frame.store(0, Ordering::Relaxed);
+        }
+        cleaning.tracked.store(on, Ordering::Relaxed);
+    }
+
+    /// Addresses of the 64-byte lines of table frames in use that were written, or zeroed for
+    /// their new use, since the record began, and not cleaned after. A walker that does not snoop
+    /// may read something else there.
+    pub fn unclean_lines(&self) -> Vec<u64> {
+        let frames = self.0.frames.lock();
+        let tables = (0..frames.uses.len()).filter(|&i| frames.uses[i] == Use::Table);
+        tables
+            .flat_map(|i| {
+                let lines = self.0.cleaning.unclean[i].load(Ordering::Relaxed);
+                let base = self.0.base + (i * FRAME_SIZE) as u64;
+                (0..64u64).filter(move |line| lines & 1 << line != 0).map(move |line| base + line * 64)
+            })
+            .collect()
     }
 
     /// Copies memory at `address` into `buf`.
@@ -270,6 +307,7 @@ impl Ram {
             self.zero(i);
         }
         *self.0.frames.lock() = Frames::new(n);
+        self.track_cleaning(false);
         true
     }
 

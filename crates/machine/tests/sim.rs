@@ -366,7 +366,9 @@ impl Hardware for Babbler {
 #[test]
 fn a_device_that_babbles_is_held_back() {
     for seed in 0..10 {
-        let mut sim = sim(seed);
+        // No jump ends the sleep early.
+        let config = SimConfig { jump_budget: 0, ..small(seed, &Pool::default()) };
+        let mut sim = Sim::new(config).unwrap();
         sim.set_hardware(Babbler::default());
         sim.spawn("patient", |p| {
             p.sleep(&sleepable(), 20_000);
@@ -467,6 +469,33 @@ fn the_nth_frame_fails_in_a_task() {
     });
     sim.run().unwrap();
     assert_eq!(sim.platform().ram().count().tables, 0);
+}
+
+#[test]
+fn calls_follow_one_another() {
+    let mut sim = sim(4);
+    let event = Arc::new(sim.platform().event());
+    let (e, f) = (event.clone(), event.clone());
+    sim.spawn("waker", move |p| {
+        p.sleep(&sleepable(), 1_000);
+        p.notify(&e);
+    });
+    let first = sim.call("first", move |p| {
+        let seen = p.seen(&f);
+        if seen.0 == 0 {
+            p.wait(&sleepable(), &f, seen, None);
+        }
+        p.now()
+    });
+    let first = first.unwrap();
+    assert!(sim.call("second", Platform::now).unwrap() > first);
+    let stuck = sim.call("third", move |p| {
+        let end = p.wait(&sleepable(), &event, p.seen(&event), None);
+        assert_ne!(end, Woken::Deadline);
+        p.wait(&sleepable(), &event, p.seen(&event), None)
+    });
+    assert_eq!(stuck.unwrap_err().because, StuckBecause::Deadlock);
+    sim.finish().unwrap();
 }
 
 #[test]

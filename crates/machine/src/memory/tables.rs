@@ -6,11 +6,12 @@ use portcullis_sync::{
     atomic::{Ordering, fence},
     wide::AtomicU128,
 };
-use std::{any::TypeId, ops::Range};
+use std::{any::TypeId, ops::Range, sync::atomic as real};
 
 impl TableMem for Ram {
     fn frame(&self) -> Result<Fresh, NoMem> {
         let frame = self.take(Use::Table, 1)?;
+        self.written(frame, 0..FRAME_SIZE);
         // SAFETY: the frame was free until now, so nothing names it, and `take` zeroed it.
         Ok(unsafe { Fresh::from_raw(frame) })
     }
@@ -29,10 +30,13 @@ impl TableMem for Ram {
 
     fn store<W: Word>(&self, table: Phys, i: usize, w: W) {
         W::store(self.entry::<W>(table, i), w);
+        self.written(table, bytes_of::<W>(i));
     }
 
     fn cas<W: Word>(&self, table: Phys, i: usize, old: W, new: W) -> Result<(), W> {
-        W::cas(self.entry::<W>(table, i), old, new)
+        W::cas(self.entry::<W>(table, i), old, new)?;
+        self.written(table, bytes_of::<W>(i));
+        Ok(())
     }
 
     fn load128(&self, table: Phys, i: usize) -> u128 {
@@ -41,6 +45,7 @@ impl TableMem for Ram {
 
     fn store128(&self, table: Phys, i: usize, w: u128) {
         self.entry128(table, i).store(w);
+        self.written(table, bytes_of::<u128>(i));
     }
 
     fn fill_private<W: Word>(
@@ -50,6 +55,8 @@ impl TableMem for Ram {
         mut entry: impl FnMut(usize) -> W,
     ) {
         let p = self.entries::<W>(frame.phys(), &range).cast::<W>();
+        let size = size_of::<W>();
+        self.written(frame.phys(), range.start * size..range.end * size);
         for (n, i) in range.enumerate() {
             // SAFETY: `entries` checked the range and the width. The frame is fresh and borrowed
             // mutably: no walker knows it, nothing else accesses it.
@@ -62,7 +69,16 @@ impl TableMem for Ram {
         for (n, i) in range.enumerate() {
             // SAFETY: `entries` checked that the range is inside the mapping and that W is u32 or
             // u64, whose atomics have the layout of the integer.
-            visit(i, unsafe { &*p.add(n) });
+            let entry = unsafe { &*p.add(n) };
+            if !self.tracks_cleaning() {
+                visit(i, entry);
+                continue;
+            }
+            let before = W::load(entry);
+            visit(i, entry);
+            if W::load(entry) != before {
+                self.written(table, bytes_of::<W>(i));
+            }
         }
     }
 
@@ -70,10 +86,28 @@ impl TableMem for Ram {
         fence(Ordering::SeqCst);
     }
 
-    /// Nothing to do: the models' walkers see what the CPU stored.
+    /// The models' walkers see what the CPU stored at once: cleaning is recorded only.
     fn clean(&self, table: Phys, bytes: Range<usize>) {
+        self.table(table);
         assert!(bytes.end <= FRAME_SIZE, "{table}: bytes {bytes:?} are outside of a frame");
+        if let Some(unclean) = self.unclean(table) {
+            unclean.fetch_and(!lines(&bytes), Ordering::Relaxed);
+        }
     }
+}
+
+/// Where entry `i` of width `W` lies in its frame.
+fn bytes_of<W>(i: usize) -> Range<usize> {
+    i * size_of::<W>()..(i + 1) * size_of::<W>()
+}
+
+/// The lines of a frame that a range of its bytes touches, one bit each.
+fn lines(bytes: &Range<usize>) -> u64 {
+    if bytes.is_empty() {
+        return 0;
+    }
+    let (first, last) = (bytes.start / 64, (bytes.end - 1) / 64);
+    (u64::MAX >> (63 - (last - first))) << first
 }
 
 impl Ram {
@@ -104,6 +138,27 @@ impl Ram {
         // SAFETY: inside the frame and so inside the mapping, aligned to 16; hardware and drivers
         // access such entries whole.
         unsafe { AtomicU128::from_ptr(p.cast::<u128>().add(i)) }
+    }
+
+    #[inline]
+    fn tracks_cleaning(&self) -> bool {
+        self.0.cleaning.tracked.load(real::Ordering::Relaxed)
+    }
+
+    /// The record of a frame's lines, if one is kept.
+    fn unclean(&self, table: Phys) -> Option<&real::AtomicU64> {
+        if !self.tracks_cleaning() {
+            return None;
+        }
+        let offset = table.0.checked_sub(self.0.base)?;
+        self.0.cleaning.unclean.get(offset as usize / FRAME_SIZE)
+    }
+
+    #[inline]
+    fn written(&self, table: Phys, bytes: Range<usize>) {
+        if let Some(unclean) = self.unclean(table) {
+            unclean.fetch_or(lines(&bytes), real::Ordering::Relaxed);
+        }
     }
 
     fn table(&self, table: Phys) -> *mut u8 {
@@ -183,6 +238,35 @@ mod tests {
         assert_eq!(ram.load128_at(t.0 + 16), Ok(1 << 64 | 6));
         assert_eq!(ram.cas64_at(t.0 + 16, 6, 8), Ok(6));
         assert_eq!(ram.load32_at(t.0 + 16), Ok(8));
+    }
+
+    #[test]
+    fn lines_written_are_unclean_until_cleaned() {
+        let ram = ram(4);
+        let before = ram.frame().unwrap().publish();
+        ram.track_cleaning(true);
+        ram.store::<u64>(before, 9, 0);
+        ram.store128(before, 255, 1);
+        assert_eq!(ram.cas::<u64>(before, 16, 5, 6), Err(0));
+        ram.run::<u64>(before, 24..40, |i, a| {
+            if i == 32 {
+                <u64 as Word>::store(a, 1);
+            }
+        });
+        let line = |n: u64| before.0 + 64 * n;
+        assert_eq!(ram.unclean_lines(), [line(1), line(4), line(63)]);
+        ram.clean(before, 72..256);
+        assert_eq!(ram.unclean_lines(), [line(4), line(63)]);
+        ram.clean(before, 0..FRAME_SIZE);
+        assert!(ram.unclean_lines().is_empty());
+
+        let mut fresh = ram.frame().unwrap();
+        assert_eq!(ram.unclean_lines().len(), 64, "it was zeroed");
+        ram.clean(fresh.phys(), 0..FRAME_SIZE);
+        ram.fill_private::<u64>(&mut fresh, 7..9, |_| 1);
+        assert_eq!(ram.unclean_lines().len(), 2);
+        ram.release(fresh);
+        assert!(ram.unclean_lines().is_empty());
     }
 
     #[test]

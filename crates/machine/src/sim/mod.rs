@@ -32,6 +32,7 @@ use crate::{
     hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi},
     memory::MemoryError,
 };
+use parking_lot::Mutex;
 use portcullis::{Time, Woken};
 use shared::{Shared, Status, Why};
 use stack::{Kind, Stack};
@@ -181,6 +182,30 @@ impl Sim {
         Ok(())
     }
 
+    /// Runs `task` as one of the scenario's until it has ended, and whatever happens meanwhile;
+    /// returns what it returns. For steps that wait, one after the other.
+    ///
+    /// # Errors
+    /// As [`Sim::run`].
+    ///
+    /// # Panics
+    /// As [`Sim::run`].
+    pub fn call<R: Send + 'static>(
+        &mut self,
+        name: impl Into<String>,
+        task: impl FnOnce(&SimPlatform) -> R + Send + 'static,
+    ) -> Result<R, Stuck> {
+        let result = Arc::new(Mutex::new(None));
+        let slot = result.clone();
+        self.spawn(name, move |p| {
+            let r = task(p);
+            *slot.lock() = Some(r);
+        });
+        self.run_while(Until::Any, |_| result.lock().is_none())?;
+        let r = result.lock().take();
+        r.ok_or_else(|| self.stuck(StuckBecause::Deadlock))
+    }
+
     /// Runs until nothing is possible but that a deadline or the timer's time comes: the hardware
     /// is idle, no interrupt is under way, every worker sleeps.
     ///
@@ -256,18 +281,17 @@ impl Sim {
     /// Takes a step. False if none is possible.
     fn step(&mut self, until: Until) -> bool {
         self.collect();
-        let next = self.next_event(until);
         if self.choices.is_empty() {
-            let Some(next) = next else {
+            let Some(next) = self.next_event(until) else {
                 return false;
             };
             self.jump_to(next);
             self.shared().state().stats.idle += 1;
             return true;
         }
-        if let Some(next) = next
+        if self.chooser.jumps()
+            && let Some(next) = self.next_event(until)
             && let Some(budget) = self.jump_budget.checked_sub(next.0 - self.now().0)
-            && self.chooser.jumps()
         {
             self.jump_budget = budget;
             self.jump_to(next);
@@ -329,18 +353,24 @@ impl Sim {
         let now = shared.now();
         let hardware = shared.with_hardware(|hardware, now| hardware.next_deadline(now));
         let state = shared.state();
-        let mut times = Vec::with_capacity(state.tasks.len());
-        times.extend(hardware.flatten());
-        times.extend(state.pending.iter().map(|p| p.0));
+        let mut next = None;
+        let mut consider = |t: Time| {
+            // What has come is a choice already.
+            if t > now && next.is_none_or(|n| t < n) {
+                next = Some(t);
+            }
+        };
+        hardware.flatten().into_iter().for_each(&mut consider);
+        state.pending.iter().for_each(|p| consider(p.0));
         if until == Until::Any {
-            times.extend(state.timer);
-            times.extend(state.tasks.iter().filter_map(|task| match task.status {
-                Status::Waiting { until, .. } => until,
-                _ => None,
-            }));
+            state.timer.into_iter().for_each(&mut consider);
+            for task in &state.tasks {
+                if let Status::Waiting { until: Some(t), .. } = task.status {
+                    consider(t);
+                }
+            }
         }
-        // What has come is a choice already.
-        times.into_iter().filter(|&t| t > now).min()
+        next
     }
 
     fn jump_to(&mut self, t: Time) {

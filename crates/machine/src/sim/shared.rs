@@ -146,7 +146,7 @@ impl Shared {
     #[cold]
     fn preempt(&self) {
         let hot = self.hot.get();
-        let left = hot.rng.borrow_mut().u32(1..=2 * hot.slice - 1);
+        let left = hot.rng.borrow_mut().u32(1..=hot.slice.saturating_mul(2) - 1);
         hot.left.set(left);
         self.here(|running| {
             if let Some(running) = running

@@ -25,7 +25,7 @@ pub struct Strategy {
     pub order: Order,
     /// One choice in so many lets the clock jump although steps are possible; 0: none.
     pub jump: u32,
-    /// Preemption points that a task passes between two choices, on average.
+    /// Preemption points that a task passes between two choices, on average; at least 1.
     pub slice: u32,
 }
 
@@ -34,9 +34,9 @@ impl Strategy {
     pub fn of_seed(seed: u64) -> Strategy {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x5354_5241_5445_4759);
         let mut one_of = |values: [u32; 4]| values[rng.usize(..4)];
-        let jump = one_of([0, 0, 8, 64]);
-        let slice = one_of([1, 2, 4, 12]);
-        let change = one_of([0, 0, 12, 100]);
+        let jump = one_of([0, 3, 8, 32]);
+        let slice = one_of([1, 2, 3, 8]);
+        let change = one_of([0, 0, 8, 60]);
         let order = match change {
             0 => Order::Uniform,
             change => Order::Priorities { change },
@@ -101,7 +101,7 @@ impl Chooser {
             Order::Uniform => self.rng.usize(..labels.len()),
             Order::Priorities { change } => {
                 let highest = self.highest(labels);
-                if self.rng.u32(..change) != 0 {
+                if self.rng.u32(..change.max(1)) != 0 {
                     return highest;
                 }
                 self.lowest -= 1;
