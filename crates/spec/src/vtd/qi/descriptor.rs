@@ -32,6 +32,30 @@ into_desc! {
     PageGroupResponse
 }
 
+/// The source id of the physical function, whose field both device-TLB descriptors split alike.
+macro_rules! pfsid {
+    ($($name:ident)+) => {$(
+        impl $name {
+            /// PFSID, reserved if ECAP.DIT is clear.
+            pub const PFSID: u128 = 0x0000_0000_0000_0000_FFF0_0000_0000_F000;
+
+            /// PFSID, bits 63:52 above bits 15:12: source id of the physical function.
+            #[must_use]
+            pub const fn pfsid(self) -> u16 {
+                self.pfsid_high() << 4 | self.pfsid_low() as u16
+            }
+
+            /// This descriptor with PFSID set.
+            #[must_use]
+            pub const fn with_pfsid(self, pfsid: u16) -> Self {
+                self.with_pfsid_low((pfsid & 0xF) as u8).with_pfsid_high(pfsid >> 4)
+            }
+        }
+    )+};
+}
+
+pfsid! { DevTlbInv PasidDevTlbInv }
+
 /// Context-cache invalidate, cc_inv_dsc (`[V]` 6.5.2.1).
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]
@@ -322,21 +346,6 @@ pub struct DevTlbInv {
 impl DevTlbInv {
     /// Reserved bits: 75:65, 51:48, 31:21, 8:4.
     pub const RESERVED: u128 = 0x0000_0000_0000_0FFE_000F_0000_FFE0_01F0;
-    /// PFSID, reserved if ECAP.DIT is clear.
-    pub const PFSID: u128 = 0x0000_0000_0000_0000_FFF0_0000_0000_F000;
-
-    /// PFSID, bits 63:52 above bits 15:12: source id of the physical function.
-    #[must_use]
-    pub const fn pfsid(self) -> u16 {
-        self.pfsid_high() << 4 | self.pfsid_low() as u16
-    }
-
-    /// This descriptor with PFSID set.
-    #[must_use]
-    pub const fn with_pfsid(self, pfsid: u16) -> Self {
-        self.with_pfsid_low((pfsid & 0xF) as u8)
-            .with_pfsid_high(pfsid >> 4)
-    }
 
     /// 2^`pages_log2` pages holding `address`, of requests without PASID.
     #[must_use]
@@ -387,21 +396,6 @@ pub struct PasidDevTlbInv {
 impl PasidDevTlbInv {
     /// Reserved bits: 74:65.
     pub const RESERVED: u128 = 0x0000_0000_0000_07FE_0000_0000_0000_0000;
-    /// PFSID, reserved if ECAP.DIT is clear.
-    pub const PFSID: u128 = 0x0000_0000_0000_0000_FFF0_0000_0000_F000;
-
-    /// PFSID, bits 63:52 above bits 15:12: source id of the physical function.
-    #[must_use]
-    pub const fn pfsid(self) -> u16 {
-        self.pfsid_high() << 4 | self.pfsid_low() as u16
-    }
-
-    /// This descriptor with PFSID set.
-    #[must_use]
-    pub const fn with_pfsid(self, pfsid: u16) -> Self {
-        self.with_pfsid_low((pfsid & 0xF) as u8)
-            .with_pfsid_high(pfsid >> 4)
-    }
 
     /// 2^`pages_log2` pages holding `address`, of requests with this PASID.
     #[must_use]
