@@ -1,6 +1,6 @@
 //! A request on its way to memory: begun, then finished, with room for a scheduler in between.
 //!
-//! [`Access::finish`] is the only function that moves bytes for a device. It takes the request and
+//! Finishing an [`Access`] is the only way by which a device's bytes move. It takes the request and
 //! what the IOMMU made of it, and nothing else.
 
 use crate::bus::{
@@ -115,7 +115,17 @@ impl Access {
                 Completion::Written
             }
             Some(Outcome::Nothing) => Completion::Data(Vec::new()),
-            Some(Outcome::Translation(t)) => Completion::Translation(t),
+            Some(Outcome::Translation(translation)) => {
+                let (source, pasid, addr) =
+                    (self.request.source, self.request.pasid(), self.request.addr);
+                cx.note(What::Translated {
+                    source,
+                    pasid,
+                    addr,
+                    translation,
+                });
+                Completion::Translation(translation)
+            }
             Some(Outcome::Refused { status, reason }) => self.refuse(cx, status, reason),
             None => self.refuse(cx, Status::Malformed, 0),
         }

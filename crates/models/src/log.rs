@@ -1,7 +1,9 @@
 //! What happened on the bus, for an oracle: every byte that moved, every page request and how it
 //! was settled, every interrupt.
 
-use crate::bus::{Msi, PageRequest, Pasid, RequesterId, Responder, ResponseCode, Status};
+use crate::bus::{
+    Msi, PageRequest, Pasid, RequesterId, Responder, ResponseCode, Status, Translation,
+};
 
 /// Receives events in the order in which they happen. Implementations only take notes: they never
 /// call back into the complex.
@@ -72,6 +74,17 @@ pub enum What {
         status: Status,
         /// Fault reason, by the number of the IOMMU's manual; 0 for none.
         reason: u8,
+    },
+    /// A translation request has been answered, with permissions or without.
+    Translated {
+        /// Who asked.
+        source: RequesterId,
+        /// Its PASID.
+        pasid: Option<Pasid>,
+        /// The page it asked for.
+        addr: u64,
+        /// The answer.
+        translation: Translation,
     },
     /// An endpoint has sent a page request (or a stop marker).
     PageRequested(PageRequest),
