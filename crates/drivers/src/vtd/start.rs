@@ -21,6 +21,7 @@ pub(super) enum Step {
     Untouched,
     TranslationOff,
     InterruptRemappingOff,
+    QueueEmpty,
     QueueOff,
     QueueOn,
     RootSet,
@@ -69,8 +70,8 @@ impl<P: Platform> Vtd<P> {
             }
             Step::TranslationOff => !gsts.tes(),
             Step::InterruptRemappingOff => !gsts.ires(),
-            // The queue goes off only when it is empty ([V] 6.5.2).
-            Step::QueueOff => !gsts.qies() || self.quiesced(),
+            Step::QueueEmpty => !gsts.qies() || self.quiesced(),
+            Step::QueueOff => !gsts.qies(),
             Step::QueueOn => gsts.qies(),
             Step::RootSet => gsts.rtps(),
             Step::Invalidated(seq) => match self.queue.done(seq) {
@@ -99,9 +100,10 @@ impl<P: Platform> Vtd<P> {
                 self.switch_off(gsts.ires(), |c| c.with_ire(false));
                 Step::InterruptRemappingOff
             }
-            Step::InterruptRemappingOff => Step::QueueOff,
-            Step::QueueOff if gsts.qies() => {
-                self.regs.command(|c| c.with_qie(false));
+            // A queue goes off only when it is empty ([V] 6.5.2).
+            Step::InterruptRemappingOff => Step::QueueEmpty,
+            Step::QueueEmpty => {
+                self.switch_off(gsts.qies(), |c| c.with_qie(false));
                 Step::QueueOff
             }
             Step::QueueOff => {
