@@ -3,9 +3,7 @@
 //! Finishing an [`Access`] is the only way by which a device's bytes move. It takes the request and
 //! what the IOMMU made of it, and nothing else.
 
-use crate::bus::{
-    AddressType, Completion, Msi, MsiSource, Operation, Pasid, Request, RequesterId, Status,
-};
+use crate::bus::{AddressType, Completion, Msi, MsiSource, Operation, Pasid, Request, RequesterId, Status};
 use crate::iommu::{Cx, Iommu, Outcome};
 use crate::log::{Reach, What};
 use crate::memory::Memory;
@@ -40,17 +38,7 @@ impl Access {
         (iova, pasid): (u64, Option<Pasid>),
         request: Request,
     ) -> Self {
-        Access {
-            id,
-            endpoint,
-            ticket,
-            epoch,
-            iova,
-            pasid,
-            request,
-            not_before: 0,
-            outcome: None,
-        }
+        Access { id, endpoint, ticket, epoch, iova, pasid, request, not_before: 0, outcome: None }
     }
 
     pub(crate) fn hold_until(&mut self, time: u64) {
@@ -80,10 +68,7 @@ impl Access {
     /// Arrives at the root complex. Without an IOMMU the address is a physical one.
     pub(crate) fn begin(&mut self, cx: &mut Cx<'_>, unit: Option<&mut dyn Iommu>) {
         let outcome = if self.request.is_malformed() {
-            Outcome::Refused {
-                status: Status::Malformed,
-                reason: 0,
-            }
+            Outcome::Refused { status: Status::Malformed, reason: 0 }
         } else {
             match unit {
                 Some(unit) => unit.request(cx, self.id, &self.request),
@@ -105,25 +90,15 @@ impl Access {
                 moved.unwrap_or_else(|| self.refuse(cx, Status::NoMemory, 0))
             }
             Some(Outcome::Interrupt { addr, data }) => {
-                let msi = Msi {
-                    addr,
-                    data,
-                    from: MsiSource::Requester(self.request.source),
-                };
+                let msi = Msi { addr, data, from: MsiSource::Requester(self.request.source) };
                 cx.note(What::Interrupt(msi));
                 cx.outbox.interrupts.push(msi);
                 Completion::Written
             }
             Some(Outcome::Nothing) => Completion::Data(Vec::new()),
             Some(Outcome::Translation(translation)) => {
-                let (source, pasid, addr) =
-                    (self.request.source, self.request.pasid(), self.request.addr);
-                cx.note(What::Translated {
-                    source,
-                    pasid,
-                    addr,
-                    translation,
-                });
+                let (source, pasid, addr) = (self.request.source, self.request.pasid(), self.request.addr);
+                cx.note(What::Translated { source, pasid, addr, translation });
                 Completion::Translation(translation)
             }
             Some(Outcome::Refused { status, reason }) => self.refuse(cx, status, reason),
@@ -161,14 +136,8 @@ impl Access {
 fn unprotected(request: &Request) -> Outcome {
     let plain = request.at == AddressType::Untranslated && request.prefix.is_none();
     match &request.op {
-        Operation::Translate { .. } => Outcome::Refused {
-            status: Status::UnsupportedRequest,
-            reason: 0,
-        },
-        _ if !plain => Outcome::Refused {
-            status: Status::UnsupportedRequest,
-            reason: 0,
-        },
+        Operation::Translate { .. } => Outcome::Refused { status: Status::UnsupportedRequest, reason: 0 },
+        _ if !plain => Outcome::Refused { status: Status::UnsupportedRequest, reason: 0 },
         Operation::ZeroLengthRead => Outcome::Nothing,
         _ => Outcome::Memory { phys: request.addr },
     }
@@ -186,8 +155,6 @@ fn move_bytes(mem: &dyn Memory, phys: u64, op: &mut Operation) -> Option<Complet
             mem.write(phys, data).ok()?;
             Some(Completion::Written)
         }
-        Operation::ZeroLengthRead | Operation::Translate { .. } => {
-            Some(Completion::Data(Vec::new()))
-        }
+        Operation::ZeroLengthRead | Operation::Translate { .. } => Some(Completion::Data(Vec::new())),
     }
 }

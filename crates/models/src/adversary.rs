@@ -92,11 +92,7 @@ impl Adversary {
 
     /// An adversary of this level. With [`Level::Off`] the seed is without effect.
     pub fn new(level: Level, seed: u64) -> Self {
-        Adversary {
-            level,
-            rng: fastrand::Rng::with_seed(seed),
-            counts: [0; Action::ALL.len()],
-        }
+        Adversary { level, rng: fastrand::Rng::with_seed(seed), counts: [0; Action::ALL.len()] }
     }
 
     /// Its level.
@@ -138,10 +134,6 @@ impl Adversary {
 
     /// The time before which a message sent at `now` does not arrive.
     pub(crate) fn not_before(&mut self, now: u64) -> u64 {
-        if self.strikes(Action::Delay) {
-            now.saturating_add(1 + self.below(Self::MAX_DELAY))
-        } else {
-            now
-        }
+        if self.strikes(Action::Delay) { now.saturating_add(1 + self.below(Self::MAX_DELAY)) } else { now }
     }
 }

@@ -12,13 +12,7 @@ pub struct RequesterId(pub u16);
 
 impl fmt::Display for RequesterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{}",
-            self.0 >> 8,
-            (self.0 >> 3) & 0x1f,
-            self.0 & 7
-        )
+        write!(f, "{:02x}:{:02x}.{}", self.0 >> 8, (self.0 >> 3) & 0x1f, self.0 & 7)
     }
 }
 
@@ -29,11 +23,7 @@ pub struct Pasid(u32);
 impl Pasid {
     /// `None` above 20 bits.
     pub const fn new(value: u32) -> Option<Self> {
-        if value < 1 << 20 {
-            Some(Pasid(value))
-        } else {
-            None
-        }
+        if value < 1 << 20 { Some(Pasid(value)) } else { None }
     }
 
     /// The number.
@@ -56,11 +46,7 @@ pub struct Prefix {
 impl Prefix {
     /// A user-mode prefix without execute.
     pub const fn user(pasid: Pasid) -> Self {
-        Prefix {
-            pasid,
-            execute: false,
-            privileged: false,
-        }
+        Prefix { pasid, execute: false, privileged: false }
     }
 }
 

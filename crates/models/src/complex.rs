@@ -148,12 +148,7 @@ impl Complex {
     pub fn add_endpoint(&mut self, endpoint: Endpoint, unit: Option<usize>) -> usize {
         let place = self.slots.len();
         self.by_id.entry(endpoint.id()).or_insert(place);
-        self.slots.push(Slot {
-            endpoint,
-            unit,
-            up: Lane::default(),
-            down: Lane::default(),
-        });
+        self.slots.push(Slot { endpoint, unit, up: Lane::default(), down: Lane::default() });
         place
     }
 
@@ -204,10 +199,7 @@ impl Complex {
 
     /// Accesses of a requester that are begun and not finished.
     pub fn in_flight(&self, source: RequesterId) -> usize {
-        self.accesses
-            .values()
-            .filter(|a| a.is_begun() && a.source() == source)
-            .count()
+        self.accesses.values().filter(|a| a.is_begun() && a.source() == source).count()
     }
 
     /// Resets an endpoint as a function-level reset does: pending page groups become void, caches
@@ -215,9 +207,7 @@ impl Complex {
     pub fn reset(&mut self, now: u64, place: usize) {
         self.world.journal.now = now;
         if let Some(slot) = self.slots.get_mut(place) {
-            self.world.journal.note(What::Reset {
-                source: slot.endpoint.id(),
-            });
+            self.world.journal.note(What::Reset { source: slot.endpoint.id() });
             slot.endpoint.reset(&mut self.world.journal);
         }
     }
@@ -237,11 +227,7 @@ impl Complex {
         }
         for (&id, access) in &self.accesses {
             if access.not_before() <= now {
-                out.push(if access.is_begun() {
-                    Work::Finish(id)
-                } else {
-                    Work::Begin(id)
-                });
+                out.push(if access.is_begun() { Work::Finish(id) } else { Work::Begin(id) });
             }
         }
         let mut steps = Vec::new();
@@ -255,18 +241,10 @@ impl Complex {
     /// The next time at which a step becomes possible that [`runnable`](Self::runnable) does not
     /// name at `now`.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let lanes = self
-            .slots
-            .iter()
-            .flat_map(|s| [s.up.deadline(), s.down.deadline()])
-            .flatten();
+        let lanes = self.slots.iter().flat_map(|s| [s.up.deadline(), s.down.deadline()]).flatten();
         let accesses = self.accesses.values().map(Access::not_before);
         let units = self.units.iter().filter_map(|u| u.next_deadline());
-        lanes
-            .chain(accesses)
-            .chain(units)
-            .filter(|&t| t > now)
-            .min()
+        lanes.chain(accesses).chain(units).filter(|&t| t > now).min()
     }
 
     /// Takes one step. One that is no longer possible does nothing.
@@ -288,23 +266,14 @@ impl Complex {
         let Some(slot) = self.slots.get_mut(place) else {
             return Cost::Nothing;
         };
-        let queue = slot
-            .unit
-            .and_then(|u| self.units.get(u))
-            .map_or(0, |u| u.page_queue_entries());
+        let queue = slot.unit.and_then(|u| self.units.get(u)).map_or(0, |u| u.page_queue_entries());
         let epoch = slot.endpoint.epoch();
         for tlp in slot.endpoint.step(now, queue, &mut self.world.adversary) {
             match tlp {
-                Tlp::Request {
-                    ticket,
-                    iova,
-                    pasid,
-                    request,
-                } => {
+                Tlp::Request { ticket, iova, pasid, request } => {
                     let id = self.next_access;
                     self.next_access += 1;
-                    let mut access =
-                        Access::new(id, place, (ticket, epoch), (iova, pasid), request);
+                    let mut access = Access::new(id, place, (ticket, epoch), (iova, pasid), request);
                     access.hold_until(self.world.adversary.not_before(now));
                     self.accesses.insert(id, access);
                 }
@@ -388,9 +357,7 @@ impl Complex {
         };
         let mut cx = self.world.cx(now, unit);
         model.step(&mut cx, step);
-        Cost::Unit {
-            table_reads: cx.table_reads,
-        }
+        Cost::Unit { table_reads: cx.table_reads }
     }
 
     /// Puts what the units have sent into the fabric. What goes to nobody is lost, as on a bus.

@@ -13,9 +13,7 @@ pub struct Lane<T> {
 
 impl<T> Default for Lane<T> {
     fn default() -> Self {
-        Lane {
-            queue: VecDeque::new(),
-        }
+        Lane { queue: VecDeque::new() }
     }
 }
 

@@ -126,11 +126,7 @@ impl Cx<'_> {
 
     /// Raises an interrupt of this unit.
     pub fn interrupt(&mut self, addr: u64, data: u32) {
-        let msi = Msi {
-            addr,
-            data,
-            from: MsiSource::Unit(self.unit),
-        };
+        let msi = Msi { addr, data, from: MsiSource::Unit(self.unit) };
         self.journal.note(What::Interrupt(msi));
         self.outbox.interrupts.push(msi);
     }

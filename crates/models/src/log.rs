@@ -1,9 +1,7 @@
 //! What happened on the bus, for an oracle: every byte that moved, every page request and how it
 //! was settled, every interrupt.
 
-use crate::bus::{
-    Msi, PageRequest, Pasid, RequesterId, Responder, ResponseCode, Status, Translation,
-};
+use crate::bus::{Msi, PageRequest, Pasid, RequesterId, Responder, ResponseCode, Status, Translation};
 
 /// Receives events in the order in which they happen. Implementations only take notes: they never
 /// call back into the complex.
@@ -191,19 +189,11 @@ pub(crate) struct Journal {
 
 impl Journal {
     pub(crate) fn new(sink: Box<dyn AccessLog>) -> Self {
-        Journal {
-            sink,
-            next: 0,
-            now: 0,
-        }
+        Journal { sink, next: 0, now: 0 }
     }
 
     pub(crate) fn note(&mut self, what: What) {
-        let event = Event {
-            seq: self.next,
-            time: self.now,
-            what,
-        };
+        let event = Event { seq: self.next, time: self.now, what };
         self.next += 1;
         self.sink.event(&event);
     }

@@ -38,11 +38,7 @@ fn span(addr: u64, len: usize, size: usize) -> Result<std::ops::Range<usize>, Me
 }
 
 fn aligned(addr: u64, to: u64) -> Result<(), MemError> {
-    if addr.is_multiple_of(to) {
-        Ok(())
-    } else {
-        Err(MemError::Misaligned { addr })
-    }
+    if addr.is_multiple_of(to) { Ok(()) } else { Err(MemError::Misaligned { addr }) }
 }
 
 impl Memory for Ram {
@@ -94,18 +90,12 @@ pub struct Events(std::sync::Arc<Mutex<Vec<Event>>>);
 impl Events {
     /// Everything logged so far, in order.
     pub fn all(&self) -> Vec<Event> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl AccessLog for Events {
     fn event(&mut self, event: &Event) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(event.clone());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
     }
 }

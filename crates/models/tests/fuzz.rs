@@ -42,12 +42,7 @@ fn word() -> impl Strategy<Value = u64> {
 }
 
 fn moves() -> impl Strategy<Value = Move> {
-    let register = prop_oneof![
-        (0u64..0x40).prop_map(|w| w * 4),
-        Just(0x508),
-        Just(0x100c),
-        any::<u64>()
-    ];
+    let register = prop_oneof![(0u64..0x40).prop_map(|w| w * 4), Just(0x508), Just(0x100c), any::<u64>()];
     let pasid = || proptest::option::of(prop_oneof![0u32..16, 0u32..1 << 20]);
     prop_oneof![
         (register.clone(), any::<bool>(), word()).prop_map(|(r, w, v)| Move::Register(r, w, v)),
@@ -55,8 +50,7 @@ fn moves() -> impl Strategy<Value = Move> {
         ((0u64..0x2_0000).prop_map(|a| a * 8), word()).prop_map(|(a, v)| Move::Memory(a, v)),
         (0u16..0x200, pasid(), any::<bool>(), word(), any::<u8>())
             .prop_map(|(s, p, t, a, k)| Move::Request(s, p, t, a, k)),
-        (pasid(), word(), any::<u8>(), any::<u16>())
-            .prop_map(|(p, a, f, g)| Move::PageRequest(p, a, f, g)),
+        (pasid(), word(), any::<u8>(), any::<u16>()).prop_map(|(p, a, f, g)| Move::PageRequest(p, a, f, g)),
         (0u16..32, any::<u32>()).prop_map(|(s, t)| Move::Completion(s, t)),
         (1u8..32, any::<u64>()).prop_map(|(n, r)| Move::Steps(n, r)),
         Just(Move::Reset),
@@ -81,27 +75,15 @@ fn apply(complex: &mut Complex, ram: &Ram, now: &mut u64, m: &Move) {
         }
         Move::Memory(addr, value) => ram.put64(addr, value),
         Move::Request(source, pasid, translated, addr, kind) => {
-            let at = if translated {
-                AddressType::Translated
-            } else {
-                AddressType::Untranslated
-            };
+            let at = if translated { AddressType::Translated } else { AddressType::Untranslated };
             let op = match kind % 5 {
                 0 => Operation::Read(u32::from(kind)),
                 1 => Operation::Write(vec![kind; usize::from(kind)]),
                 2 => Operation::Write(vec![kind; 4]),
                 3 => Operation::ZeroLengthRead,
-                _ => Operation::Translate {
-                    no_write: kind & 0x80 != 0,
-                },
+                _ => Operation::Translate { no_write: kind & 0x80 != 0 },
             };
-            let request = Request {
-                source: RequesterId(source),
-                prefix: prefix(pasid),
-                at,
-                addr,
-                op,
-            };
+            let request = Request { source: RequesterId(source), prefix: prefix(pasid), at, addr, op };
             port(complex, &|p| {
                 p.raw_request(request.clone());
             });
@@ -121,9 +103,7 @@ fn apply(complex: &mut Complex, ram: &Ram, now: &mut u64, m: &Move) {
         }
         Move::Completion(source, itags) => {
             let source = RequesterId(source);
-            port(complex, &|p| {
-                p.raw_message(Upstream::InvalidationCompletion { source, itags })
-            });
+            port(complex, &|p| p.raw_message(Upstream::InvalidationCompletion { source, itags }));
         }
         Move::Steps(n, pick) => {
             for i in 0..u64::from(n) {

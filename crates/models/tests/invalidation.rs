@@ -22,10 +22,7 @@ const ABSENT: Result<u64, u8> = Err(FaultReason::Sss2.bits());
 /// Device A in domain 5, device B in domain 6, both by second stage, two pages mapped and cached.
 fn two_domains() -> (Rig, Tables, Tables) {
     let mut rig = Rig::scalable(Config::default());
-    let (a, b) = (
-        Tables::new(&rig.ram, 0, false),
-        Tables::new(&rig.ram, 1, false),
-    );
+    let (a, b) = (Tables::new(&rig.ram, 0, false), Tables::new(&rig.ram, 1, false));
     pasid_entry(&rig.ram, RID_A, 2, a.base, 5);
     pasid_entry(&rig.ram, RID_B, 2, b.base, 6);
     for (id, t) in [(A, a), (B, b)] {
@@ -41,18 +38,12 @@ fn two_domains() -> (Rig, Tables, Tables) {
 /// Device A with PASIDs 9 and 10 by first stage in domain 5, two pages mapped and cached.
 fn two_pasids() -> (Rig, Tables, Tables) {
     let mut rig = Rig::scalable(Config::default());
-    let (a, b) = (
-        Tables::new(&rig.ram, 0, true),
-        Tables::new(&rig.ram, 1, true),
-    );
+    let (a, b) = (Tables::new(&rig.ram, 0, true), Tables::new(&rig.ram, 1, true));
     for (pasid, t) in [(9, a), (10, b)] {
         pasid_entry(&rig.ram, pasid, 1, t.base, 5);
         for page in [0x7000, 0x8000] {
             t.map(&rig.ram, page, DATA + page, true);
-            assert_eq!(
-                rig.go(A, Some(pasid), page, Operation::Read(8)),
-                Ok(DATA + page)
-            );
+            assert_eq!(rig.go(A, Some(pasid), page, Operation::Read(8)), Ok(DATA + page));
             t.unmap(&rig.ram, page);
         }
     }
@@ -68,16 +59,8 @@ fn page_selective_leaves_the_next_page_and_the_next_domain() {
     let (mut rig, ..) = two_domains();
     rig.invalidate(&[IotlbInv::pages(5, 0x7000, 0, true).desc()]);
     assert_eq!(rig.load(A, 0x7000), ABSENT);
-    assert_eq!(
-        rig.load(A, 0x8000),
-        Ok(DATA + 0x8000),
-        "the neighbour is stale"
-    );
-    assert_eq!(
-        rig.load(B, 0x7000),
-        Ok(DATA + 0x7000),
-        "the other domain is stale"
-    );
+    assert_eq!(rig.load(A, 0x8000), Ok(DATA + 0x8000), "the neighbour is stale");
+    assert_eq!(rig.load(B, 0x7000), Ok(DATA + 0x7000), "the other domain is stale");
     rig.invalidate(&[IotlbInv::pages(5, 0x8000, 4, true).desc()]);
     assert_eq!(rig.load(A, 0x8000), ABSENT);
 }
@@ -102,11 +85,7 @@ fn a_large_page_needs_the_mask_of_its_size() {
     rig.ram.put64(t.base + 0x2008, 0);
     rig.invalidate(&[IotlbInv::pages(5, 0x20_0000, 0, true).desc()]);
     assert_eq!(rig.load(A, 0x20_0000), ABSENT);
-    assert_eq!(
-        rig.load(A, 0x20_1000),
-        Ok(0x20_1000),
-        "a piece of the page is left"
-    );
+    assert_eq!(rig.load(A, 0x20_1000), Ok(0x20_1000), "a piece of the page is left");
     rig.invalidate(&[IotlbInv::pages(5, 0x20_0000, 9, true).desc()]);
     assert_eq!(rig.load(A, 0x20_1000), ABSENT);
 }
@@ -118,18 +97,10 @@ fn the_invalidation_hint_keeps_pointers_to_tables() {
     a.map(&rig.ram, 0x7000, DATA, true);
     rig.ram.put64(a.base + 0x2000, (DOMAIN + 0x3_0000) | 3);
     rig.invalidate(&[IotlbInv::pages(5, 0x7000, 0, true).desc()]);
-    assert_eq!(
-        rig.load(A, 0x7000),
-        Ok(DATA),
-        "through the cached pointer to the old table"
-    );
+    assert_eq!(rig.load(A, 0x7000), Ok(DATA), "through the cached pointer to the old table");
     rig.invalidate(&[IotlbInv::pages(5, 0x7000, 0, false).desc()]);
     assert_eq!(rig.load(A, 0x7000), ABSENT);
-    assert_eq!(
-        rig.load(A, 0x8000),
-        Ok(DATA + 0x8000),
-        "another page's leaf is stale still"
-    );
+    assert_eq!(rig.load(A, 0x8000), Ok(DATA + 0x8000), "another page's leaf is stale still");
 }
 
 #[test]
@@ -212,19 +183,9 @@ fn pasid_cache_by_pasid_and_by_domain_leaves_the_others() {
     }
     drop_iotlb(&mut rig);
     assert_eq!(rig.load(A, 0x7000), Ok(DATA), "the PASID entry is cached");
-    rig.invalidate(&[
-        PasidCacheInv::pasid_within(6, RID_A).desc(),
-        IotlbInv::global().desc(),
-    ]);
-    assert_eq!(
-        rig.load(A, 0x7000),
-        Ok(DATA),
-        "another domain's id obliges to nothing"
-    );
-    rig.invalidate(&[
-        PasidCacheInv::pasid_within(5, RID_A).desc(),
-        IotlbInv::global().desc(),
-    ]);
+    rig.invalidate(&[PasidCacheInv::pasid_within(6, RID_A).desc(), IotlbInv::global().desc()]);
+    assert_eq!(rig.load(A, 0x7000), Ok(DATA), "another domain's id obliges to nothing");
+    rig.invalidate(&[PasidCacheInv::pasid_within(5, RID_A).desc(), IotlbInv::global().desc()]);
     assert_eq!(rig.load(A, 0x7000), Err(FaultReason::Spt2.bits()));
     assert_eq!(rig.load(B, 0x7000), Ok(DATA));
     rig.invalidate(&[PasidCacheInv::domain(6).desc(), IotlbInv::global().desc()]);
@@ -241,15 +202,9 @@ fn what_was_not_present_is_not_cached() {
 
 #[test]
 fn root_pointer_without_esrtps_leaves_the_caches() {
-    let config = Config {
-        esrtps: false,
-        ..Config::default()
-    };
+    let config = Config { esrtps: false, ..Config::default() };
     for (esrtps, after) in [(false, Ok(DATA)), (true, ABSENT)] {
-        let mut rig = Rig::scalable(Config {
-            esrtps,
-            ..config.clone()
-        });
+        let mut rig = Rig::scalable(Config { esrtps, ..config.clone() });
         let t = Tables::new(&rig.ram, 0, false);
         pasid_entry(&rig.ram, RID_A, 2, t.base, 5);
         t.map(&rig.ram, 0x7000, DATA, true);
@@ -266,30 +221,16 @@ fn a_wait_completes_after_the_accesses_that_began_before() {
     let finish = |w: &Work| matches!(w, Work::Finish(_));
     let (mut rig, ..) = two_domains();
     for (id, page) in [(A, 0x7000), (A, 0x8000), (B, 0x7000)] {
-        rig.issue(
-            id,
-            None,
-            AddressType::Untranslated,
-            page,
-            Operation::Read(8),
-        );
+        rig.issue(id, None, AddressType::Untranslated, page, Operation::Read(8));
     }
     rig.settle_except(finish);
     let n = rig.submit_wait(&[IotlbInv::pages(5, 0x7000, 0, true).desc()], |w| w);
     rig.settle_except(finish);
-    assert_ne!(
-        rig.status(),
-        n,
-        "an access through the old translation is under way"
-    );
+    assert_ne!(rig.status(), n, "an access through the old translation is under way");
     let finishes: Vec<Work> = rig.works().into_iter().filter(finish).collect();
     rig.complex.run(0, finishes[0]);
     rig.settle_except(finish);
-    assert_eq!(
-        rig.status(),
-        n,
-        "the others are nothing to this invalidation"
-    );
+    assert_eq!(rig.status(), n, "the others are nothing to this invalidation");
     assert_eq!(rig.works().len(), 2);
 }
 
@@ -297,10 +238,7 @@ fn a_wait_completes_after_the_accesses_that_began_before() {
 fn ignored_invalidations_complete_and_drop_nothing() {
     let (mut rig, ..) = two_domains();
     let ignore_iotlb_invalidation = true;
-    rig.complex.set_mutations(Mutations {
-        ignore_iotlb_invalidation,
-        ..Mutations::default()
-    });
+    rig.complex.set_mutations(Mutations { ignore_iotlb_invalidation, ..Mutations::default() });
     rig.invalidate(&[IotlbInv::global().desc()]);
     assert_eq!(rig.load(A, 0x7000), Ok(DATA + 0x7000));
 }
@@ -311,10 +249,7 @@ fn the_queue_wraps() {
     for _ in 0..200 {
         rig.invalidate(&[IotlbInv::global().desc(), CcInv::global().desc()]);
     }
-    assert_eq!(
-        rig.read(offset::IQH, Width::Qword),
-        rig.read(offset::IQT, Width::Qword)
-    );
+    assert_eq!(rig.read(offset::IQH, Width::Qword), rig.read(offset::IQT, Width::Qword));
 }
 
 fn fsts(rig: &mut Rig) -> Fsts {
@@ -333,11 +268,7 @@ fn a_bad_descriptor_stops_the_queue_until_it_is_mended() {
     rig.settle();
     assert!(fsts(&mut rig).iqe());
     assert_eq!(iqercd(&mut rig).error(), Some(Iqei::InvalidType));
-    assert_eq!(
-        rig.read(offset::IQH, Width::Qword),
-        32,
-        "the head names the descriptor"
-    );
+    assert_eq!(rig.read(offset::IQH, Width::Qword), 32, "the head names the descriptor");
     for (i, word) in (0..).zip(IotlbInv::global().desc()) {
         rig.ram.put64(QUEUE + 32 + i * 8, word);
     }
@@ -366,20 +297,14 @@ fn a_wait_can_interrupt_and_is_masked_at_first() {
     assert_eq!(rig.read(offset::ICS, Width::Dword), 1);
     assert!(rig.complex.take_interrupts().is_empty());
     rig.write(offset::IECTL, Width::Dword, 0);
-    assert!(
-        rig.complex.take_interrupts().is_empty(),
-        "a register write delivers nothing itself"
-    );
+    assert!(rig.complex.take_interrupts().is_empty(), "a register write delivers nothing itself");
     rig.settle();
     assert_eq!(rig.complex.take_interrupts()[0].data, 0x55);
 }
 
 #[test]
 fn a_silent_device_times_out_and_is_named() {
-    let config = Config {
-        device_tlb_timeout: 1000,
-        ..Config::default()
-    };
+    let config = Config { device_tlb_timeout: 1000, ..Config::default() };
     let mut rig = Rig::scalable(config);
     let place = rig.complex.place_of(B).unwrap();
     rig.complex.endpoint_mut(place).unwrap().set_deaf(true);
@@ -414,24 +339,17 @@ fn a_fence_holds_back_what_follows() {
         rig.submit(&[respond]);
         rig.news();
         // With an adversary about, a response may pass a wait, and never a fence.
-        rig.complex
-            .set_adversary(portcullis_models::adversary::Adversary::new(
-                portcullis_models::adversary::Level::Mild,
-                1,
-            ));
+        rig.complex.set_adversary(portcullis_models::adversary::Adversary::new(
+            portcullis_models::adversary::Level::Mild,
+            1,
+        ));
         for _ in 0..50 {
             let works = rig.works();
-            let next = works
-                .iter()
-                .rev()
-                .find(|w| !held(w) && !matches!(w, Work::Upstream(_)));
+            let next = works.iter().rev().find(|w| !held(w) && !matches!(w, Work::Upstream(_)));
             let Some(&work) = next else { break };
             rig.complex.run(rig.now, work);
         }
-        let sent = rig
-            .news()
-            .iter()
-            .any(|e| matches!(e.what, What::ResponseSent { .. }));
+        let sent = rig.news().iter().any(|e| matches!(e.what, What::ResponseSent { .. }));
         assert_eq!(sent, !fence);
         rig.now += 1_000_000;
         rig.settle();
@@ -441,20 +359,11 @@ fn a_fence_holds_back_what_follows() {
 #[test]
 fn register_based_invalidation_is_refused_by_newer_units() {
     for (major, performed) in [(1u64, 1u64), (6, 0)] {
-        let mut rig = Rig::bare(Config {
-            major: major as u8,
-            ..Config::legacy()
-        });
+        let mut rig = Rig::bare(Config { major: major as u8, ..Config::legacy() });
         rig.write(offset::CCMD, Width::Qword, 1 << 63 | 1 << 61);
         let works = rig.works();
-        assert!(works.contains(&Work::Unit {
-            unit: 0,
-            step: step::REGISTER_INVALIDATION
-        }));
+        assert!(works.contains(&Work::Unit { unit: 0, step: step::REGISTER_INVALIDATION }));
         rig.settle();
-        assert_eq!(
-            rig.read(offset::CCMD, Width::Qword),
-            1 << 61 | performed << 59
-        );
+        assert_eq!(rig.read(offset::CCMD, Width::Qword), 1 << 61 | performed << 59);
     }
 }

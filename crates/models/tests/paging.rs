@@ -9,8 +9,7 @@ use portcullis_models::adversary::{Action, Adversary, Level};
 use portcullis_models::bus::{Pasid, Prefix, ResponseCode};
 use portcullis_models::complex::{Complex, Work};
 use portcullis_models::endpoint::{
-    CopyEngine, Endpoint, Flood, FloodConfig, Idle, Intent, Job, JobEnd, Rogue, RogueConfig,
-    Violation,
+    CopyEngine, Endpoint, Flood, FloodConfig, Idle, Intent, Job, JobEnd, Rogue, RogueConfig, Violation,
 };
 use portcullis_models::iommu::Width;
 use portcullis_models::log::{DropCause, Settlement, What};
@@ -20,9 +19,7 @@ use portcullis_models::testing::Events;
 use portcullis_models::vtd::{Config, Vtd, step};
 use portcullis_spec::vtd::fault::FaultReason;
 use portcullis_spec::vtd::page_req::{PageRequest, ResponseCode as Code};
-use portcullis_spec::vtd::qi::{
-    DevTlbInv, IotlbInv, PageGroupResponse, PasidCacheInv, PasidIotlbInv,
-};
+use portcullis_spec::vtd::qi::{DevTlbInv, IotlbInv, PageGroupResponse, PasidCacheInv, PasidIotlbInv};
 use portcullis_spec::vtd::regs::offset;
 
 /// Device A by second stage in domain 5 with ATS and PRI on.
@@ -37,24 +34,15 @@ fn paging() -> (Rig, Tables) {
 }
 
 fn access(rig: &mut Rig, iova: u64) {
-    rig.complex
-        .endpoint_mut(0)
-        .unwrap()
-        .port_mut()
-        .access(iova, Intent::Read(8));
+    rig.complex.endpoint_mut(0).unwrap().port_mut().access(iova, Intent::Read(8));
 }
 
 /// The requests in the queue, taken out.
 fn drain_queue(rig: &mut Rig) -> Vec<PageRequest> {
     let mut found = Vec::new();
-    let (mut head, tail) = (
-        rig.read(offset::PQH, Width::Qword),
-        rig.read(offset::PQT, Width::Qword),
-    );
+    let (mut head, tail) = (rig.read(offset::PQH, Width::Qword), rig.read(offset::PQT, Width::Qword));
     while head != tail {
-        found.push(PageRequest::from_bits(
-            rig.ram.load128(PAGE_QUEUE + head).unwrap(),
-        ));
+        found.push(PageRequest::from_bits(rig.ram.load128(PAGE_QUEUE + head).unwrap()));
         head = (head + 32) % 4096;
     }
     rig.write(offset::PQH, Width::Qword, tail);
@@ -70,13 +58,7 @@ fn respond(request: &PageRequest, code: Code) -> [u64; 4] {
 fn settlements(rig: &mut Rig) -> Vec<Settlement> {
     let news = rig.news();
     news.iter()
-        .filter_map(|e| {
-            if let What::Settled { how, .. } = e.what {
-                Some(how)
-            } else {
-                None
-            }
-        })
+        .filter_map(|e| if let What::Settled { how, .. } = e.what { Some(how) } else { None })
         .collect()
 }
 
@@ -89,38 +71,21 @@ fn a_missing_page_is_asked_for_and_used_once_it_is_there() {
         access(&mut rig, page);
     }
     rig.settle();
-    assert_eq!(
-        rig.complex.take_interrupts().len(),
-        1,
-        "one event for both requests"
-    );
+    assert_eq!(rig.complex.take_interrupts().len(), 1, "one event for both requests");
     let requests = drain_queue(&mut rig);
     assert_eq!(
-        requests
-            .iter()
-            .map(|r| (r.address(), r.lpig()))
-            .collect::<Vec<_>>(),
+        requests.iter().map(|r| (r.address(), r.lpig())).collect::<Vec<_>>(),
         [(0x7000, false), (0x8000, true)]
     );
-    assert!(
-        requests
-            .iter()
-            .all(|r| r.rid() == A.0 && r.rdr() && !r.wrr() && !r.pp())
-    );
+    assert!(requests.iter().all(|r| r.rid() == A.0 && r.rdr() && !r.wrr() && !r.pp()));
     for page in [0x7000, 0x8000] {
         t.map(&rig.ram, page, DATA + page, true);
     }
     rig.news();
     rig.invalidate(&[respond(&requests[1], Code::Success)]);
-    assert_eq!(
-        settlements(&mut rig),
-        [Settlement::Software(ResponseCode::Success)]
-    );
+    assert_eq!(settlements(&mut rig), [Settlement::Software(ResponseCode::Success)]);
     let stats = rig.complex.endpoint(0).unwrap().statistics().clone();
-    assert_eq!(
-        (stats.bytes_read, stats.groups, stats.page_requests),
-        (16, 1, 2)
-    );
+    assert_eq!((stats.bytes_read, stats.groups, stats.page_requests), (16, 1, 2));
 }
 
 #[test]
@@ -133,17 +98,9 @@ fn overflow_is_answered_success_by_the_hardware() {
     rig.settle();
     assert_eq!(rig.read(offset::PRS, Width::Dword), 3);
     let hardware = Settlement::Hardware(ResponseCode::Success);
-    assert_eq!(
-        settlements(&mut rig),
-        [hardware; 2],
-        "the queue holds N-1 = 127"
-    );
+    assert_eq!(settlements(&mut rig), [hardware; 2], "the queue holds N-1 = 127");
     assert_eq!(drain_queue(&mut rig).len(), 127);
-    rig.complex
-        .endpoint_mut(0)
-        .unwrap()
-        .port_mut()
-        .raw_page_request(None, 0x7000, false, true);
+    rig.complex.endpoint_mut(0).unwrap().port_mut().raw_page_request(None, 0x7000, false, true);
     rig.settle();
     assert_eq!(drain_queue(&mut rig).len(), 1, "it works again");
 }
@@ -159,14 +116,11 @@ fn a_table_fault_is_answered_invalid_and_recorded() {
     assert!(drain_queue(&mut rig).is_empty());
     let news = rig.news();
     let reason = FaultReason::Spt2.bits();
-    let dropped =
-        |e: &&_| matches!(e, What::PageDropped { cause: DropCause::Tables(r), .. } if *r == reason);
+    let dropped = |e: &&_| matches!(e, What::PageDropped { cause: DropCause::Tables(r), .. } if *r == reason);
     assert_eq!(news.iter().map(|e| &e.what).filter(dropped).count(), 2);
     let how = Settlement::Hardware(ResponseCode::Invalid);
     assert_eq!(
-        news.iter()
-            .filter(|e| matches!(e.what, What::Settled { how: h, .. } if h == how))
-            .count(),
+        news.iter().filter(|e| matches!(e.what, What::Settled { how: h, .. } if h == how)).count(),
         1,
         "only the last one is answered"
     );
@@ -185,45 +139,24 @@ fn a_stop_marker_is_queued_and_never_answered() {
             rig.invalidate(&[PasidCacheInv::global().desc()]);
         }
         let pasid = Pasid::new(9).unwrap();
-        rig.complex
-            .endpoint_mut(0)
-            .unwrap()
-            .port_mut()
-            .stop_marker(pasid);
+        rig.complex.endpoint_mut(0).unwrap().port_mut().stop_marker(pasid);
         rig.settle();
         let queued = drain_queue(&mut rig);
-        assert_eq!(
-            queued.iter().filter(|r| r.is_stop_marker()).count(),
-            usize::from(present)
-        );
-        let answered =
-            |e: &portcullis_models::log::Event| matches!(e.what, What::ResponseSent { .. });
+        assert_eq!(queued.iter().filter(|r| r.is_stop_marker()).count(), usize::from(present));
+        let answered = |e: &portcullis_models::log::Event| matches!(e.what, What::ResponseSent { .. });
         assert!(!rig.news().iter().any(answered));
     }
 }
 
 #[test]
 fn legacy_mode_knows_no_page_requests() {
-    let mut rig = Rig::bare(Config {
-        page_requests: true,
-        ..Config::legacy()
-    });
+    let mut rig = Rig::bare(Config { page_requests: true, ..Config::legacy() });
     rig.write(offset::GCMD, Width::Dword, 1 << 31);
     rig.settle();
-    rig.complex
-        .endpoint_mut(0)
-        .unwrap()
-        .port_mut()
-        .raw_page_request(None, 0x7000, false, true);
+    rig.complex.endpoint_mut(0).unwrap().port_mut().raw_page_request(None, 0x7000, false, true);
     rig.settle();
-    assert_eq!(
-        settlements(&mut rig),
-        [Settlement::Hardware(ResponseCode::Invalid)]
-    );
-    assert_eq!(
-        (rig.read(0x1008, Width::Qword) >> 32 & 0xff) as u8,
-        FaultReason::Rta3.bits()
-    );
+    assert_eq!(settlements(&mut rig), [Settlement::Hardware(ResponseCode::Invalid)]);
+    assert_eq!((rig.read(0x1008, Width::Qword) >> 32 & 0xff) as u8, FaultReason::Rta3.bits());
 }
 
 #[test]
@@ -232,16 +165,8 @@ fn a_page_request_invalidates_what_it_asks_for() {
     t.map(&rig.ram, 0x7000, DATA, false);
     assert_eq!(rig.load(A, 0x7000), Ok(DATA));
     t.map(&rig.ram, 0x7000, DATA, true);
-    assert_eq!(
-        rig.store(A, 0x7000),
-        Err(FaultReason::Sgn6.bits()),
-        "read-only is cached"
-    );
-    rig.complex
-        .endpoint_mut(0)
-        .unwrap()
-        .port_mut()
-        .raw_page_request(None, 0x7000, true, true);
+    assert_eq!(rig.store(A, 0x7000), Err(FaultReason::Sgn6.bits()), "read-only is cached");
+    rig.complex.endpoint_mut(0).unwrap().port_mut().raw_page_request(None, 0x7000, true, true);
     rig.settle();
     assert_eq!(rig.store(A, 0x7000), Ok(DATA));
 }
@@ -273,20 +198,8 @@ fn a_device_tlb_answers_until_it_is_invalidated_and_waits_for_its_accesses() {
 fn a_wait_with_page_request_drain_stands_behind_what_was_received() {
     for (pd, expected) in [(false, 0), (true, 1)] {
         let (mut rig, _) = paging();
-        rig.complex
-            .endpoint_mut(0)
-            .unwrap()
-            .port_mut()
-            .raw_page_request(None, 0x7000, false, true);
-        let accept = |w: &Work| {
-            matches!(
-                w,
-                Work::Unit {
-                    step: step::ACCEPT,
-                    ..
-                }
-            )
-        };
+        rig.complex.endpoint_mut(0).unwrap().port_mut().raw_page_request(None, 0x7000, false, true);
+        let accept = |w: &Work| matches!(w, Work::Unit { step: step::ACCEPT, .. });
         rig.settle_except(accept);
         let n = rig.submit_wait(&[DevTlbInv::all(A.0).desc()], |w| w.with_pd(pd));
         rig.settle_except(accept);
@@ -309,17 +222,9 @@ fn a_reset_makes_groups_void_and_late_answers_harmless() {
     assert_eq!(settlements(&mut rig), [Settlement::Void]);
     let requests = drain_queue(&mut rig);
     rig.invalidate(&[respond(&requests[0], Code::Success)]);
-    assert!(
-        rig.news()
-            .iter()
-            .any(|e| matches!(e.what, What::LateResponse { .. }))
-    );
+    assert!(rig.news().iter().any(|e| matches!(e.what, What::LateResponse { .. })));
     rig.invalidate(&[respond(&requests[0], Code::Success)]);
-    assert!(
-        rig.news()
-            .iter()
-            .any(|e| matches!(e.what, What::UnexpectedResponse { .. }))
-    );
+    assert!(rig.news().iter().any(|e| matches!(e.what, What::UnexpectedResponse { .. })));
 }
 
 #[test]
@@ -328,10 +233,7 @@ fn the_double_answer_is_seen() {
     access(&mut rig, 0x7000);
     rig.settle();
     let requests = drain_queue(&mut rig);
-    rig.complex.set_mutations(Mutations {
-        answer_twice: true,
-        ..Mutations::default()
-    });
+    rig.complex.set_mutations(Mutations { answer_twice: true, ..Mutations::default() });
     rig.news();
     rig.invalidate(&[respond(&requests[0], Code::InvalidRequest)]);
     let news = rig.news();
@@ -385,10 +287,7 @@ fn serve(rig: &mut Rig, tables: [(Option<u32>, Tables); 2], partial: &mut Vec<Pa
     }
     if !answers.is_empty() {
         // Needless, and something for the responses to overtake.
-        let inner = [
-            IotlbInv::domain(5).desc(),
-            PasidIotlbInv::pasid_within(6, 9).desc(),
-        ];
+        let inner = [IotlbInv::domain(5).desc(), PasidIotlbInv::pasid_within(6, 9).desc()];
         rig.submit_wait(&inner, |w| w);
         rig.submit(&answers);
     }
@@ -426,10 +325,7 @@ fn copies(seed: u64) -> Vec<(Action, u64)> {
         physical: DATA..DATA + 0x8_0000,
         pasids: vec![Pasid::new(9).unwrap()],
     };
-    let flood = FloodConfig {
-        budget: 2000,
-        pages: 0x7000..0x9000,
-    };
+    let flood = FloodConfig { budget: 2000, pages: 0x7000..0x9000 };
     let ids = [0x08, 0x09, 0x10, 0x18].map(portcullis_models::bus::RequesterId);
     let engines: [Box<dyn portcullis_models::endpoint::Engine>; 4] = [
         Box::new(CopyEngine::new(4, 50)),
@@ -438,21 +334,13 @@ fn copies(seed: u64) -> Vec<(Action, u64)> {
         Box::new(Flood::new(flood)),
     ];
     for (id, engine) in ids.into_iter().zip(engines) {
-        rig.complex
-            .add_endpoint(Endpoint::new(id, seed, engine), Some(0));
+        rig.complex.add_endpoint(Endpoint::new(id, seed, engine), Some(0));
     }
-    rig.complex
-        .set_adversary(Adversary::new(Level::Hostile, seed));
-    let tables = [
-        (None, Tables::new(&rig.ram, 0, false)),
-        (Some(9), Tables::new(&rig.ram, 1, true)),
-    ];
+    rig.complex.set_adversary(Adversary::new(Level::Hostile, seed));
+    let tables = [(None, Tables::new(&rig.ram, 0, false)), (Some(9), Tables::new(&rig.ram, 1, true))];
     pasid_entry(&rig.ram, RID_A, 2, tables[0].1.base, 5);
     pasid_entry(&rig.ram, 9, 1, tables[1].1.base, 6);
-    for (id, flags) in ids
-        .into_iter()
-        .zip([ALL_FLAGS, ALL_FLAGS, 1 | 1 << 3, ALL_FLAGS])
-    {
+    for (id, flags) in ids.into_iter().zip([ALL_FLAGS, ALL_FLAGS, 1 | 1 << 3, ALL_FLAGS]) {
         let rid = if id.0 == 0x10 { 60 } else { RID_A };
         context_entry(&rig.ram, id, rid, flags);
     }
@@ -477,16 +365,8 @@ fn copies(seed: u64) -> Vec<(Action, u64)> {
             let byte = (i ^ (i >> 8) ^ seed) as u8;
             rig.ram.write(DATA + source + i, &[byte]).unwrap();
         }
-        let job = Job {
-            source,
-            destination,
-            len,
-        };
-        rig.complex
-            .endpoint_mut(place)
-            .unwrap()
-            .submit(job)
-            .unwrap();
+        let job = Job { source, destination, len };
+        rig.complex.endpoint_mut(place).unwrap().submit(job).unwrap();
     }
     let mut partial = Vec::new();
     let ended = |rig: &Rig, p| rig.complex.endpoint(p).and_then(Endpoint::job_end);
@@ -497,22 +377,14 @@ fn copies(seed: u64) -> Vec<(Action, u64)> {
         }
     }
     for (place, source, destination) in [(0, 0x2_0010, 0x4_0020), (1, 0x6_0000, 0x8_0008)] {
-        assert_eq!(
-            ended(&rig, place),
-            Some(JobEnd::Done),
-            "seed {seed}, place {place}"
-        );
+        assert_eq!(ended(&rig, place), Some(JobEnd::Done), "seed {seed}, place {place}");
         let (mut from, mut to) = (vec![0; len as usize], vec![0; len as usize]);
         rig.ram.read(DATA + source, &mut from).unwrap();
         rig.ram.read(DATA + destination, &mut to).unwrap();
         assert!(from == to, "seed {seed}, place {place}: bytes differ");
     }
     let rogue = rig.complex.endpoint(2).unwrap().statistics();
-    assert_eq!(
-        (rogue.bytes_read, rogue.dtlb_hits),
-        (0, 0),
-        "the rogue has read nothing"
-    );
+    assert_eq!((rogue.bytes_read, rogue.dtlb_hits), (0, 0), "the rogue has read nothing");
     rig.complex.adversary().counts().to_vec()
 }
 
@@ -547,13 +419,7 @@ fn a_prefix_reaches_the_log_through_a_translated_request() {
     assert_eq!(e.port_mut().prefix(), Pasid::new(9).map(Prefix::user));
     access(&mut rig, 0x7008);
     rig.settle();
-    let reach = rig.news().iter().find_map(|e| {
-        if let What::Finish(r) = e.what {
-            Some(r)
-        } else {
-            None
-        }
-    });
+    let reach = rig.news().iter().find_map(|e| if let What::Finish(r) = e.what { Some(r) } else { None });
     let reach = reach.unwrap();
     assert_eq!(
         (reach.pasid, reach.iova, reach.phys, reach.translated),

@@ -76,10 +76,7 @@ fn a_fault_is_recorded_with_its_request() {
 
 #[test]
 fn faults_collapse_by_source_and_overflow() {
-    let config = Config {
-        fault_records: 1,
-        ..Config::default()
-    };
+    let config = Config { fault_records: 1, ..Config::default() };
     let (mut rig, _) = second_stage(config);
     for _ in 0..2 {
         assert_eq!(rig.load(A, 0x9000), Err(FaultReason::Sss2.bits()));
@@ -90,10 +87,7 @@ fn faults_collapse_by_source_and_overflow() {
 
     rig.write(FRCD + 12, Width::Dword, 1 << 31);
     rig.load(B, 0x9000).unwrap_err();
-    assert!(
-        !fsts(&mut rig).ppf(),
-        "nothing is recorded while PFO is set"
-    );
+    assert!(!fsts(&mut rig).ppf(), "nothing is recorded while PFO is set");
     rig.write(offset::FSTS, Width::Dword, 1);
     rig.load(B, 0x9000).unwrap_err();
     assert_eq!(record(&mut rig, 0).sid(), B.0);
@@ -108,10 +102,7 @@ fn fault_processing_disable_silences_qualified_faults_only() {
     assert!(!fsts(&mut rig).ppf());
     rig.ram.put64(ROOT, 0);
     rig.load(B, 0x9000).unwrap_err();
-    assert!(
-        fsts(&mut rig).ppf(),
-        "a missing root entry is not qualified"
-    );
+    assert!(fsts(&mut rig).ppf(), "a missing root entry is not qualified");
 }
 
 #[test]
@@ -120,37 +111,20 @@ fn first_stage_sets_accessed_and_dirty_if_it_may() {
     let t = Tables::new(&rig.ram, 0, true);
     pasid_entry(&rig.ram, 9, 1, t.base, 5);
     t.map(&rig.ram, 0x7000, DATA, true);
-    let entry =
-        |rig: &Rig| portcullis_models::memory::Memory::load64(&*rig.ram, t.entry(0x7000)).unwrap();
+    let entry = |rig: &Rig| portcullis_models::memory::Memory::load64(&*rig.ram, t.entry(0x7000)).unwrap();
     assert_eq!(rig.go(A, Some(9), 0x7000, Operation::Read(4)), Ok(DATA));
     assert_eq!(entry(&rig) & 0x60, 0x20, "accessed, not dirty");
-    assert_eq!(
-        rig.go(A, Some(9), 0x7000, Operation::Write(vec![1])),
-        Ok(DATA)
-    );
-    assert_eq!(
-        entry(&rig) & 0x60,
-        0x60,
-        "a write through a cached entry sets dirty too"
-    );
-    assert_eq!(
-        rig.go(A, Some(9), 1 << 47, Operation::Read(4)),
-        Err(FaultReason::Sgn1.bits())
-    );
-    assert_eq!(
-        rig.go(A, Some(9), 0x8000, Operation::Read(4)),
-        Err(FaultReason::Sfs2.bits())
-    );
+    assert_eq!(rig.go(A, Some(9), 0x7000, Operation::Write(vec![1])), Ok(DATA));
+    assert_eq!(entry(&rig) & 0x60, 0x60, "a write through a cached entry sets dirty too");
+    assert_eq!(rig.go(A, Some(9), 1 << 47, Operation::Read(4)), Err(FaultReason::Sgn1.bits()));
+    assert_eq!(rig.go(A, Some(9), 0x8000, Operation::Read(4)), Err(FaultReason::Sfs2.bits()));
 
     // Without PWSNP flags cannot be set: the walk faults.
     rig.ram.put64(PASID_TABLE + 9 * 64 + 8 + 64, 6);
     rig.ram.put64(PASID_TABLE + 10 * 64 + 16, t.base);
     rig.ram.put64(PASID_TABLE + 10 * 64, 1 << 6 | 1);
     t.map(&rig.ram, 0xa000, DATA, true);
-    assert_eq!(
-        rig.go(A, Some(10), 0xa000, Operation::Read(4)),
-        Err(FaultReason::Sfs9.bits())
-    );
+    assert_eq!(rig.go(A, Some(10), 0xa000, Operation::Read(4)), Err(FaultReason::Sfs9.bits()));
 }
 
 #[test]
@@ -166,57 +140,29 @@ fn pasid_checks_come_in_order() {
 #[test]
 fn interrupt_range_with_and_without_pasid() {
     let (mut rig, t) = second_stage(Config::default());
-    rig.issue(
-        A,
-        None,
-        AddressType::Untranslated,
-        0xfee0_1000,
-        Operation::Write(vec![0x41, 0, 0, 0]),
-    );
+    rig.issue(A, None, AddressType::Untranslated, 0xfee0_1000, Operation::Write(vec![0x41, 0, 0, 0]));
     rig.settle();
     let sent = rig.complex.take_interrupts();
     assert_eq!((sent[0].addr, sent[0].data), (0xfee0_1000, 0x41));
     assert_eq!(sent[0].from, MsiSource::Requester(A));
     for op in [Operation::Write(vec![0; 8]), Operation::Read(4)] {
-        assert_eq!(
-            rig.go(A, None, 0xfee0_1000, op),
-            Err(FaultReason::Ir29.bits())
-        );
+        assert_eq!(rig.go(A, None, 0xfee0_1000, op), Err(FaultReason::Ir29.bits()));
     }
     rig.news();
-    rig.issue(
-        A,
-        None,
-        AddressType::Untranslated,
-        0xfee0_1000,
-        Operation::ZeroLengthRead,
-    );
+    rig.issue(A, None, AddressType::Untranslated, 0xfee0_1000, Operation::ZeroLengthRead);
     rig.settle();
-    assert!(
-        rig.news().is_empty(),
-        "a zero-length read completes and touches nothing"
-    );
+    assert!(rig.news().is_empty(), "a zero-length read completes and touches nothing");
 
     // With a PASID the range is like any other; pass-through is blocked.
     let f = Tables::new(&rig.ram, 1, true);
     pasid_entry(&rig.ram, 9, 1, f.base, 6);
     pasid_entry(&rig.ram, 10, 4, 0, 6);
-    rig.ram
-        .put64(f.base + 0x1000 + 3 * 8, (f.base + 0x2000) | 0x27);
-    rig.ram.put64(
-        f.base + 0x2000 + (0xfee0_0000u64 >> 21 & 511) * 8,
-        (f.base + 0x3000) | 0x27,
-    );
+    rig.ram.put64(f.base + 0x1000 + 3 * 8, (f.base + 0x2000) | 0x27);
+    rig.ram.put64(f.base + 0x2000 + (0xfee0_0000u64 >> 21 & 511) * 8, (f.base + 0x3000) | 0x27);
     rig.ram.put64(f.base + 0x3000, DATA | 7);
-    assert_eq!(
-        rig.go(A, Some(9), 0xfee0_0000, Operation::Write(vec![1, 2, 3, 4])),
-        Ok(DATA)
-    );
+    assert_eq!(rig.go(A, Some(9), 0xfee0_0000, Operation::Write(vec![1, 2, 3, 4])), Ok(DATA));
     assert!(rig.complex.take_interrupts().is_empty());
-    assert_eq!(
-        rig.go(A, Some(10), 0xfee0_0000, Operation::Read(4)),
-        Err(FaultReason::Sgn8.bits())
-    );
+    assert_eq!(rig.go(A, Some(10), 0xfee0_0000, Operation::Read(4)), Err(FaultReason::Sgn8.bits()));
     // Nor may a page lead there.
     t.map(&rig.ram, 0x7000, 0xfee0_0000, true);
     assert_eq!(rig.store(A, 0x7000), Err(FaultReason::Sgn8.bits()));
@@ -232,11 +178,7 @@ fn translated_requests_need_the_right_and_nothing_else() {
         What::Finish(r) => Some(r),
         _ => None,
     });
-    assert_eq!(
-        reach.map(|r| (r.phys, r.translated)),
-        Some((DATA, true)),
-        "the PASID entry has no say"
-    );
+    assert_eq!(reach.map(|r| (r.phys, r.translated)), Some((DATA, true)), "the PASID entry has no say");
     context_entry(&rig.ram, B, RID_B, 1 | 1 << 3);
     rig.issue(B, None, AddressType::Translated, DATA, Operation::Read(8));
     rig.settle();
@@ -244,10 +186,7 @@ fn translated_requests_need_the_right_and_nothing_else() {
         What::Blocked { status, reason, .. } => Some((status, reason)),
         _ => None,
     });
-    assert_eq!(
-        blocked,
-        Some((Status::UnsupportedRequest, FaultReason::Sct5.bits()))
-    );
+    assert_eq!(blocked, Some((Status::UnsupportedRequest, FaultReason::Sct5.bits())));
 }
 
 #[test]
@@ -255,10 +194,7 @@ fn legacy_mode_translates() {
     let mut rig = Rig::bare(Config::legacy());
     let t = Tables::new(&rig.ram, 0, false);
     rig.ram.put64(ROOT, CONTEXTS | 1);
-    rig.ram.put128(
-        CONTEXTS + u64::from(A.0) * 16,
-        (2 | 5u128 << 8) << 64 | u128::from(t.base | 1),
-    );
+    rig.ram.put128(CONTEXTS + u64::from(A.0) * 16, (2 | 5u128 << 8) << 64 | u128::from(t.base | 1));
     t.map(&rig.ram, 0x7000, DATA, false);
     assert_eq!(rig.load(A, 0x7000), Ok(0x7000), "translation is off");
     rig.write(offset::RTADDR, Width::Qword, ROOT);
@@ -270,20 +206,13 @@ fn legacy_mode_translates() {
     assert_eq!(rig.store(A, 0x7004), Err(FaultReason::Lgn2.bits()));
     assert_eq!(rig.load(A, 0x8000), Err(FaultReason::Lgn3.bits()));
     assert_eq!(rig.load(B, 0x7000), Err(FaultReason::Lct2.bits()));
-    assert_eq!(
-        rig.go(A, Some(3), 0x7000, Operation::Read(4)),
-        Err(FaultReason::Rta2.bits())
-    );
+    assert_eq!(rig.go(A, Some(3), 0x7000, Operation::Read(4)), Err(FaultReason::Rta2.bits()));
     // TT = 00b blocks translated requests.
     rig.news();
     rig.issue(A, None, AddressType::Translated, DATA, Operation::Read(4));
     rig.settle();
     let reason = FaultReason::Lct5.bits();
-    assert!(
-        rig.news()
-            .iter()
-            .any(|e| matches!(e.what, What::Blocked { reason: r, .. } if r == reason))
-    );
+    assert!(rig.news().iter().any(|e| matches!(e.what, What::Blocked { reason: r, .. } if r == reason)));
 }
 
 #[test]
@@ -302,10 +231,7 @@ fn enabling_waits_for_accesses_that_bypass() {
 fn the_identity_mutation_lets_a_device_leave_its_mapping() {
     let (mut rig, t) = second_stage(Config::default());
     t.map(&rig.ram, 0x7000, DATA, true);
-    rig.complex.set_mutations(Mutations {
-        identity_walk: true,
-        ..Mutations::default()
-    });
+    rig.complex.set_mutations(Mutations { identity_walk: true, ..Mutations::default() });
     assert_eq!(rig.load(A, 0x7000), Ok(0x7000));
 }
 

@@ -138,10 +138,7 @@ impl Capabilities {
 
     pub(crate) fn clear(&mut self) {
         let violations = std::mem::take(&mut self.violations);
-        *self = Capabilities {
-            violations,
-            ..Capabilities::default()
-        };
+        *self = Capabilities { violations, ..Capabilities::default() };
     }
 
     fn refuse(&mut self, violation: Violation) -> Result<(), Violation> {

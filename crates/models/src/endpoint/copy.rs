@@ -64,12 +64,7 @@ impl CopyEngine {
             return None;
         }
         self.started += len;
-        Some(Piece {
-            source,
-            destination,
-            len: len as u32,
-            denied: 0,
-        })
+        Some(Piece { source, destination, len: len as u32, denied: 0 })
     }
 
     fn has_more(&self) -> bool {
@@ -122,9 +117,7 @@ impl Engine for CopyEngine {
             return;
         }
         match (stage, result) {
-            (Stage::Reading(piece), Ok(data)) => {
-                self.waiting.push_back(Stage::Writing(piece, data))
-            }
+            (Stage::Reading(piece), Ok(data)) => self.waiting.push_back(Stage::Writing(piece, data)),
             (Stage::Writing(..), Ok(_)) => {}
             (stage, Err(failure)) => self.failed(stage, failure),
         }

@@ -22,9 +22,7 @@ impl DeviceTlb {
     const CAPACITY: usize = 4096;
 
     pub(crate) fn lookup(&self, pasid: Option<Pasid>, iova: u64) -> Option<Translation> {
-        self.sizes
-            .iter()
-            .find_map(|&bits| self.entries.get(&(pasid, page(iova, bits), bits)).copied())
+        self.sizes.iter().find_map(|&bits| self.entries.get(&(pasid, page(iova, bits), bits)).copied())
     }
 
     pub(crate) fn insert(&mut self, pasid: Option<Pasid>, iova: u64, t: Translation) {
@@ -47,9 +45,7 @@ impl DeviceTlb {
     /// Forgets one entry, chosen by `pick`. Returns whether there was one.
     pub(crate) fn evict(&mut self, pick: u64) -> bool {
         let n = self.entries.len() as u64;
-        let victim = pick
-            .checked_rem(n)
-            .and_then(|i| self.entries.keys().nth(i as usize).copied());
+        let victim = pick.checked_rem(n).and_then(|i| self.entries.keys().nth(i as usize).copied());
         victim.is_some_and(|key| self.entries.remove(&key).is_some())
     }
 

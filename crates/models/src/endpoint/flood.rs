@@ -31,11 +31,7 @@ impl Flood {
 
     fn page(&self, port: &mut Port) -> u64 {
         let r = &self.config.pages;
-        let addr = if r.is_empty() {
-            r.start
-        } else {
-            port.rng().u64(r.clone())
-        };
+        let addr = if r.is_empty() { r.start } else { port.rng().u64(r.clone()) };
         addr & !(PAGE - 1)
     }
 }
@@ -52,11 +48,7 @@ impl Engine for Flood {
         let page = self.page(port);
         // More than the queue holds: it overflows unless software reads it meanwhile.
         let burst = page_queue_entries > 0 && adversary.strikes(Action::Overflow);
-        let repeats = if burst {
-            page_queue_entries as u64 + 16
-        } else {
-            3
-        };
+        let repeats = if burst { page_queue_entries as u64 + 16 } else { 3 };
         for _ in 0..repeats {
             let prefix = port.prefix();
             port.raw_page_request(prefix, page, true, false);
@@ -65,13 +57,7 @@ impl Engine for Flood {
         if port.outstanding() == 0 {
             let (source, prefix, at) = (port.id(), port.prefix(), AddressType::Untranslated);
             let op = Operation::Translate { no_write: false };
-            port.raw_request(Request {
-                source,
-                prefix,
-                at,
-                addr: page,
-                op,
-            });
+            port.raw_request(Request { source, prefix, at, addr: page, op });
         }
     }
 

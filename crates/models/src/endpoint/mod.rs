@@ -117,11 +117,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint without PASID, ATS or PRI enabled. The seed drives its random choices.
     pub fn new(id: RequesterId, seed: u64, engine: Box<dyn Engine>) -> Self {
-        Endpoint {
-            port: Port::new(id, seed),
-            engine,
-            epoch: 0,
-        }
+        Endpoint { port: Port::new(id, seed), engine, epoch: 0 }
     }
 
     /// Requester id.

@@ -36,10 +36,7 @@ impl Groups {
 
     /// Numbers of different endpoints differ: `base` goes into the upper half.
     pub(crate) fn new(base: u16) -> Self {
-        Groups {
-            next_number: (u64::from(base) << 40) + 1,
-            ..Groups::default()
-        }
+        Groups { next_number: (u64::from(base) << 40) + 1, ..Groups::default() }
     }
 
     /// A fresh number for a group.
@@ -53,9 +50,7 @@ impl Groups {
         let start = self.next_index;
         let round = (0..Self::INDICES).map(|i| (start + i) % Self::INDICES);
         let free = |i: &u16| !self.open.contains_key(&(pasid, *i));
-        let clean = round
-            .clone()
-            .find(|i| free(i) && !self.void.contains(&(pasid, *i)));
+        let clean = round.clone().find(|i| free(i) && !self.void.contains(&(pasid, *i)));
         let index = clean.or_else(|| round.clone().find(free))?;
         self.next_index = (index + 1) % Self::INDICES;
         Some(index)

@@ -42,61 +42,25 @@ impl Rogue {
         let physical = pick(port, &self.config.physical);
         let stranger = match self.config.pasids.len() {
             0 => None,
-            n => self
-                .config
-                .pasids
-                .get(port.rng().usize(..n))
-                .copied()
-                .map(Prefix::user),
+            n => self.config.pasids.get(port.rng().usize(..n)).copied().map(Prefix::user),
         };
         let prefix = stranger.filter(|_| port.rng().bool());
         let source = port.id();
         let mut send = |prefix, at, addr, op| {
-            port.raw_request(Request {
-                source,
-                prefix,
-                at,
-                addr,
-                op,
-            });
+            port.raw_request(Request { source, prefix, at, addr, op });
         };
         use AddressType::{Translated, Untranslated};
         match self.done % 11 {
             0 => send(prefix, Untranslated, outside, Operation::Read(64)),
-            1 => send(
-                prefix,
-                Untranslated,
-                outside,
-                Operation::Write(vec![0xa5; 64]),
-            ),
+            1 => send(prefix, Untranslated, outside, Operation::Write(vec![0xa5; 64])),
             2 => send(None, Translated, physical, Operation::Read(64)),
-            3 => send(
-                prefix,
-                Translated,
-                physical,
-                Operation::Write(vec![0x5a; 64]),
-            ),
-            4 => send(
-                prefix,
-                Untranslated,
-                outside & !(PAGE - 1),
-                Operation::Translate { no_write: false },
-            ),
+            3 => send(prefix, Translated, physical, Operation::Write(vec![0x5a; 64])),
+            4 => send(prefix, Untranslated, outside & !(PAGE - 1), Operation::Translate { no_write: false }),
             5 => {
                 let interrupt = 0xfee0_0000 | (outside & 0xf_f000);
-                send(
-                    None,
-                    Untranslated,
-                    interrupt,
-                    Operation::Write(vec![0x41, 0, 0, 0]),
-                );
+                send(None, Untranslated, interrupt, Operation::Write(vec![0x41, 0, 0, 0]));
             }
-            6 => send(
-                None,
-                Untranslated,
-                0xfee0_0000,
-                Operation::Write(vec![0; 8]),
-            ),
+            6 => send(None, Untranslated, 0xfee0_0000, Operation::Write(vec![0; 8])),
             7 => send(None, Untranslated, 0xfee0_1000, Operation::Read(4)),
             8 => port.raw_page_request(prefix, outside, true, true),
             9 => port.raw_page_request(prefix, outside, false, false),
@@ -110,11 +74,7 @@ impl Rogue {
 
 /// A random address, aligned to 64 bytes, in a range.
 fn pick(port: &mut Port, range: &Range<u64>) -> u64 {
-    if range.is_empty() {
-        range.start & !63
-    } else {
-        port.rng().u64(range.clone()) & !63
-    }
+    if range.is_empty() { range.start & !63 } else { port.rng().u64(range.clone()) & !63 }
 }
 
 impl Engine for Rogue {

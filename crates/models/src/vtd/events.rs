@@ -16,12 +16,7 @@ pub(super) struct Event {
 
 impl Event {
     pub(super) fn new() -> Self {
-        Event {
-            control: EventControl::RESET,
-            data: 0,
-            addr: 0,
-            upper: 0,
-        }
+        Event { control: EventControl::RESET, data: 0, addr: 0, upper: 0 }
     }
 
     /// A condition arose while none was unserved.
@@ -41,10 +36,7 @@ impl Event {
     pub(super) fn fire(&mut self, cx: &mut Cx<'_>) {
         if self.is_due() {
             self.control.set_ip(false);
-            cx.interrupt(
-                u64::from(self.upper) << 32 | u64::from(self.addr),
-                self.data,
-            );
+            cx.interrupt(u64::from(self.upper) << 32 | u64::from(self.addr), self.data);
         }
     }
 

@@ -55,11 +55,9 @@ fn entry(fault: &Fault) -> Frcd {
         .with_request_type(fault.kind)
         .with_f(true);
     match fault.prefix {
-        Some(p) => record
-            .with_pp(true)
-            .with_pv(p.pasid.get())
-            .with_exe(p.execute)
-            .with_privileged(p.privileged),
+        Some(p) => {
+            record.with_pp(true).with_pv(p.pasid.get()).with_exe(p.execute).with_privileged(p.privileged)
+        }
         None => record,
     }
 }

@@ -66,11 +66,7 @@ impl Pages {
     /// The pages that an address field and its mask name.
     pub(super) fn new(addr: u64, am: u8) -> Self {
         let am = am.min(52);
-        let base = if am == 52 {
-            0
-        } else {
-            addr >> (12 + am) << (12 + am)
-        };
+        let base = if am == 52 { 0 } else { addr >> (12 + am) << (12 + am) };
         Pages { base, am }
     }
 
@@ -122,10 +118,7 @@ pub(super) struct Iotlb {
 
 impl Iotlb {
     pub(super) fn new(capacity: usize) -> Self {
-        Iotlb {
-            capacity,
-            ..Iotlb::default()
-        }
+        Iotlb { capacity, ..Iotlb::default() }
     }
 
     pub(super) fn lookup(&self, key: &Key) -> Option<&Entry> {
@@ -147,38 +140,15 @@ impl Iotlb {
     }
 
     /// The cached pointer closest to the leaf.
-    pub(super) fn pointer(
-        &self,
-        did: u16,
-        pasid: Option<u32>,
-        addr: u64,
-        top: u8,
-    ) -> Option<(u8, Pointer)> {
+    pub(super) fn pointer(&self, did: u16, pasid: Option<u32>, addr: u64, top: u8) -> Option<(u8, Pointer)> {
         (1..top).find_map(|level| {
-            let key = PointerKey {
-                did,
-                pasid,
-                level,
-                number: addr >> table_shift(level),
-            };
+            let key = PointerKey { did, pasid, level, number: addr >> table_shift(level) };
             self.pointers.get(&key).map(|p| (level, *p))
         })
     }
 
-    pub(super) fn keep_pointer(
-        &mut self,
-        did: u16,
-        pasid: Option<u32>,
-        addr: u64,
-        level: u8,
-        p: Pointer,
-    ) {
-        let key = PointerKey {
-            did,
-            pasid,
-            level,
-            number: addr >> table_shift(level),
-        };
+    pub(super) fn keep_pointer(&mut self, did: u16, pasid: Option<u32>, addr: u64, level: u8, p: Pointer) {
+        let key = PointerKey { did, pasid, level, number: addr >> table_shift(level) };
         let bounded = self.pointers.len() < self.capacity || self.pointers.contains_key(&key);
         if bounded && self.pointers.insert(key, p).is_none() && pasid.is_some() {
             *self.first_stage.entry(did).or_default() += 1;
@@ -253,11 +223,7 @@ impl Iotlb {
         let first = pages.base >> 12;
         for page in first..first + count {
             for (source, pasid) in self.users.get(&(did, page)).cloned().unwrap_or_default() {
-                let key = Key {
-                    source,
-                    pasid,
-                    page,
-                };
+                let key = Key { source, pasid, page };
                 if self.entries.get(&key).is_some_and(|e| which(&e.tag)) {
                     self.remove(&key);
                 }
@@ -266,12 +232,7 @@ impl Iotlb {
     }
 
     fn drop_entries(&mut self, which: impl Fn(&Key, &Entry) -> bool) {
-        let keys: Vec<Key> = self
-            .entries
-            .iter()
-            .filter(|(k, e)| which(k, e))
-            .map(|(k, _)| *k)
-            .collect();
+        let keys: Vec<Key> = self.entries.iter().filter(|(k, e)| which(k, e)).map(|(k, _)| *k).collect();
         for key in keys {
             self.remove(&key);
         }

@@ -78,11 +78,7 @@ impl Vtd {
     pub fn new(config: Config) -> Self {
         let regs = Registers::new(&config);
         Vtd {
-            limits: Limits {
-                cap: regs.cap,
-                ecap: regs.ecap,
-                haw: config.host_address_width,
-            },
+            limits: Limits { cap: regs.cap, ecap: regs.ecap, haw: config.host_address_width },
             iotlb: Iotlb::new(config.iotlb_entries),
             queue: Queue::new(config.itags),
             config,
@@ -127,9 +123,9 @@ impl Vtd {
     }
 
     fn may_command(&self) -> bool {
-        self.regs.command.is_some_and(|c| {
-            !(Gcmd::from_bits(c).te() && !self.regs.gsts.tes() && self.is_bypassed())
-        })
+        self.regs
+            .command
+            .is_some_and(|c| !(Gcmd::from_bits(c).te() && !self.regs.gsts.tes() && self.is_bypassed()))
     }
 
     /// Register-based invalidation (`[V]` 6.5.1): for older units in legacy mode only; elsewhere the
@@ -215,10 +211,7 @@ impl Iommu for Vtd {
         };
         may(self.may_command(), step::COMMAND);
         may(self.may_fetch(), step::FETCH);
-        may(
-            self.queue.deadline().is_some_and(|t| t <= now),
-            step::TIME_OUT,
-        );
+        may(self.queue.deadline().is_some_and(|t| t <= now), step::TIME_OUT);
         may(!self.ingress.is_empty(), step::ACCEPT);
         may(r.fault_event.is_due(), step::FAULT_EVENT);
         may(r.invalidation_event.is_due(), step::INVALIDATION_EVENT);

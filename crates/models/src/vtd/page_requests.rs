@@ -59,28 +59,17 @@ impl Vtd {
         self.regs.pqt = next;
         self.regs.page_condition(|prs| prs.set_ppr(true));
         let unit = cx.unit();
-        cx.note(What::PageQueued {
-            request,
-            unit,
-            tail: next,
-        });
+        cx.note(What::PageQueued { request, unit, tail: next });
     }
 
     /// Follows the tables as far as a page request needs them (`[V]` table 30, page request columns).
-    fn page_request_tables(
-        &mut self,
-        cx: &mut Cx<'_>,
-        request: &PageRequest,
-    ) -> Check<(u32, PasidContext)> {
+    fn page_request_tables(&mut self, cx: &mut Cx<'_>, request: &PageRequest) -> Check<(u32, PasidContext)> {
         let fault = |reason| Err(Refusal::new(reason, false));
         if self.mode()? == Ttm::Legacy || !self.regs.gsts.tes() {
             return fault(FaultReason::Rta3);
         }
         let source = request.source.0;
-        let context = match self
-            .tables
-            .context(cx, &self.limits, self.regs.root, source)?
-        {
+        let context = match self.tables.context(cx, &self.limits, self.regs.root, source)? {
             Context::Scalable(c) => c,
             Context::Legacy(_) => return fault(FaultReason::Rta3),
         };
@@ -94,11 +83,7 @@ impl Vtd {
         if cx.adversary.strikes(Action::TableFault) {
             return fault(FaultReason::Spt1);
         }
-        Ok((
-            pasid,
-            self.tables
-                .pasid(cx, &self.limits, &context, source, pasid)?,
-        ))
+        Ok((pasid, self.tables.pasid(cx, &self.limits, &context, source, pasid)?))
     }
 
     /// `[V]` table 27.
@@ -128,11 +113,7 @@ impl Vtd {
                 .with_exr(p.execute && request.read)
                 .with_pmr(p.privileged);
         }
-        let bytes: Vec<u8> = slot
-            .into_qwords()
-            .iter()
-            .flat_map(|q| q.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = slot.into_qwords().iter().flat_map(|q| q.to_le_bytes()).collect();
         let at = self.regs.pqa.pqa().checked_add(tail);
         at.is_some_and(|at| cx.mem.write(at, &bytes).is_ok())
     }
@@ -153,48 +134,19 @@ impl Vtd {
             };
             self.regs.record(&fault, self.config.collapse_faults);
         }
-        self.drop_request(
-            cx,
-            request,
-            DropCause::Tables(reason.bits()),
-            ResponseCode::Invalid,
-        );
+        self.drop_request(cx, request, DropCause::Tables(reason.bits()), ResponseCode::Invalid);
     }
 
-    fn drop_request(
-        &mut self,
-        cx: &mut Cx<'_>,
-        request: &PageRequest,
-        cause: DropCause,
-        code: ResponseCode,
-    ) {
+    fn drop_request(&mut self, cx: &mut Cx<'_>, request: &PageRequest, cause: DropCause, code: ResponseCode) {
         let unit = cx.unit();
-        cx.note(What::PageDropped {
-            request: *request,
-            unit,
-            cause,
-        });
+        cx.note(What::PageDropped { request: *request, unit, cause });
         // Without the knowledge of stop markers the unit takes one for a last request.
         if !request.last || (request.is_stop_marker() && self.regs.ecap.sms()) {
             return;
         }
         let (source, prgi, by) = (request.source, request.prgi, Responder::Hardware);
         let pasid = request.prefix.map(|p| p.pasid);
-        cx.note(What::ResponseSent {
-            source,
-            pasid,
-            prgi,
-            code,
-            by,
-        });
-        cx.send(
-            source,
-            Downstream::PageResponse {
-                pasid,
-                prgi,
-                code,
-                by,
-            },
-        );
+        cx.note(What::ResponseSent { source, pasid, prgi, code, by });
+        cx.send(source, Downstream::PageResponse { pasid, prgi, code, by });
     }
 }

@@ -49,10 +49,7 @@ impl Queue {
     const DEPTH: usize = 16;
 
     pub(super) fn new(itags: u8) -> Self {
-        Queue {
-            itags: vec![None; usize::from(itags.clamp(1, 32))],
-            ..Queue::default()
-        }
+        Queue { itags: vec![None; usize::from(itags.clamp(1, 32))], ..Queue::default() }
     }
 
     /// Nothing more is fetched behind a fence.
@@ -76,16 +73,8 @@ impl Queue {
     }
 
     /// The fetched descriptors that may be executed now, the one in order first.
-    pub(super) fn executable(
-        &self,
-        accepted: u64,
-        reorder: bool,
-    ) -> impl Iterator<Item = usize> + '_ {
-        let depth = if reorder {
-            self.ops.len()
-        } else {
-            self.ops.len().min(1)
-        };
+    pub(super) fn executable(&self, accepted: u64, reorder: bool) -> impl Iterator<Item = usize> + '_ {
+        let depth = if reorder { self.ops.len() } else { self.ops.len().min(1) };
         (0..depth).filter(move |&i| self.may_execute(i, accepted))
     }
 
@@ -110,12 +99,9 @@ impl Queue {
                 };
                 !ahead().any(before) && self.itags.iter().any(Option::is_none)
             }
-            D::PageGroupResponse(_) => !ahead().any(|d| {
-                matches!(
-                    d,
-                    D::DevTlb(_) | D::PasidDevTlb(_) | D::PageGroupResponse(_)
-                )
-            }),
+            D::PageGroupResponse(_) => {
+                !ahead().any(|d| matches!(d, D::DevTlb(_) | D::PasidDevTlb(_) | D::PageGroupResponse(_)))
+            }
             D::Wait(w) => {
                 index == 0
                     && !self.itags.iter().flatten().any(|p| p.seq < op.seq)
@@ -142,11 +128,7 @@ impl Vtd {
                 let seq = self.queue.next_seq;
                 self.queue.next_seq += 1;
                 let page_requests = self.page_requests_received();
-                self.queue.ops.push_back(Op {
-                    seq,
-                    descriptor,
-                    page_requests,
-                });
+                self.queue.ops.push_back(Op { seq, descriptor, page_requests });
                 let iqa = self.regs.iqa;
                 self.regs.iqh = (self.regs.iqh + iqa.width().bytes() as u64) % iqa.size();
             }
@@ -197,12 +179,8 @@ impl Vtd {
             Descriptor::PasidCache(d) => {
                 if !ignore.ignore_pasid_invalidation {
                     match d.granularity() {
-                        Some(PasidCacheGranularity::Domain) => {
-                            self.tables.drop_pasid_domain(d.did())
-                        }
-                        Some(PasidCacheGranularity::Pasid) => {
-                            self.tables.drop_pasid(d.did(), d.pasid())
-                        }
+                        Some(PasidCacheGranularity::Domain) => self.tables.drop_pasid_domain(d.did()),
+                        Some(PasidCacheGranularity::Pasid) => self.tables.drop_pasid(d.did(), d.pasid()),
                         Some(PasidCacheGranularity::Global) => self.tables.clear_pasids(),
                         None => {}
                     }
@@ -212,26 +190,13 @@ impl Vtd {
                 if !ignore.ignore_iotlb_invalidation {
                     let drains = self.config.major >= 2 || d.dr() || d.dw();
                     let pages = Pages::new(d.address(), d.am());
-                    self.drop_iotlb(
-                        d.granularity(),
-                        d.did(),
-                        pages,
-                        d.ih(),
-                        drains.then_some(op.seq),
-                    );
+                    self.drop_iotlb(d.granularity(), d.did(), pages, d.ih(), drains.then_some(op.seq));
                 }
             }
             Descriptor::PasidIotlb(d) => {
                 if !ignore.ignore_iotlb_invalidation {
                     let pages = Pages::new(d.address(), d.am());
-                    self.drop_pasid_iotlb(
-                        d.granularity(),
-                        d.did(),
-                        d.pasid(),
-                        pages,
-                        d.ih(),
-                        op.seq,
-                    );
+                    self.drop_pasid_iotlb(d.granularity(), d.did(), d.pasid(), pages, d.ih(), op.seq);
                 }
             }
             Descriptor::DevTlb(d) => {
@@ -240,15 +205,7 @@ impl Vtd {
             }
             Descriptor::PasidDevTlb(d) => {
                 let (addr, pages) = dev_tlb_size(d.address(), d.s());
-                self.ask_device(
-                    cx,
-                    op.seq,
-                    d.sid(),
-                    Pasid::new(d.pasid()),
-                    d.gi(),
-                    addr,
-                    pages,
-                );
+                self.ask_device(cx, op.seq, d.sid(), Pasid::new(d.pasid()), d.gi(), addr, pages);
             }
             Descriptor::PageGroupResponse(d) => respond(cx, &d),
             Descriptor::Wait(d) => self.complete_wait(cx, &d),
@@ -335,10 +292,7 @@ impl Vtd {
         self.begun.values().any(|u| matches!(u, Use::Bypass))
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of an invalidation request"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the fields of an invalidation request")]
     fn ask_device(
         &mut self,
         cx: &mut Cx<'_>,
@@ -357,22 +311,9 @@ impl Vtd {
         };
         let source = RequesterId(sid);
         let deadline = cx.now.saturating_add(self.config.device_tlb_timeout);
-        self.queue.itags[itag] = Some(Pending {
-            seq,
-            source,
-            deadline,
-        });
+        self.queue.itags[itag] = Some(Pending { seq, source, deadline });
         let bits = 12 + pages_log2;
-        cx.send(
-            source,
-            Downstream::Invalidate {
-                itag: itag as u8,
-                pasid,
-                global,
-                addr,
-                bits,
-            },
-        );
+        cx.send(source, Downstream::Invalidate { itag: itag as u8, pasid, global, addr, bits });
     }
 
     fn complete_wait(&mut self, cx: &mut Cx<'_>, wait: &InvWait) {
@@ -452,21 +393,7 @@ fn respond(cx: &mut Cx<'_>, d: &PageGroupResponse) {
     let (prgi, by) = (d.prgi(), Responder::Software);
     let times = if cx.mutations.answer_twice { 2 } else { 1 };
     for _ in 0..times {
-        cx.note(What::ResponseSent {
-            source,
-            pasid,
-            prgi,
-            code,
-            by,
-        });
-        cx.send(
-            source,
-            Downstream::PageResponse {
-                pasid,
-                prgi,
-                code,
-                by,
-            },
-        );
+        cx.note(What::ResponseSent { source, pasid, prgi, code, by });
+        cx.send(source, Downstream::PageResponse { pasid, prgi, code, by });
     }
 }

@@ -1,8 +1,7 @@
 //! The register file (`[V]` chapter 11). Writes change registers and mark work; steps do the rest.
 
 use portcullis_spec::vtd::regs::{
-    Cap, Ccmd, Ecap, Frcd, Fsts, Gcmd, Gsts, Ics, IotlbReg, Iqa, Iqei, Iqercd, Iva, Pqa, Prs,
-    Rtaddr, offset,
+    Cap, Ccmd, Ecap, Frcd, Fsts, Gcmd, Gsts, Ics, IotlbReg, Iqa, Iqei, Iqercd, Iva, Pqa, Prs, Rtaddr, offset,
 };
 
 use super::config::{Config, FRCD_BASE, IVA_BASE};
@@ -129,11 +128,7 @@ impl Registers {
             _ => None,
         };
         if let Some(value) = wide {
-            return if upper {
-                (value >> 32) as u32
-            } else {
-                value as u32
-            };
+            return if upper { (value >> 32) as u32 } else { value as u32 };
         }
         match off {
             offset::VER => self.ver,
@@ -141,9 +136,7 @@ impl Registers {
             offset::FSTS => self.fsts.with_ppf(self.pending_fault()).into_bits(),
             offset::FECTL..=offset::FEUADDR => self.fault_event.read((off - offset::FECTL) / 4),
             offset::ICS => self.ics.into_bits(),
-            offset::IECTL..=offset::IEUADDR => {
-                self.invalidation_event.read((off - offset::IECTL) / 4)
-            }
+            offset::IECTL..=offset::IEUADDR => self.invalidation_event.read((off - offset::IECTL) / 4),
             offset::PRS => self.prs.into_bits(),
             offset::PECTL..=offset::PEUADDR => self.page_event.read((off - offset::PECTL) / 4),
             _ => self.frcd_word(off).map_or(0, |(i, word)| {
@@ -200,8 +193,7 @@ impl Registers {
                 }
             }
             offset::IECTL..=offset::IEUADDR => {
-                self.invalidation_event
-                    .write((off - offset::IECTL) / 4, value);
+                self.invalidation_event.write((off - offset::IECTL) / 4, value);
             }
             offset::PRS => {
                 self.prs = Prs::from_bits(self.prs.into_bits() & !(value & Prs::W1C));

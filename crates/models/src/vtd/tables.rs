@@ -7,8 +7,8 @@ use portcullis_spec::vtd::context::{
 };
 use portcullis_spec::vtd::fault::FaultReason;
 use portcullis_spec::vtd::pasid::{
-    self, Fspm, PASID_DIR_ENTRY_SIZE, PASID_ENTRY_SIZE, PasidDirEntry, PasidFirstStage, PasidHpt,
-    PasidLow, Pgtt,
+    self, Fspm, PASID_DIR_ENTRY_SIZE, PASID_ENTRY_SIZE, PasidDirEntry, PasidFirstStage, PasidHpt, PasidLow,
+    Pgtt,
 };
 use portcullis_spec::vtd::regs::{Cap, Ecap, Rtaddr, Ttm};
 use portcullis_spec::vtd::root::{ROOT_ENTRY_SIZE, RootEntry, ScalableRootEntry};
@@ -114,9 +114,7 @@ impl Tables {
             return Ok(*found);
         }
         let entry = match root.mode() {
-            Some(Ttm::Scalable) => {
-                Context::Scalable(scalable_context(cx, limits, root.rta(), source)?)
-            }
+            Some(Ttm::Scalable) => Context::Scalable(scalable_context(cx, limits, root.rta(), source)?),
             _ => Context::Legacy(legacy_context(cx, limits, root.rta(), source)?),
         };
         self.contexts.insert(source, entry);
@@ -150,8 +148,7 @@ impl Tables {
 
     /// Domain-selective, legacy mode: scalable-mode entries have no domain (`[V]` 6.5.2.1).
     pub(super) fn drop_context_domain(&mut self, did: u16) {
-        self.contexts
-            .retain(|_, c| !matches!(c, Context::Legacy(l) if l.did == did));
+        self.contexts.retain(|_, c| !matches!(c, Context::Legacy(l) if l.did == did));
     }
 
     /// Device-selective: `mask` low bits of the source id do not count; the domain counts in legacy
@@ -169,8 +166,7 @@ impl Tables {
     }
 
     pub(super) fn drop_pasid(&mut self, did: u16, pasid: u32) {
-        self.pasids
-            .retain(|&(_, number), p| !(p.did == did && number == pasid));
+        self.pasids.retain(|&(_, number), p| !(p.did == did && number == pasid));
     }
 
     /// Forgets one entry, chosen by `pick`. Returns whether there was one.
@@ -198,12 +194,7 @@ fn entry_address(table: u64, index: u64, size: usize) -> u64 {
     table.wrapping_add(index * size as u64)
 }
 
-fn legacy_context(
-    cx: &mut Cx<'_>,
-    limits: &Limits,
-    root: u64,
-    source: u16,
-) -> Check<LegacyContext> {
+fn legacy_context(cx: &mut Cx<'_>, limits: &Limits, root: u64, source: u16) -> Check<LegacyContext> {
     let fail = |reason| Err(Refusal::new(reason, false));
     let bus = u64::from(source >> 8);
     let Some(bits) = whole(cx, entry_address(root, bus, ROOT_ENTRY_SIZE)) else {
@@ -216,10 +207,8 @@ fn legacy_context(
     if bits & RootEntry::RESERVED != 0 || limits.beyond(entry.ctp()) {
         return fail(FaultReason::Lrt3);
     }
-    let Some(bits) = whole(
-        cx,
-        entry_address(entry.ctp(), u64::from(source & 0xff), CONTEXT_ENTRY_SIZE),
-    ) else {
+    let Some(bits) = whole(cx, entry_address(entry.ctp(), u64::from(source & 0xff), CONTEXT_ENTRY_SIZE))
+    else {
         return fail(FaultReason::Lct1);
     };
     let entry = ContextEntry::from_bits(bits);
@@ -242,21 +231,10 @@ fn legacy_context(
     let (Some(kind), Some(agaw)) = (kind, agaw) else {
         return fail(FaultReason::Lct4);
     };
-    Ok(LegacyContext {
-        kind,
-        agaw,
-        table: entry.ssptptr(),
-        did: entry.did(),
-        fpd: entry.fpd(),
-    })
+    Ok(LegacyContext { kind, agaw, table: entry.ssptptr(), did: entry.did(), fpd: entry.fpd() })
 }
 
-fn scalable_context(
-    cx: &mut Cx<'_>,
-    limits: &Limits,
-    root: u64,
-    source: u16,
-) -> Check<ScalableContext> {
+fn scalable_context(cx: &mut Cx<'_>, limits: &Limits, root: u64, source: u16) -> Check<ScalableContext> {
     let fail = |reason| Err(Refusal::new(reason, false));
     let bus = u64::from(source >> 8);
     let Some(bits) = whole(cx, entry_address(root, bus, ROOT_ENTRY_SIZE)) else {
@@ -310,11 +288,7 @@ fn pasid_context(
     number: u32,
 ) -> Check<PasidContext> {
     let fpd = context.fpd();
-    let dir = entry_address(
-        context.pasiddirptr(),
-        pasid::dir_index(number) as u64,
-        PASID_DIR_ENTRY_SIZE,
-    );
+    let dir = entry_address(context.pasiddirptr(), pasid::dir_index(number) as u64, PASID_DIR_ENTRY_SIZE);
     cx.table_reads += 1;
     let Ok(bits) = cx.mem.load64(dir) else {
         return Err(Refusal::new(FaultReason::Spd1, fpd));
@@ -327,11 +301,7 @@ fn pasid_context(
     if bits & PasidDirEntry::RESERVED != 0 || limits.beyond(entry.smptblptr()) {
         return Err(Refusal::new(FaultReason::Spd3, fpd));
     }
-    let addr = entry_address(
-        entry.smptblptr(),
-        pasid::table_index(number) as u64,
-        PASID_ENTRY_SIZE,
-    );
+    let addr = entry_address(entry.smptblptr(), pasid::table_index(number) as u64, PASID_ENTRY_SIZE);
     let mut parts = [0; 4];
     for (part, at) in parts.iter_mut().zip((addr..).step_by(16)) {
         *part = whole(cx, at).ok_or(Refusal::new(FaultReason::Spt1, fpd))?;
@@ -344,10 +314,7 @@ fn check_pasid_entry(
     [low_bits, fs_bits, hpt, rest]: [u128; 4],
     fpd: bool,
 ) -> Check<PasidContext> {
-    let (low, fs) = (
-        PasidLow::from_bits(low_bits),
-        PasidFirstStage::from_bits(fs_bits),
-    );
+    let (low, fs) = (PasidLow::from_bits(low_bits), PasidFirstStage::from_bits(fs_bits));
     let fpd = fpd || low.fpd();
     let fail = |reason| Err(Refusal::new(reason, fpd));
     if !low.p() {
@@ -358,11 +325,7 @@ fn check_pasid_entry(
     let reserved = low_bits & PasidLow::RESERVED != 0
         || fs_bits & PasidFirstStage::RESERVED != 0
         || rest != 0
-        || if ecap.hpts() {
-            hpt & PasidHpt::RESERVED != 0
-        } else {
-            hpt != 0
-        }
+        || if ecap.hpts() { hpt & PasidHpt::RESERVED != 0 } else { hpt != 0 }
         || limits.bad_domain(low.did())
         || (low.ssade() && !ecap.ssads())
         || (low.pwsnp() && !ecap.smpwcs())

@@ -51,11 +51,7 @@ impl Vtd {
         }
         if cx.adversary.considers(Action::Evict) {
             let pick = cx.adversary.below(u64::MAX);
-            let gone = if pick & 1 == 0 {
-                self.iotlb.evict(pick >> 1)
-            } else {
-                self.tables.evict(pick >> 1)
-            };
+            let gone = if pick & 1 == 0 { self.iotlb.evict(pick >> 1) } else { self.tables.evict(pick >> 1) };
             if gone {
                 cx.adversary.count(Action::Evict);
             }
@@ -73,10 +69,7 @@ impl Vtd {
         match &req.op {
             Operation::Write(data) if req.addr.is_multiple_of(4) => {
                 if let Ok(word) = <[u8; 4]>::try_from(data.as_slice()) {
-                    return Outcome::Interrupt {
-                        addr: req.addr,
-                        data: u32::from_le_bytes(word),
-                    };
+                    return Outcome::Interrupt { addr: req.addr, data: u32::from_le_bytes(word) };
                 }
             }
             Operation::ZeroLengthRead => return Outcome::Nothing,
@@ -85,10 +78,7 @@ impl Vtd {
         if self.regs.gsts.tes() {
             self.refuse(req, Refusal::new(FaultReason::Ir29, false))
         } else {
-            Outcome::Refused {
-                status: Status::UnsupportedRequest,
-                reason: 0,
-            }
+            Outcome::Refused { status: Status::UnsupportedRequest, reason: 0 }
         }
     }
 
@@ -128,19 +118,15 @@ impl Vtd {
     fn untranslated(&mut self, cx: &mut Cx<'_>, access: u64, req: &Request) -> Check<Outcome> {
         let found = self.look_up(cx, req, need(req, self.regs.cap.zlr()))?;
         let Entry { tag, phys, .. } = found.entry;
-        self.begun
-            .insert(access, Use::Translated(tag, req.addr >> 12));
+        self.begun.insert(access, Use::Translated(tag, req.addr >> 12));
         if matches!(req.op, Operation::ZeroLengthRead) {
             return Ok(Outcome::Nothing);
         }
-        Ok(Outcome::Memory {
-            phys: phys | (req.addr & (PAGE - 1)),
-        })
+        Ok(Outcome::Memory { phys: phys | (req.addr & (PAGE - 1)) })
     }
 
     fn translation_request(&mut self, cx: &mut Cx<'_>, req: &Request) -> Check<Outcome> {
-        let no_write =
-            matches!(req.op, Operation::Translate { no_write: true }) && self.regs.ecap.nwfs();
+        let no_write = matches!(req.op, Operation::Translate { no_write: true }) && self.regs.ecap.nwfs();
         if req.prefix.is_none() && in_interrupt_range(req.addr) {
             return Ok(Outcome::Translation(interrupt_answer(req.addr, no_write)));
         }
@@ -153,15 +139,9 @@ impl Vtd {
             }
             _ => {}
         }
-        let need = Need {
-            write: !no_write,
-            tolerant: true,
-            ..need(req, self.regs.cap.zlr())
-        };
+        let need = Need { write: !no_write, tolerant: true, ..need(req, self.regs.cap.zlr()) };
         let Found { entry, privileged } = self.look_up(cx, req, need)?;
-        let mask = 1u64
-            .checked_shl(u32::from(entry.bits))
-            .map_or(u64::MAX, |s| s - 1);
+        let mask = 1u64.checked_shl(u32::from(entry.bits)).map_or(u64::MAX, |s| s - 1);
         Ok(Outcome::Translation(Translation {
             addr: entry.phys & !mask,
             bits: entry.bits,
@@ -175,18 +155,10 @@ impl Vtd {
     /// The translation of a request's page, from the IOTLB or by a walk.
     fn look_up(&mut self, cx: &mut Cx<'_>, req: &Request, need: Need) -> Check<Found> {
         let pasid = req.pasid().map_or(NO_PASID, |p| p.get());
-        let key = Key {
-            source: req.source.0,
-            pasid,
-            page: req.addr >> 12,
-        };
+        let key = Key { source: req.source.0, pasid, page: req.addr >> 12 };
         let privileged = req.prefix.is_some_and(|p| p.privileged);
         let need = Need { privileged, ..need };
-        let hit = self
-            .iotlb
-            .lookup(&key)
-            .copied()
-            .filter(|e| e.dirty || !(need.write && e.write));
+        let hit = self.iotlb.lookup(&key).copied().filter(|e| e.dirty || !(need.write && e.write));
         let counts = self.lookups.entry(key.source).or_default();
         if let Some(entry) = hit {
             counts.hits += 1;
@@ -199,11 +171,7 @@ impl Vtd {
             Context::Scalable(c) => self.scalable_walk(cx, &c, req, need)?,
         };
         let entry = if cx.mutations.identity_walk {
-            Entry {
-                phys: req.addr & !(PAGE - 1),
-                bits: 12,
-                ..entry
-            }
+            Entry { phys: req.addr & !(PAGE - 1), bits: 12, ..entry }
         } else {
             entry
         };
@@ -230,27 +198,13 @@ impl Vtd {
         Ok(())
     }
 
-    fn legacy_walk(
-        &mut self,
-        cx: &mut Cx<'_>,
-        c: &LegacyContext,
-        addr: u64,
-        need: Need,
-    ) -> Check<Entry> {
+    fn legacy_walk(&mut self, cx: &mut Cx<'_>, c: &LegacyContext, addr: u64, need: Need) -> Check<Entry> {
         let fail = |reason| Err(Refusal::new(reason, c.fpd));
         if c.kind == TranslationType::PassThrough {
             if self.limits.beyond(addr) {
                 return fail(FaultReason::Lgn1);
             }
-            return Ok(unity(
-                Tag {
-                    did: c.did,
-                    pasid: 0,
-                    stage: Stage::PassThrough,
-                },
-                addr,
-                c.fpd,
-            ));
+            return Ok(unity(Tag { did: c.did, pasid: 0, stage: Stage::PassThrough }, addr, c.fpd));
         }
         let width = c.agaw.width().min(self.regs.cap.guest_address_width());
         if above(addr, width) {
@@ -272,15 +226,7 @@ impl Vtd {
         if in_interrupt_range(leaf.phys) {
             return fail(FaultReason::Lgn4);
         }
-        Ok(entry(
-            Tag {
-                did: c.did,
-                pasid: 0,
-                stage: Stage::Second,
-            },
-            leaf,
-            c.fpd,
-        ))
+        Ok(entry(Tag { did: c.did, pasid: 0, stage: Stage::Second }, leaf, c.fpd))
     }
 
     fn scalable_walk(
@@ -291,9 +237,7 @@ impl Vtd {
         need: Need,
     ) -> Check<Entry> {
         let pasid = self.pasid_of(c, req)?;
-        let p = self
-            .tables
-            .pasid(cx, &self.limits, c, req.source.0, pasid)?;
+        let p = self.tables.pasid(cx, &self.limits, c, req.source.0, pasid)?;
         let fail = |reason| Err(Refusal::new(reason, p.fpd));
         if req.prefix.is_some_and(|x| x.execute) {
             return fail(FaultReason::Spt5);
@@ -310,15 +254,7 @@ impl Vtd {
                 if in_interrupt_range(addr) {
                     return fail(FaultReason::Sgn8);
                 }
-                return Ok(unity(
-                    Tag {
-                        did: p.did,
-                        pasid,
-                        stage: Stage::PassThrough,
-                    },
-                    addr,
-                    p.fpd,
-                ));
+                return Ok(unity(Tag { did: p.did, pasid, stage: Stage::PassThrough }, addr, p.fpd));
             }
             Pgtt::FirstStage => {
                 // Canonical: bits 63:48 repeat bit 47.
@@ -328,10 +264,7 @@ impl Vtd {
                 (Stage::First, p.first_stage, 4)
             }
             Pgtt::SecondStage => {
-                if above(
-                    addr,
-                    p.agaw.width().min(self.regs.cap.guest_address_width()),
-                ) {
+                if above(addr, p.agaw.width().min(self.regs.cap.guest_address_width())) {
                     return fail(FaultReason::Sgn5);
                 }
                 (Stage::Second, p.second_stage, p.agaw.levels() as u8)
@@ -345,15 +278,7 @@ impl Vtd {
         if in_interrupt_range(leaf.phys) {
             return fail(FaultReason::Sgn8);
         }
-        Ok(entry(
-            Tag {
-                did: p.did,
-                pasid,
-                stage,
-            },
-            leaf,
-            p.fpd,
-        ))
+        Ok(entry(Tag { did: p.did, pasid, stage }, leaf, p.fpd))
     }
 
     fn start(&self, p: &PasidContext, stage: Stage, table: u64, levels: u8, pasid: u32) -> Start {
@@ -401,8 +326,7 @@ impl Vtd {
         if self.regs.root.mode() == Some(Ttm::Legacy) && req.prefix.is_some() {
             return Err(Refusal::new(FaultReason::Rta2, false));
         }
-        self.tables
-            .context(cx, &self.limits, self.regs.root, req.source.0)
+        self.tables.context(cx, &self.limits, self.regs.root, req.source.0)
     }
 
     /// The translation table mode (`[V]` table 30, RTA.1 and RTA.4).
@@ -410,9 +334,7 @@ impl Vtd {
         match self.regs.root.mode() {
             Some(Ttm::Legacy) => Ok(Ttm::Legacy),
             Some(Ttm::Scalable) if self.regs.ecap.smts() => Ok(Ttm::Scalable),
-            Some(Ttm::Abort) if self.regs.ecap.adms() => {
-                Err(Refusal::new(FaultReason::Rta4, false))
-            }
+            Some(Ttm::Abort) if self.regs.ecap.adms() => Err(Refusal::new(FaultReason::Rta4, false)),
             _ => Err(Refusal::new(FaultReason::Rta1, false)),
         }
     }
@@ -427,20 +349,9 @@ impl Vtd {
             At::TranslationRequest => (reason.on_translation(), reason.reported_on_translation()),
         };
         if recorded && refusal.is_recorded() {
-            let kind = if req.is_write() {
-                FrcdType::Write
-            } else {
-                FrcdType::Read
-            };
+            let kind = if req.is_write() { FrcdType::Write } else { FrcdType::Read };
             let (addr, source, prefix) = (req.addr, req.source, req.prefix);
-            let fault = Fault {
-                reason,
-                addr,
-                source,
-                prefix,
-                kind,
-                at,
-            };
+            let fault = Fault { reason, addr, source, prefix, kind, at };
             self.regs.record(&fault, self.config.collapse_faults);
         }
         let status = match answer {
@@ -450,10 +361,7 @@ impl Vtd {
             Answer::CompleterAbort => Status::CompleterAbort,
             Answer::UnsupportedRequest | Answer::NotApplicable => Status::UnsupportedRequest,
         };
-        Outcome::Refused {
-            status,
-            reason: reason.bits(),
-        }
+        Outcome::Refused { status, reason: reason.bits() }
     }
 }
 
@@ -468,13 +376,7 @@ fn at(req: &Request) -> At {
 fn need(req: &Request, zlr: bool) -> Need {
     let flush = zlr && matches!(req.op, Operation::ZeroLengthRead);
     let write = req.is_write();
-    Need {
-        read: !write,
-        write,
-        tolerant: false,
-        privileged: false,
-        flush,
-    }
+    Need { read: !write, write, tolerant: false, privileged: false, flush }
 }
 
 fn above(addr: u64, width: u32) -> bool {
@@ -500,16 +402,7 @@ fn unity(tag: Tag, addr: u64, fpd: bool) -> Entry {
     let phys = addr & !(PAGE - 1);
     let clear = |bits: &u8| addr >> bits != INTERRUPT_RANGE_START >> bits;
     let bits = [30, 21].into_iter().find(clear).unwrap_or(12);
-    Entry {
-        tag,
-        phys,
-        bits,
-        read: true,
-        write: true,
-        user: true,
-        dirty: true,
-        fpd,
-    }
+    Entry { tag, phys, bits, read: true, write: true, user: true, dirty: true, fpd }
 }
 
 /// Success with R=W=U=S=0.
@@ -526,9 +419,5 @@ fn no_access(addr: u64) -> Translation {
 
 /// The special conditions S.1 and S.2 of `[V]` table 30: devices may ask for their interrupt address.
 fn interrupt_answer(addr: u64, no_write: bool) -> Translation {
-    Translation {
-        write: !no_write,
-        untranslated_only: !no_write,
-        ..no_access(addr)
-    }
+    Translation { write: !no_write, untranslated_only: !no_write, ..no_access(addr) }
 }

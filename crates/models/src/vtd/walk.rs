@@ -91,24 +91,12 @@ pub(super) fn walk(
     addr: u64,
     need: Need,
 ) -> Result<Leaf, FaultReason> {
-    let top = Pointer {
-        table: start.table,
-        read: true,
-        write: true,
-        user: true,
-    };
+    let top = Pointer { table: start.table, read: true, write: true, user: true };
     let cached = caches.pointer(start.did, start.pasid, addr, start.levels);
     let (mut level, mut at) = cached.unwrap_or((start.levels, top));
-    let mut walk = Walk {
-        cx,
-        limits,
-        start,
-        need,
-    };
+    let mut walk = Walk { cx, limits, start, need };
     loop {
-        let place = at
-            .table
-            .wrapping_add((addr >> (3 + 9 * level) & 0x1ff) << 3);
+        let place = at.table.wrapping_add((addr >> (3 + 9 * level) & 0x1ff) << 3);
         let first = level == start.levels;
         let (entry, next) = walk.entry(place, level, first, at)?;
         if level == 1 || entry & PAGE_SIZE != 0 {
@@ -131,17 +119,9 @@ impl Walk<'_, '_> {
     ) -> Result<(u64, Pointer), FaultReason> {
         for _ in 0..ATTEMPTS {
             self.cx.table_reads += 1;
-            let entry = self
-                .cx
-                .mem
-                .load64(place)
-                .map_err(|_| self.unreachable(first))?;
+            let entry = self.cx.mem.load64(place).map_err(|_| self.unreachable(first))?;
             let next = self.check(entry, level, at)?;
-            let accessed = if self.is_first() {
-                FS_ACCESSED
-            } else {
-                SS_ACCESSED
-            };
+            let accessed = if self.is_first() { FS_ACCESSED } else { SS_ACCESSED };
             if !self.start.flags || entry & accessed != 0 {
                 return Ok((entry, next));
             }
@@ -167,20 +147,10 @@ impl Walk<'_, '_> {
                 return Err(FaultReason::Sgn2);
             }
             let write = at.write && entry & FS_WRITE != 0;
-            return Ok(Pointer {
-                table,
-                read: true,
-                write,
-                user,
-            });
+            return Ok(Pointer { table, read: true, write, user });
         }
         let (read, write) = (entry & SS_READ != 0, entry & SS_WRITE != 0);
-        let next = Pointer {
-            table,
-            read: at.read && read,
-            write: at.write && write,
-            user: true,
-        };
+        let next = Pointer { table, read: at.read && read, write: at.write && write, user: true };
         if !read && !write {
             return Err(self.absent());
         }
@@ -188,11 +158,7 @@ impl Walk<'_, '_> {
         let leaf = level == 1 || entry & PAGE_SIZE != 0;
         let snoop = entry & SS_SNOOP != 0 && !(leaf && self.limits.ecap.sc());
         if snoop || self.reserved(entry, level, cap.second_stage_1g(), cap.second_stage_2m()) {
-            return Err(if self.start.legacy {
-                FaultReason::Lss2
-            } else {
-                FaultReason::Sss3
-            });
+            return Err(if self.start.legacy { FaultReason::Lss2 } else { FaultReason::Sss3 });
         }
         if !next.read && !next.write {
             return Err(self.absent());
@@ -227,22 +193,13 @@ impl Walk<'_, '_> {
         let bits = 12 + 9 * (level - 1);
         let mask = (1u64 << bits) - 1;
         let phys = (entry & ADDR & !mask) | (addr & mask & !0xfff);
-        let write =
-            at.write || (self.is_first() && self.need.privileged && !self.start.write_protect);
+        let write = at.write || (self.is_first() && self.need.privileged && !self.start.write_protect);
         if !self.need.tolerant {
             if self.need.write && !write {
-                return Err(if self.start.legacy {
-                    FaultReason::Lgn2
-                } else {
-                    FaultReason::Sgn6
-                });
+                return Err(if self.start.legacy { FaultReason::Lgn2 } else { FaultReason::Sgn6 });
             }
             if self.need.read && !at.read && !self.need.flush {
-                return Err(if self.start.legacy {
-                    FaultReason::Lgn3
-                } else {
-                    FaultReason::Sgn7
-                });
+                return Err(if self.start.legacy { FaultReason::Lgn3 } else { FaultReason::Sgn7 });
             }
         }
         let flag = if self.is_first() { FS_DIRTY } else { SS_DIRTY };
@@ -251,14 +208,7 @@ impl Walk<'_, '_> {
             entry = self.make_dirty(place, entry, flag)?;
         }
         let dirty = !self.start.flags || entry & flag != 0;
-        Ok(Leaf {
-            phys,
-            bits,
-            read: at.read,
-            write,
-            user: at.user,
-            dirty,
-        })
+        Ok(Leaf { phys, bits, read: at.read, write, user: at.user, dirty })
     }
 
     fn make_dirty(&mut self, place: u64, entry: u64, flag: u64) -> Result<u64, FaultReason> {
@@ -268,11 +218,7 @@ impl Walk<'_, '_> {
             if entry & flag != 0 || self.set(place, entry, flag)? {
                 return Ok(entry | flag);
             }
-            let now = self
-                .cx
-                .mem
-                .load64(place)
-                .map_err(|_| self.update_failed())?;
+            let now = self.cx.mem.load64(place).map_err(|_| self.update_failed())?;
             let flags = FS_ACCESSED | FS_DIRTY | SS_ACCESSED | SS_DIRTY;
             if (now ^ entry) & !flags != 0 {
                 break;
@@ -285,17 +231,9 @@ impl Walk<'_, '_> {
     /// Sets a flag in an entry that still reads as it did. False where it has changed.
     fn set(&mut self, place: u64, entry: u64, flag: u64) -> Result<bool, FaultReason> {
         if !self.start.snooped {
-            return Err(if self.is_first() {
-                FaultReason::Sfs9
-            } else {
-                FaultReason::Sss5
-            });
+            return Err(if self.is_first() { FaultReason::Sfs9 } else { FaultReason::Sss5 });
         }
-        let seen = self
-            .cx
-            .mem
-            .cas64(place, entry, entry | flag)
-            .map_err(|_| self.update_failed())?;
+        let seen = self.cx.mem.cas64(place, entry, entry | flag).map_err(|_| self.update_failed())?;
         Ok(seen == entry)
     }
 
@@ -323,10 +261,6 @@ impl Walk<'_, '_> {
     }
 
     fn update_failed(&self) -> FaultReason {
-        if self.is_first() {
-            FaultReason::Sfs10
-        } else {
-            FaultReason::Sss6
-        }
+        if self.is_first() { FaultReason::Sfs10 } else { FaultReason::Sss6 }
     }
 }

@@ -85,10 +85,7 @@ pub fn pasid_entry(ram: &Ram, pasid: u32, pgtt: u64, table: u64, did: u64) {
 /// A scalable-mode context entry of a device below 16: DTE, PASIDE, PRE and 128 directory entries.
 pub fn context_entry(ram: &Ram, id: RequesterId, rid_pasid: u32, flags: u64) {
     let at = CONTEXTS + u64::from(id.0) * 32;
-    ram.put128(
-        at,
-        u128::from(rid_pasid) << 64 | u128::from(PASID_DIR | flags),
-    );
+    ram.put128(at, u128::from(rid_pasid) << 64 | u128::from(PASID_DIR | flags));
 }
 
 pub const ALL_FLAGS: u64 = 0b1_1101;
@@ -114,15 +111,7 @@ impl Rig {
         for id in [A, B] {
             complex.add_endpoint(Endpoint::new(id, 1, Box::new(Idle)), Some(unit));
         }
-        Rig {
-            ram,
-            complex,
-            log,
-            now: 0,
-            tail: 0,
-            waits: 0,
-            seen: 0,
-        }
+        Rig { ram, complex, log, now: 0, tail: 0, waits: 0, seen: 0 }
     }
 
     /// Scalable mode, translation and both queues on; no PASID entry is present yet.
@@ -213,38 +202,15 @@ impl Rig {
         news
     }
 
-    pub fn issue(
-        &mut self,
-        id: RequesterId,
-        pasid: Option<u32>,
-        at: AddressType,
-        addr: u64,
-        op: Operation,
-    ) {
+    pub fn issue(&mut self, id: RequesterId, pasid: Option<u32>, at: AddressType, addr: u64, op: Operation) {
         let place = self.complex.place_of(id).unwrap();
         let prefix = pasid.and_then(Pasid::new).map(Prefix::user);
-        let request = Request {
-            source: id,
-            prefix,
-            at,
-            addr,
-            op,
-        };
-        self.complex
-            .endpoint_mut(place)
-            .unwrap()
-            .port_mut()
-            .raw_request(request);
+        let request = Request { source: id, prefix, at, addr, op };
+        self.complex.endpoint_mut(place).unwrap().port_mut().raw_request(request);
     }
 
     /// Runs an untranslated request: its physical address, or its fault reason.
-    pub fn go(
-        &mut self,
-        id: RequesterId,
-        pasid: Option<u32>,
-        addr: u64,
-        op: Operation,
-    ) -> Result<u64, u8> {
+    pub fn go(&mut self, id: RequesterId, pasid: Option<u32>, addr: u64, op: Operation) -> Result<u64, u8> {
         self.news();
         self.issue(id, pasid, AddressType::Untranslated, addr, op);
         self.settle();

@@ -30,10 +30,7 @@ impl Port {
         let Some(t) = self.transfers.get_mut(&ticket) else {
             return;
         };
-        let found = self
-            .dtlb
-            .lookup(pasid, iova)
-            .filter(|e| if write { e.write } else { e.read });
+        let found = self.dtlb.lookup(pasid, iova).filter(|e| if write { e.write } else { e.read });
         match found {
             Some(entry) => {
                 self.stats.dtlb_hits += u64::from(!t.missed);
@@ -47,36 +44,17 @@ impl Port {
                 let op = Operation::Translate { no_write: !write };
                 let addr = iova & !(PAGE - 1);
                 let at = AddressType::Untranslated;
-                let request = Request {
-                    source: self.id,
-                    prefix,
-                    at,
-                    addr,
-                    op,
-                };
-                self.out.push(Tlp::Request {
-                    ticket,
-                    iova,
-                    pasid,
-                    request,
-                });
+                let request = Request { source: self.id, prefix, at, addr, op };
+                self.out.push(Tlp::Request { ticket, iova, pasid, request });
             }
         }
     }
 
-    pub(super) fn send(
-        &mut self,
-        ticket: u64,
-        addr: u64,
-        prefix: Option<Prefix>,
-        translated: Option<u64>,
-    ) {
+    pub(super) fn send(&mut self, ticket: u64, addr: u64, prefix: Option<Prefix>, translated: Option<u64>) {
         let Some(t) = self.transfers.get_mut(&ticket) else {
             return;
         };
-        t.state = State::InFlight {
-            translated: translated.is_some(),
-        };
+        t.state = State::InFlight { translated: translated.is_some() };
         let op = match &t.intent {
             Intent::Read(len) => Operation::Read(*len),
             Intent::Write(data) => Operation::Write(data.clone()),
@@ -87,30 +65,15 @@ impl Port {
             None => (AddressType::Untranslated, prefix),
         };
         let (iova, pasid) = (t.iova, prefix.map(|p| p.pasid));
-        let request = Request {
-            source: self.id,
-            prefix: on_wire,
-            at,
-            addr,
-            op,
-        };
-        self.out.push(Tlp::Request {
-            ticket,
-            iova,
-            pasid,
-            request,
-        });
+        let request = Request { source: self.id, prefix: on_wire, at, addr, op };
+        self.out.push(Tlp::Request { ticket, iova, pasid, request });
     }
 
     pub(super) fn translated(&mut self, ticket: u64, entry: Translation) {
         let Some(t) = self.transfers.get_mut(&ticket) else {
             return;
         };
-        let granted = if t.intent.is_write() {
-            entry.write
-        } else {
-            entry.read
-        };
+        let granted = if t.intent.is_write() { entry.write } else { entry.read };
         if granted {
             t.state = State::Ready;
             let (pasid, iova) = (t.prefix.map(|p| p.pasid), t.iova);
@@ -127,14 +90,7 @@ impl Port {
         }
     }
 
-    pub(super) fn invalidate(
-        &mut self,
-        itag: u8,
-        pasid: Option<Pasid>,
-        global: bool,
-        addr: u64,
-        bits: u8,
-    ) {
+    pub(super) fn invalidate(&mut self, itag: u8, pasid: Option<Pasid>, global: bool, addr: u64, bits: u8) {
         self.stats.invalidations += 1;
         self.dtlb.invalidate(pasid, global, addr, bits);
         let mut waits_for = BTreeSet::new();
@@ -158,8 +114,6 @@ impl Port {
 
 /// The translated address of an IOVA inside a cached region.
 fn within(entry: Translation, iova: u64) -> u64 {
-    let offset = 1u64
-        .checked_shl(u32::from(entry.bits))
-        .map_or(u64::MAX, |size| size - 1);
+    let offset = 1u64.checked_shl(u32::from(entry.bits)).map_or(u64::MAX, |size| size - 1);
     (entry.addr & !offset) | (iova & offset)
 }

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::adversary::{Action, Adversary};
 use crate::bus::{
-    Completion, Downstream, PageRequest, Pasid, Prefix, Request, RequesterId, ResponseCode, Status,
-    Upstream,
+    Completion, Downstream, PageRequest, Pasid, Prefix, Request, RequesterId, ResponseCode, Status, Upstream,
 };
 use crate::endpoint::Tlp;
 use crate::endpoint::caps::Capabilities;
@@ -164,14 +163,8 @@ impl Port {
     /// Starts an access and returns its ticket. Its end is reported to the engine.
     pub fn access(&mut self, iova: u64, intent: Intent) -> u64 {
         let ticket = self.ticket();
-        let transfer = Transfer {
-            prefix: self.prefix,
-            iova,
-            intent,
-            state: State::Ready,
-            missed: false,
-            rounds: 0,
-        };
+        let transfer =
+            Transfer { prefix: self.prefix, iova, intent, state: State::Ready, missed: false, rounds: 0 };
         self.transfers.insert(ticket, transfer);
         ticket
     }
@@ -181,12 +174,7 @@ impl Port {
         let ticket = self.ticket();
         self.raw.insert(ticket);
         let (iova, pasid) = (request.addr, request.pasid());
-        self.out.push(Tlp::Request {
-            ticket,
-            iova,
-            pasid,
-            request,
-        });
+        self.out.push(Tlp::Request { ticket, iova, pasid, request });
         ticket
     }
 
@@ -242,10 +230,7 @@ impl Port {
         !self.out.is_empty()
             || self.may_ask()
             || self.transfers.values().any(|t| t.state == State::Ready)
-            || self
-                .invalidations
-                .iter()
-                .any(|i| !self.deaf && i.waits_for.is_empty())
+            || self.invalidations.iter().any(|i| !self.deaf && i.waits_for.is_empty())
     }
 
     /// Sends what can be sent.
@@ -253,12 +238,8 @@ impl Port {
         if adversary.considers(Action::Evict) && self.dtlb.evict(adversary.below(u64::MAX)) {
             adversary.count(Action::Evict);
         }
-        let ready: Vec<u64> = self
-            .transfers
-            .iter()
-            .filter(|(_, t)| t.state == State::Ready)
-            .map(|(&k, _)| k)
-            .collect();
+        let ready: Vec<u64> =
+            self.transfers.iter().filter(|(_, t)| t.state == State::Ready).map(|(&k, _)| k).collect();
         for ticket in ready {
             self.issue(ticket);
         }
@@ -292,9 +273,7 @@ impl Port {
             return;
         };
         match (completion, t.state) {
-            (Completion::Translation(_), State::Translating { stale: true }) => {
-                t.state = State::Ready
-            }
+            (Completion::Translation(_), State::Translating { stale: true }) => t.state = State::Ready,
             (Completion::Translation(entry), _) => self.translated(ticket, entry),
             (Completion::Refused { status, reason }, state) => {
                 // The answer "unsupported request" ends ATS for the function ([V] 7.1.3).
@@ -339,21 +318,10 @@ impl Port {
     /// A message has arrived.
     pub(crate) fn receive(&mut self, now: u64, message: Downstream, journal: &mut Journal) {
         match message {
-            Downstream::Invalidate {
-                itag,
-                pasid,
-                global,
-                addr,
-                bits,
-            } => {
+            Downstream::Invalidate { itag, pasid, global, addr, bits } => {
                 self.invalidate(itag, pasid, global, addr, bits);
             }
-            Downstream::PageResponse {
-                pasid,
-                prgi,
-                code,
-                by,
-            } => {
+            Downstream::PageResponse { pasid, prgi, code, by } => {
                 self.response(now, pasid, prgi, code, by, journal);
             }
         }
@@ -364,21 +332,13 @@ impl Port {
         for ((pasid, prgi), group) in self.groups.void_all() {
             self.stats.void += 1;
             let how = Settlement::Void;
-            journal.note(What::Settled {
-                source,
-                pasid,
-                prgi,
-                group: group.number,
-                how,
-            });
+            journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
         }
         self.caps.clear();
         self.dtlb.clear();
         self.transfers.clear();
         self.raw.clear();
-        self.invalidations
-            .iter_mut()
-            .for_each(|i| i.waits_for.clear());
+        self.invalidations.iter_mut().for_each(|i| i.waits_for.clear());
         self.ended.clear();
         self.prefix = None;
     }
@@ -395,12 +355,7 @@ impl Port {
     }
 
     fn fail_where(&mut self, which: impl Fn(&Transfer) -> bool, failure: Failure) {
-        let tickets: Vec<u64> = self
-            .transfers
-            .iter()
-            .filter(|(_, t)| which(t))
-            .map(|(&k, _)| k)
-            .collect();
+        let tickets: Vec<u64> = self.transfers.iter().filter(|(_, t)| which(t)).map(|(&k, _)| k).collect();
         for ticket in tickets {
             self.end(ticket, Err(failure));
         }

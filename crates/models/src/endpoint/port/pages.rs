@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use super::{Failure, Port, State, Transfer};
 use crate::adversary::{Action, Adversary};
 use crate::bus::{
-    AddressType, Operation, PAGE, PageRequest, Pasid, Prefix, Request, Responder, ResponseCode,
-    Upstream,
+    AddressType, Operation, PAGE, PageRequest, Pasid, Prefix, Request, Responder, ResponseCode, Upstream,
 };
 use crate::endpoint::Tlp;
 use crate::endpoint::caps::Violation;
@@ -25,12 +24,7 @@ impl Port {
         self.emit_page_request(prefix, addr, (true, write), last, prgi, number);
         if last {
             self.stats.groups += 1;
-            let group = Group {
-                number,
-                tickets: Vec::new(),
-                requests: 1,
-                sent: self.now,
-            };
+            let group = Group { number, tickets: Vec::new(), requests: 1, sent: self.now };
             self.groups.open((pasid, prgi), group);
             self.caps.set_pri_busy(true);
         }
@@ -47,9 +41,7 @@ impl Port {
 
     /// Page requests that may still be sent; `None` where PRI is off.
     pub(super) fn credits(&self) -> Option<u32> {
-        self.caps
-            .pri()
-            .map(|limit| limit.saturating_sub(self.groups.requests()))
+        self.caps.pri().map(|limit| limit.saturating_sub(self.groups.requests()))
     }
 
     /// True where a group can be formed. It waits for translations under way, so that pages that
@@ -65,12 +57,7 @@ impl Port {
     pub(super) fn ask_for_pages(&mut self) {
         while self.may_ask() {
             let waiting = |t: &Transfer| t.state == State::NeedPage;
-            let Some(prefix) = self
-                .transfers
-                .values()
-                .find(|t| waiting(t))
-                .map(|t| t.prefix)
-            else {
+            let Some(prefix) = self.transfers.values().find(|t| waiting(t)).map(|t| t.prefix) else {
                 return;
             };
             let Some(credits) = self.credits() else {
@@ -84,10 +71,7 @@ impl Port {
             let (mut pages, mut tickets) = (BTreeMap::<u64, bool>::new(), Vec::new());
             for (&ticket, t) in &mut self.transfers {
                 let page = t.iova & !(PAGE - 1);
-                if !waiting(t)
-                    || t.prefix != prefix
-                    || (pages.len() >= room && !pages.contains_key(&page))
-                {
+                if !waiting(t) || t.prefix != prefix || (pages.len() >= room && !pages.contains_key(&page)) {
                     continue;
                 }
                 *pages.entry(page).or_default() |= t.intent.is_write();
@@ -101,15 +85,7 @@ impl Port {
                 self.emit_page_request(prefix, page, (true, write), last, prgi, number);
             }
             self.stats.groups += 1;
-            self.groups.open(
-                (pasid, prgi),
-                Group {
-                    number,
-                    tickets,
-                    requests,
-                    sent: self.now,
-                },
-            );
+            self.groups.open((pasid, prgi), Group { number, tickets, requests, sent: self.now });
             self.caps.set_pri_busy(true);
         }
     }
@@ -125,16 +101,7 @@ impl Port {
     ) {
         self.stats.page_requests += 1;
         let addr = addr & !(PAGE - 1);
-        let request = PageRequest {
-            source: self.id,
-            prefix,
-            addr,
-            read,
-            write,
-            last,
-            prgi,
-            group,
-        };
+        let request = PageRequest { source: self.id, prefix, addr, read, write, last, prgi, group };
         self.out.push(Tlp::Message(Upstream::PageRequest(request)));
     }
 
@@ -153,13 +120,7 @@ impl Port {
         } else {
             let op = Operation::Translate { no_write: !t.write };
             let at = AddressType::Untranslated;
-            self.raw_request(Request {
-                source: self.id,
-                prefix,
-                at,
-                addr: page,
-                op,
-            });
+            self.raw_request(Request { source: self.id, prefix, at, addr: page, op });
         }
     }
 
@@ -175,17 +136,9 @@ impl Port {
         let source = self.id;
         let Some(group) = self.groups.close((pasid, prgi)) else {
             journal.note(if self.groups.was_void((pasid, prgi)) {
-                What::LateResponse {
-                    source,
-                    pasid,
-                    prgi,
-                }
+                What::LateResponse { source, pasid, prgi }
             } else {
-                What::UnexpectedResponse {
-                    source,
-                    pasid,
-                    prgi,
-                }
+                What::UnexpectedResponse { source, pasid, prgi }
             });
             return;
         };
@@ -196,13 +149,7 @@ impl Port {
             Responder::Software => Settlement::Software(code),
             Responder::Hardware => Settlement::Hardware(code),
         };
-        journal.note(What::Settled {
-            source,
-            pasid,
-            prgi,
-            group: group.number,
-            how,
-        });
+        journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
         if matches!(code, ResponseCode::Failure | ResponseCode::Reserved(_)) {
             self.caps.pri_failure();
         }
