@@ -84,7 +84,7 @@ impl Vtd {
                 haw: config.host_address_width,
             },
             iotlb: Iotlb::new(config.iotlb_entries),
-            queue: Queue::new(config.itags),
+            queue: Queue::new(&config),
             config,
             regs,
             tables: Tables::default(),
