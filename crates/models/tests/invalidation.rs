@@ -340,14 +340,7 @@ fn a_fence_holds_back_what_follows() {
         rig.submit(&[respond]);
         rig.news();
         // With an adversary about, a response may pass a wait, and never a fence.
-<<<<<<< HEAD
-        rig.complex.set_adversary(portcullis_models::adversary::Adversary::new(
-            portcullis_models::adversary::Level::Mild,
-            1,
-        ));
-=======
         rig.complex.set_adversary(Adversary::new(Level::Mild, 1));
->>>>>>> model
         for _ in 0..50 {
             let works = rig.works();
             let next = works.iter().rev().find(|w| !held(w) && !matches!(w, Work::Upstream(_)));
@@ -364,10 +357,7 @@ fn a_fence_holds_back_what_follows() {
 #[test]
 fn a_wait_may_overtake_another_where_the_unit_keeps_to_the_letter() {
     for waits_in_order in [true, false] {
-        let mut rig = Rig::scalable(Config {
-            waits_in_order,
-            ..Config::default()
-        });
+        let mut rig = Rig::scalable(Config { waits_in_order, ..Config::default() });
         let place = rig.complex.place_of(B).unwrap();
         rig.complex.endpoint_mut(place).unwrap().set_deaf(true);
         rig.complex.set_adversary(Adversary::new(Level::Mild, 1));

@@ -112,11 +112,7 @@ fn first_stage_sets_accessed_and_dirty_if_it_may() {
     let t = Tables::new(&rig.ram, 0, true);
     pasid_entry(&rig.ram, 9, 1, t.base, 5);
     t.map(&rig.ram, 0x7000, DATA, true);
-<<<<<<< HEAD
-    let entry = |rig: &Rig| portcullis_models::memory::Memory::load64(&*rig.ram, t.entry(0x7000)).unwrap();
-=======
     let entry = |rig: &Rig| rig.ram.load64(t.entry(0x7000)).unwrap();
->>>>>>> model
     assert_eq!(rig.go(A, Some(9), 0x7000, Operation::Read(4)), Ok(DATA));
     assert_eq!(entry(&rig) & 0x60, 0x20, "accessed, not dirty");
     assert_eq!(rig.go(A, Some(9), 0x7000, Operation::Write(vec![1])), Ok(DATA));
@@ -135,10 +131,7 @@ fn first_stage_sets_accessed_and_dirty_if_it_may() {
 #[test]
 fn second_stage_keeps_flags_where_the_entry_asks_for_it() {
     for (walks_coherent, expected) in [(true, Ok(DATA)), (false, Err(FaultReason::Sss5.bits()))] {
-        let (mut rig, t) = second_stage(Config {
-            walks_coherent,
-            ..Config::default()
-        });
+        let (mut rig, t) = second_stage(Config { walks_coherent, ..Config::default() });
         let low = PASID_TABLE + u64::from(RID_A) * 64;
         rig.ram.put64(low, t.base | 1 << 9 | 2 << 2 | 2 << 6 | 1);
         rig.ram.put64(low + 8, 5 | u64::from(walks_coherent) << 23);

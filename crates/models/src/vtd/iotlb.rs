@@ -330,23 +330,10 @@ mod tests {
     }
 
     fn entries() -> impl Strategy<Value = (Key, Tag)> {
-        let stage = prop_oneof![
-            Just(Stage::First),
-            Just(Stage::Second),
-            Just(Stage::PassThrough)
-        ];
-        (0u16..3, 0u32..3, 0u64..24, 0u16..3, stage).prop_map(
-            |(source, pasid, page, did, stage)| {
-                (
-                    Key {
-                        source,
-                        pasid,
-                        page,
-                    },
-                    Tag { did, pasid, stage },
-                )
-            },
-        )
+        let stage = prop_oneof![Just(Stage::First), Just(Stage::Second), Just(Stage::PassThrough)];
+        (0u16..3, 0u32..3, 0u64..24, 0u16..3, stage).prop_map(|(source, pasid, page, did, stage)| {
+            (Key { source, pasid, page }, Tag { did, pasid, stage })
+        })
     }
 
     fn drops() -> impl Strategy<Value = Drop> {

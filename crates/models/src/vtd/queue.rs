@@ -50,17 +50,12 @@ impl Queue {
     /// Descriptors fetched ahead.
     const DEPTH: usize = 16;
 
-<<<<<<< HEAD
-    pub(super) fn new(itags: u8) -> Self {
-        Queue { itags: vec![None; usize::from(itags.clamp(1, 32))], ..Queue::default() }
-=======
     pub(super) fn new(config: &Config) -> Self {
         Queue {
             itags: vec![None; usize::from(config.itags.clamp(1, 32))],
             waits_in_order: config.waits_in_order,
             ..Queue::default()
         }
->>>>>>> model
     }
 
     /// Nothing more is fetched behind a fence.
@@ -117,9 +112,7 @@ impl Queue {
                 // All behind the previous wait; all of the queue where waits keep their order.
                 let since = |o: &&Op| o.seq < op.seq && matches!(o.descriptor, D::Wait(_));
                 let previous = self.ops.iter().filter(since).map(|o| o.seq).max();
-                let from = previous
-                    .filter(|_| !self.waits_in_order)
-                    .map_or(0, |s| s + 1);
+                let from = previous.filter(|_| !self.waits_in_order).map_or(0, |s| s + 1);
                 let covered = |seq: u64| (from..op.seq).contains(&seq);
                 !self.ops.iter().any(|o| covered(o.seq))
                     && !self.itags.iter().flatten().any(|p| covered(p.seq))
