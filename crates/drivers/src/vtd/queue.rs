@@ -66,7 +66,7 @@ pub(super) struct Queue<P: Platform> {
     pub(super) mem: P,
     width: DescWidth,
     /// Completions raise the invalidation completion event.
-    interrupt: bool,
+    pub(super) interrupt: bool,
     ring: P::Lock<Option<Ring>>,
 }
 

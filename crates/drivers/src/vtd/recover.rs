@@ -129,7 +129,8 @@ impl<P: Platform> Queue<P> {
         ring.retired = head;
         if let Some(slot) = last {
             ring.slots[slot].kind = SlotKind::Mark;
-            let wait = self.reporting(ring, slot, InvWait::new());
+            let wait = InvWait::new().with_interrupt(self.interrupt);
+            let wait = self.reporting(ring, slot, wait);
             self.write(ring, slot, wait);
         }
     }

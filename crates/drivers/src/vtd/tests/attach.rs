@@ -74,11 +74,7 @@ fn legacy_second_stage() {
     let seq = vtd.block(rid()).unwrap();
     assert_eq!(legacy_context(&fake)[0] & 1, 0);
     // Device-selective context cache, then the domain's IOTLB with DR and DW.
-    let expected = [
-        wide(0x31 | 0x1234 << 16 | CONTEXT_OF_SOURCE, 0),
-        wide(0xe2 | 0x1234 << 16, 0),
-        WAIT,
-    ];
+    let expected = [wide(0x31 | 0x1234 << 16 | CONTEXT_OF_SOURCE, 0), wide(0xe2 | 0x1234 << 16, 0), WAIT];
     assert_eq!(queued(&fake), expected);
     assert_eq!(vtd.done(seq), Poll::Pending);
     fake.complete_all();
@@ -123,10 +119,7 @@ fn legacy_pass_through() {
     let (_, vtd) = running(cap(), legacy_ecap().with_pt(false));
     vtd.add_device(SOURCE, Features::default()).unwrap();
     let e = vtd.prepare(rid(), Target::Identity { tag: DomainTag(7) });
-    assert!(matches!(
-        e,
-        Err(PrepareError::Incompatible(Incompatible::NoIdentity))
-    ));
+    assert!(matches!(e, Err(PrepareError::Incompatible(Incompatible::NoIdentity))));
 }
 
 #[test]
@@ -143,13 +136,7 @@ fn legacy_mode_has_no_pasids_and_no_first_stage() {
     ));
     assert!(vtd.add_device(SourceId(9), all_features()).is_err());
     assert!(matches!(
-        vtd.prepare(
-            At {
-                source: SourceId(8),
-                pasid: None
-            },
-            second_stage(5, 0x1000)
-        ),
+        vtd.prepare(At { source: SourceId(8), pasid: None }, second_stage(5, 0x1000)),
         Err(PrepareError::UnknownSource(SourceId(8)))
     ));
 }
@@ -285,10 +272,7 @@ fn structures_are_cleaned_where_hardware_does_not_snoop() {
     let (fake, vtd) = running(cap(), legacy_ecap().with_c(false));
     vtd.add_device(SOURCE, Features::default()).unwrap();
     let not_coherent = Target::Table {
-        desc: FormatDesc {
-            coherent: false,
-            ..desc(VTD_SECOND_STAGE)
-        },
+        desc: FormatDesc { coherent: false, ..desc(VTD_SECOND_STAGE) },
         root: Phys(0x1000),
         tag: DomainTag(5),
     };
@@ -319,11 +303,7 @@ fn features_and_cutting_off() {
     let (fake, vtd) = scalable();
     vtd.add_device(SOURCE, ats()).unwrap();
     assert_eq!(context(&fake)[0] & 0xfff, 0x405);
-    let all = [
-        wide(0x31 | CONTEXT_OF_SOURCE, 0),
-        wide(0x37, 0),
-        wide(0xd2, 0),
-    ];
+    let all = [wide(0x31 | CONTEXT_OF_SOURCE, 0), wide(0x37, 0), wide(0xd2, 0)];
     let _ = vtd.set_features(SOURCE, all_features()).unwrap();
     assert_eq!(context(&fake)[0] & 0xfff, 0x41d);
     assert_eq!(queued(&fake), [&all[..], &[WAIT]].concat());
@@ -332,11 +312,7 @@ fn features_and_cutting_off() {
     // ATS off: the device's TLB too.
     let _ = vtd.set_features(SOURCE, Features::default()).unwrap();
     assert_eq!(context(&fake)[0] & 0xfff, 0x401);
-    let device = [
-        FENCE,
-        wide(3 | CONTEXT_OF_SOURCE, ALL_ADDRESSES),
-        WAIT_FENCE,
-    ];
+    let device = [FENCE, wide(3 | CONTEXT_OF_SOURCE, ALL_ADDRESSES), WAIT_FENCE];
     assert_eq!(queued(&fake), [&all[..], &device[..]].concat());
     fake.complete_all();
 
@@ -373,11 +349,7 @@ fn attaching_does_not_undo_a_legacy_cut_off() {
 }
 
 fn tag(n: u32, at: At, ats: bool) -> CacheTag {
-    CacheTag {
-        tag: DomainTag(n),
-        at,
-        ats,
-    }
+    CacheTag { tag: DomainTag(n), at, ats }
 }
 
 fn batch(
@@ -389,12 +361,7 @@ fn batch(
     non_leaf: bool,
 ) -> Vec<Desc> {
     fake.complete_all();
-    let batch = Batch {
-        tags,
-        desc: desc(id),
-        range,
-        non_leaf,
-    };
+    let batch = Batch { tags, desc: desc(id), range, non_leaf };
     let _ = vtd.submit(&batch).unwrap();
     queued(fake)
 }
@@ -402,10 +369,7 @@ fn batch(
 #[test]
 fn batches_of_the_second_stage() {
     let (fake, vtd) = legacy();
-    let other = At {
-        source: SourceId(0x20),
-        pasid: None,
-    };
+    let other = At { source: SourceId(0x20), pasid: None };
     let tags = [tag(5, rid(), false), tag(5, other, false), tag(6, other, false)];
     let run = |range, non_leaf| batch(&vtd, &fake, VTD_SECOND_STAGE, &tags, range, non_leaf);
     // One page, IH: each tag once.
@@ -414,23 +378,14 @@ fn batches_of_the_second_stage() {
         [wide(0xf2 | 5 << 16, 0x1040), wide(0xf2 | 6 << 16, 0x1040), WAIT]
     );
     // Four pages in an aligned block of four; tables changed: IH clear.
-    assert_eq!(
-        run(Some((0x4000, 0x7fff)), true)[0],
-        wide(0xf2 | 5 << 16, 0x4002)
-    );
+    assert_eq!(run(Some((0x4000, 0x7fff)), true)[0], wide(0xf2 | 5 << 16, 0x4002));
     // Two pages across a large boundary are two blocks, not a block of 2^19 pages.
     assert_eq!(
         run(Some((0x7fff_f000, 0x8000_0fff)), false)[..2],
-        [
-            wide(0xf2 | 5 << 16, 0x7fff_f040),
-            wide(0xf2 | 5 << 16, 0x8000_0040)
-        ]
+        [wide(0xf2 | 5 << 16, 0x7fff_f040), wide(0xf2 | 5 << 16, 0x8000_0040)]
     );
     // More than MAMV allows, or everything: the domain.
-    assert_eq!(
-        run(Some((0, 0x7f_ffff_ffff)), false)[0],
-        wide(0xe2 | 5 << 16, 0)
-    );
+    assert_eq!(run(Some((0, 0x7f_ffff_ffff)), false)[0], wide(0xe2 | 5 << 16, 0));
     assert_eq!(run(None, true)[0], wide(0xe2 | 5 << 16, 0));
 
     let (fake, vtd) = running(cap().with_psi(false), legacy_ecap());
@@ -443,10 +398,7 @@ fn batches_of_the_second_stage() {
 #[test]
 fn batches_of_the_first_stage_and_device_tlbs() {
     let (fake, vtd) = scalable();
-    let features = Features {
-        invalidate_queue_depth: 8,
-        ..all_features()
-    };
+    let features = Features { invalidate_queue_depth: 8, ..all_features() };
     vtd.add_device(SOURCE, features).unwrap();
     let tags = [tag(5, rid(), true), tag(5, with_pasid(0x42), true)];
     let run = |range| batch(&vtd, &fake, X86_FIRST_STAGE, &tags, range, false);
@@ -462,10 +414,7 @@ fn batches_of_the_first_stage_and_device_tlbs() {
             WAIT_FENCE,
         ]
     );
-    assert_eq!(
-        run(None)[..2],
-        [wide(0x26 | 5 << 16, 0), wide(0x26 | 5 << 16 | 0x42 << 32, 0)]
-    );
+    assert_eq!(run(None)[..2], [wide(0x26 | 5 << 16, 0), wide(0x26 | 5 << 16 | 0x42 << 32, 0)]);
     // A device that was cut off is left out.
     let _ = vtd.cut_off(SOURCE).unwrap();
     assert_eq!(run(None).len(), 3);
@@ -474,10 +423,7 @@ fn batches_of_the_first_stage_and_device_tlbs() {
 #[test]
 fn throttling_names_the_physical_function() {
     let (fake, vtd) = running(cap(), scalable_ecap().with_dit(true));
-    let features = Features {
-        physical_function: Some(SourceId(0x0abc)),
-        ..ats()
-    };
+    let features = Features { physical_function: Some(SourceId(0x0abc)), ..ats() };
     vtd.add_device(SOURCE, features).unwrap();
     let tags = [tag(5, rid(), true)];
     let list = batch(&vtd, &fake, VTD_SECOND_STAGE, &tags, Some((0, 0xfff)), false);
@@ -491,10 +437,7 @@ fn the_largest_batch_fits_an_empty_queue() {
     let mut tags = vec![];
     for n in 0..16 {
         vtd.add_device(SourceId(n), ats()).unwrap();
-        let at = At {
-            source: SourceId(n),
-            pasid: None,
-        };
+        let at = At { source: SourceId(n), pasid: None };
         tags.push(tag(n + 1, at, true));
     }
     let range = Some((0x7fff_f000, 0x8000_0fff));
@@ -510,16 +453,10 @@ fn foreign_tables_are_checked() {
     let input_bits = 57;
     assert_eq!(
         vtd.can_walk(&FormatDesc { input_bits, ..good }),
-        Err(Incompatible::InputWidth {
-            table: 57,
-            walker: 48
-        })
+        Err(Incompatible::InputWidth { table: 57, walker: 48 })
     );
     let page_sizes = 1 << 13;
-    assert!(matches!(
-        vtd.can_walk(&FormatDesc { page_sizes, ..good }),
-        Err(Incompatible::PageSizes { .. })
-    ));
+    assert!(matches!(vtd.can_walk(&FormatDesc { page_sizes, ..good }), Err(Incompatible::PageSizes { .. })));
     let output_bits = 52;
     assert!(vtd.can_walk(&FormatDesc { output_bits, ..good }).is_err());
     let levels = 5;
@@ -531,10 +468,7 @@ fn new_tables_have_the_format_asked_for() {
     use portcullis::driver::{Stage, TableRequest};
     let (_, vtd) = scalable();
     let make = |stage| {
-        let request = TableRequest {
-            stage,
-            ..TableRequest::default()
-        };
+        let request = TableRequest { stage, ..TableRequest::default() };
         vtd.new_table(request).map(|t| t.desc())
     };
     let d = make(Stage::Any).unwrap();

@@ -166,11 +166,7 @@ impl Fake {
             let is_wait = DescType::field(&desc) == DescType::Wait.bits();
             if complete && is_wait && desc[0] & 1 << 5 != 0 {
                 let at = desc[1] & !3;
-                self.store::<u32>(
-                    Phys(at & !0xfff),
-                    (at & 0xfff) as usize / 4,
-                    (desc[0] >> 32) as u32,
-                );
+                self.store::<u32>(Phys(at & !0xfff), (at & 0xfff) as usize / 4, (desc[0] >> 32) as u32);
             }
             let next = (slot + 1) % self.slots();
             self.set64(offset::IQH, next << self.queue_shift());
@@ -287,12 +283,7 @@ impl TableMem for Fake {
         }
     }
 
-    fn run<W: Word>(
-        &self,
-        table: Phys,
-        range: Range<usize>,
-        mut visit: impl FnMut(usize, &W::Atomic),
-    ) {
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, mut visit: impl FnMut(usize, &W::Atomic)) {
         for i in range {
             visit(i, self.atomic::<W>(table, i));
         }

@@ -37,12 +37,7 @@ fn cap() -> Cap {
 }
 
 fn legacy_ecap() -> Ecap {
-    Ecap::new()
-        .with_c(true)
-        .with_qi(true)
-        .with_dt(true)
-        .with_pt(true)
-        .with_iro(0xf)
+    Ecap::new().with_c(true).with_qi(true).with_dt(true).with_pt(true).with_iro(0xf)
 }
 
 fn scalable_ecap() -> Ecap {
@@ -86,33 +81,19 @@ fn scalable() -> (Fake, Vtd<Fake>) {
 }
 
 fn all_features() -> Features {
-    Features {
-        pasid: true,
-        ats: true,
-        pri: true,
-        ..Features::default()
-    }
+    Features { pasid: true, ats: true, pri: true, ..Features::default() }
 }
 
 fn ats() -> Features {
-    Features {
-        ats: true,
-        ..Features::default()
-    }
+    Features { ats: true, ..Features::default() }
 }
 
 fn rid() -> At {
-    At {
-        source: SOURCE,
-        pasid: None,
-    }
+    At { source: SOURCE, pasid: None }
 }
 
 fn with_pasid(n: u32) -> At {
-    At {
-        source: SOURCE,
-        pasid: Pasid::new(n),
-    }
+    At { source: SOURCE, pasid: Pasid::new(n) }
 }
 
 fn desc(id: FormatId) -> FormatDesc {
@@ -127,19 +108,11 @@ fn desc(id: FormatId) -> FormatDesc {
 }
 
 fn second_stage(tag: u32, root: u64) -> Target {
-    Target::Table {
-        desc: desc(VTD_SECOND_STAGE),
-        root: Phys(root),
-        tag: DomainTag(tag),
-    }
+    Target::Table { desc: desc(VTD_SECOND_STAGE), root: Phys(root), tag: DomainTag(tag) }
 }
 
 fn first_stage(tag: u32, root: u64) -> Target {
-    Target::Table {
-        desc: desc(X86_FIRST_STAGE),
-        root: Phys(root),
-        tag: DomainTag(tag),
-    }
+    Target::Table { desc: desc(X86_FIRST_STAGE), root: Phys(root), tag: DomainTag(tag) }
 }
 
 /// Prepares and commits.

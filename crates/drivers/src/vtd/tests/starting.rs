@@ -55,10 +55,7 @@ fn scalable_mode() {
 #[test]
 fn scalable_mode_can_be_declined() {
     let fake = Fake::new(cap(), scalable_ecap());
-    let options = Options {
-        force_legacy: true,
-        ..Options::default()
-    };
+    let options = Options { force_legacy: true, ..Options::default() };
     let vtd = Vtd::new(fake.clone(), Window(0), options);
     assert_eq!(finish_start(&fake, &vtd), Ok(()));
     assert_eq!(fake.get64(offset::RTADDR) & 0xfff, 0);
@@ -91,9 +88,7 @@ fn what_firmware_left_is_switched_off_first() {
     let on = [QIE, QIE | SRTP, QIE | TE];
     assert_eq!(commands(&writes), [off, on].concat());
     // The protected regions go last, when every requester is blocked.
-    let te = writes
-        .iter()
-        .position(|w| *w == (offset::GCMD, u64::from(QIE | TE)));
+    let te = writes.iter().position(|w| *w == (offset::GCMD, u64::from(QIE | TE)));
     let pmen = writes.iter().position(|(at, _)| *at == offset::PMEN);
     assert!(te.is_some() && te < pmen);
     assert_eq!(fake.get32(offset::PMEN), 0);
@@ -125,10 +120,7 @@ fn refusals_say_why() {
 
     let fake = Fake::new(cap(), legacy_ecap());
     let vtd = Vtd::new(fake, Window(0), Options::default());
-    assert!(matches!(
-        vtd.start(Start::Adopt(&[])),
-        Poll::Ready(Err(StartError::Unsupported(_)))
-    ));
+    assert!(matches!(vtd.start(Start::Adopt(&[])), Poll::Ready(Err(StartError::Unsupported(_)))));
 }
 
 #[test]
@@ -154,13 +146,8 @@ fn out_of_memory_gives_everything_back() {
 fn events_are_unmasked_with_their_message() {
     let fake = Fake::new(cap(), scalable_ecap());
     fake.set32(offset::FECTL, 1 << 31 | 5);
-    let options = Options {
-        fault_event: Some(Msi {
-            address: 0x1_fee0_1000,
-            data: 0x41,
-        }),
-        ..Options::default()
-    };
+    let options =
+        Options { fault_event: Some(Msi { address: 0x1_fee0_1000, data: 0x41 }), ..Options::default() };
     let vtd = Vtd::new(fake.clone(), Window(0), options);
     assert_eq!(finish_start(&fake, &vtd), Ok(()));
     assert_eq!(fake.get32(offset::FECTL), 5, "unmasked, the rest preserved");
