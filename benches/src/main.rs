@@ -19,11 +19,7 @@ struct Row {
 
 impl Row {
     fn new(name: impl Into<String>, pages: u64, run: impl FnMut() + 'static) -> Row {
-        Row {
-            name: name.into(),
-            pages,
-            run: Box::new(run),
-        }
+        Row { name: name.into(), pages, run: Box::new(run) }
     }
 
     /// Nanoseconds per page of `calls` calls.
@@ -60,11 +56,6 @@ fn main() {
     println!("{:<44} {:>10} {:>10}", "ns per page", "median", "min");
     for (row, times) in rows.iter().zip(&mut times) {
         times.sort_by(f64::total_cmp);
-        println!(
-            "{:<44} {:>10.2} {:>10.2}",
-            row.name,
-            times[ROUNDS / 2],
-            times[0]
-        );
+        println!("{:<44} {:>10.2} {:>10.2}", row.name, times[ROUNDS / 2], times[0]);
     }
 }

@@ -35,31 +35,22 @@ fn table<F: Format>() -> Box<dyn IoTable> {
         snoop: false,
     };
     let table = Table::<F, _>::new(HeapMem::new(64), config).expect("frames for one table");
-    table
-        .map(BASE - PAGE, Phys(0), PAGE, RW)
-        .expect("an empty table");
+    table.map(BASE - PAGE, Phys(0), PAGE, RW).expect("an empty table");
     table.map(BASE, Phys(0), PAGE, RW).expect("an empty table");
     Box::new(table)
 }
 
 fn unmap(table: &dyn IoTable, iova: u64, len: u64) {
     let mut gather = Gather::new();
-    table
-        .unmap(iova, len, &mut gather)
-        .expect("what was mapped");
-    table.retire(
-        gather.into_retired(),
-        Synced::after_completed_invalidation(),
-    );
+    table.unmap(iova, len, &mut gather).expect("what was mapped");
+    table.retire(gather.into_retired(), Synced::after_completed_invalidation());
 }
 
 /// Maps and unmaps `len` bytes, over and over.
 fn ping_pong<F: Format>(what: &str, iova: u64, phys: u64, len: u64, pages: u64) -> Row {
     let table = table::<F>();
     Row::new(format!("{}: map + unmap {what}", F::ID), pages, move || {
-        table
-            .map(black_box(iova), Phys(phys), len, RW)
-            .expect("an empty range");
+        table.map(black_box(iova), Phys(phys), len, RW).expect("an empty range");
         unmap(&*table, iova, len);
     })
 }
@@ -67,9 +58,7 @@ fn ping_pong<F: Format>(what: &str, iova: u64, phys: u64, len: u64, pages: u64) 
 fn of_format<F: Format>() -> Vec<Row> {
     let lookups = table::<F>();
     let large = 512 * PAGE;
-    lookups
-        .map(BASE + PAGE, Phys(7 * PAGE), 256 * PAGE, RW)
-        .expect("an empty range");
+    lookups.map(BASE + PAGE, Phys(7 * PAGE), 256 * PAGE, RW).expect("an empty range");
     let mut at = 0u64;
     vec![
         ping_pong::<F>("4K", BASE + PAGE, 3 * PAGE, PAGE, 1),

@@ -1,2 +1,175 @@
-//! Placeholder
-fn main() {}
+//! The repository's own commands; `cargo xtask help` lists them.
+//!
+//! They need cargo, a C linker and a base system, and use nothing but std.
+
+mod apt;
+mod boot;
+mod process;
+mod qemu;
+mod sim;
+mod steps;
+mod tables;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test [--only GROUP] [--list]   run every check, or one group of them, or list the groups
+  qemu                           find or fetch QEMU, and print the path of its command
+  boot                           build the freestanding image and boot it in QEMU
+  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 2000), loom
+  help                           print this
+
+Output of the steps is kept in target/xtask/logs.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let command = match parse(&args) {
+        Ok(command) => command,
+        Err(wrong) => {
+            eprintln!("xtask: {wrong}; `cargo xtask help` shows the usage");
+            return ExitCode::from(2);
+        }
+    };
+    match run(command, &Layout::of_this_repository()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Help,
+    Test { only: Option<String>, list: bool },
+    Qemu,
+    Boot,
+    Soak { seeds: u64 },
+}
+
+/// Where things are.
+struct Layout {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Layout {
+    fn of_this_repository() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(dir) => std::path::absolute(&dir).unwrap_or(dir.into()),
+            None => root.join("target"),
+        };
+        Self { root, target }
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.target.join("xtask/logs").join(name).with_extension("log")
+    }
+}
+
+fn parse(args: &[String]) -> Result<Command, String> {
+    let Some((command, mut rest)) = args.split_first() else {
+        return Ok(Command::Help);
+    };
+    let mut command = match command.as_str() {
+        "help" | "--help" | "-h" => Command::Help,
+        "test" => Command::Test { only: None, list: false },
+        "qemu" => Command::Qemu,
+        "boot" => Command::Boot,
+        "soak" => Command::Soak { seeds: 2000 },
+        other => return Err(format!("no command `{other}`")),
+    };
+    while let Some((option, more)) = rest.split_first() {
+        let value = more.first().ok_or(format!("`{option}` needs a value"));
+        rest = more.get(1..).unwrap_or_default();
+        match (&mut command, option.as_str()) {
+            (Command::Test { list, .. }, "--list") => {
+                *list = true;
+                rest = more;
+            }
+            (Command::Test { only, .. }, "--only") => {
+                let group = value?;
+                if !tables::groups().contains(&group.as_str()) {
+                    return Err(format!(
+                        "no group `{group}`, the groups are {}",
+                        tables::groups().join(", ")
+                    ));
+                }
+                *only = Some(group.clone());
+            }
+            (Command::Soak { seeds }, "--seeds") => {
+                let number = value?;
+                *seeds = number.parse().map_err(|_| format!("`{number}` is not a number of seeds"))?;
+            }
+            _ => return Err(format!("unknown argument `{option}`")),
+        }
+    }
+    Ok(command)
+}
+
+/// Runs `command`; true if nothing failed.
+fn run(command: Command, at: &Layout) -> Result<bool, String> {
+    match command {
+        Command::Help => {
+            println!("{USAGE}");
+            Ok(true)
+        }
+        Command::Test { list: true, .. } => {
+            for step in tables::test() {
+                println!("{:<12} {}", step.group, step.title);
+            }
+            Ok(true)
+        }
+        Command::Test { only, .. } => {
+            let mut table = tables::test();
+            table.retain(|step| only.as_deref().is_none_or(|group| group == step.group));
+            steps::run(&table, at)
+        }
+        Command::Qemu => {
+            println!("{}", qemu::obtain(at)?.display());
+            Ok(true)
+        }
+        Command::Boot => steps::run(&tables::boot(), at),
+        Command::Soak { seeds } => steps::run(&tables::soak(seeds), at),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+        parse(&args)
+    }
+
+    #[test]
+    fn arguments() {
+        assert_eq!(parsed(""), Ok(Command::Help));
+        assert_eq!(parsed("soak --seeds 7"), Ok(Command::Soak { seeds: 7 }));
+        assert_eq!(
+            parsed("test --only boot --list"),
+            Ok(Command::Test { only: Some("boot".into()), list: true })
+        );
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        for (line, names) in [
+            ("tset", "tset"),
+            ("test --only", "--only"),
+            ("test --only nothing", "nothing"),
+            ("qemu --seeds 3", "--seeds"),
+            ("soak --seeds many", "many"),
+        ] {
+            let wrong = parsed(line).unwrap_err();
+            assert!(wrong.contains(names), "{line}: {wrong}");
+        }
+    }
+}

@@ -153,7 +153,6 @@ impl<P: Platform> Device<P> {
 }
 
 impl<P: Platform> DeviceInner<P> {
-    #[expect(clippy::too_many_arguments, reason = "every field of the new value, from its one caller")]
     pub(crate) fn new(
         spec: DeviceSpec,
         source: SourceId,

@@ -273,7 +273,7 @@ impl<P: Platform> DomainInner<P> {
 
 impl<P: Platform> Drop for DomainInner<P> {
     fn drop(&mut self) {
-        if *self.kept.get_mut() {
+        if self.kept.load(Ordering::Acquire) {
             return;
         }
         // Nothing is attached (attachments count the domain), so no walker reads the tables.

@@ -10,7 +10,7 @@ use crate::{
     hub::Hub,
     ids::{DeviceId, InstanceId},
     platform::{Platform, Sleep, Time},
-    wait::{GaveUp, wait_for},
+    wait::wait_for,
 };
 use alloc::sync::Arc;
 use core::task::Poll;

@@ -16,12 +16,7 @@ impl<F: Format> Cursor<F> {
         const { assert!(F::LEVELS >= 1 && F::LEVELS <= MAX_LEVELS) }
         let mut path = [None; MAX_LEVELS + 1];
         path[F::LEVELS] = Some(root);
-        Cursor {
-            path,
-            level: F::LEVELS,
-            pos: 0,
-            format: PhantomData,
-        }
+        Cursor { path, level: F::LEVELS, pos: 0, format: PhantomData }
     }
 
     /// Moves to `pos`, up to the lowest known table that also covers it.

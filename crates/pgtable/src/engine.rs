@@ -11,7 +11,7 @@
 //!   else owns a page of that span, so no mapper is inside the table or on its way into it, and no
 //!   one else writes the parent entry. A table that is covered in part stays, even if it is empty.
 //! - *Free.* A detached table goes to the gather, and from there through [`IoTable::retire`],
-//!   which asks for the proof that no hardware can reach it, to [`crate::limbo`], which waits for
+//!   which asks for the proof that no hardware can reach it, to a list that waits for
 //!   lookups. Lookups announce themselves; maps and unmaps need not, by the previous point.
 //!
 //! A mapping that could be a large leaf is written as small ones where an (empty) table is in the
@@ -90,6 +90,26 @@ impl<F: Format, M: TableMem> Table<F, M> {
         self.mem.load(table, index::<F>(level, iova))
     }
 
+    /// The table of the smallest leaves that holds all of `iova..=last`, if there is one. Most
+    /// calls stay within one such table, and find it without a cursor.
+    #[inline]
+    pub(crate) fn leaf_table(&self, iova: u64, last: u64) -> Option<Phys> {
+        if (iova ^ last) & !low(F::shift(2)) != 0 {
+            return None;
+        }
+        let mut table = self.root;
+        for level in (2..=F::LEVELS).rev() {
+            let i = index::<F>(level, iova);
+            let w = self.mem.load(table, i);
+            let Entry::Table(next) = self.format.decode(level, w) else {
+                return None;
+            };
+            self.settle(table, i, w);
+            table = next;
+        }
+        Some(table)
+    }
+
     /// The last address of `len` bytes at `iova`, if they lie within the input width.
     fn last(&self, iova: u64, len: u64) -> Option<u64> {
         let last = iova.checked_add(len.checked_sub(1)?)?;
@@ -108,8 +128,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
     pub(crate) fn clean(&self, table: Phys, entries: Range<usize>) {
         if !self.coherent {
             let bytes = F::Word::BYTES;
-            self.mem
-                .clean(table, entries.start * bytes..entries.end * bytes);
+            self.mem.clean(table, entries.start * bytes..entries.end * bytes);
         }
     }
 
@@ -287,29 +306,15 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
             return Err(MapError::ZeroLength { iova });
         }
         if (iova | phys.0 | len) & (granule - 1) != 0 {
-            return Err(MapError::Unaligned {
-                iova,
-                phys,
-                len,
-                granule,
-            });
+            return Err(MapError::Unaligned { iova, phys, len, granule });
         }
         let bits = self.input_bits;
-        let last = self
-            .last(iova, len)
-            .ok_or(MapError::InputRange { iova, len, bits })?;
+        let last = self.last(iova, len).ok_or(MapError::InputRange { iova, len, bits })?;
         let bits = self.output_bits;
-        if phys
-            .0
-            .checked_add(len - 1)
-            .is_none_or(|p| p > low(bits.into()))
-        {
+        if phys.0.checked_add(len - 1).is_none_or(|p| p > low(bits.into())) {
             return Err(MapError::OutputRange { phys, len, bits });
         }
-        let template = self
-            .format
-            .template(prot)
-            .ok_or(MapError::Permissions { iova, prot })?;
+        let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
         self.map_range(iova, last, phys, template)
     }
 
@@ -322,9 +327,7 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
             return Err(UnmapError::Unaligned { iova, len, granule });
         }
         let bits = self.input_bits;
-        let last = self
-            .last(iova, len)
-            .ok_or(UnmapError::InputRange { iova, len, bits })?;
+        let last = self.last(iova, len).ok_or(UnmapError::InputRange { iova, len, bits })?;
         self.unmap_range(iova, last, gather)
     }
 

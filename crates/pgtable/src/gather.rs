@@ -19,6 +19,7 @@ pub struct Gather {
 
 impl Gather {
     /// An empty gather. Allocates nothing.
+    #[inline]
     pub const fn new() -> Gather {
         Gather {
             range: None,
@@ -38,6 +39,7 @@ impl Gather {
     }
 
     /// Adds removed leaves: `start` to `end`, both inclusive.
+    #[inline]
     pub fn add_range(&mut self, start: u64, end: u64) {
         self.range = Some(match self.range {
             None => (start, end),
@@ -47,6 +49,7 @@ impl Gather {
 
     /// Makes room to remember one more table. The engine leaves an empty table linked when this
     /// says no: that costs a frame and is otherwise harmless.
+    #[inline]
     pub fn reserve_table(&mut self) -> bool {
         #[cfg(feature = "testing")]
         if self.room.is_some_and(|room| self.tables.len() >= room) {
@@ -57,6 +60,7 @@ impl Gather {
 
     /// Adds a table whose parent entry was cleared. Walkers may have cached the way to it, so the
     /// invalidation must reach non-leaf entries too.
+    #[inline]
     pub fn add_table(&mut self, table: Phys) {
         self.non_leaf = true;
         self.tables.push(table);
@@ -94,6 +98,7 @@ impl Gather {
     }
 
     /// The tables that wait for a sync, leaving the gather empty.
+    #[inline]
     pub fn into_retired(self) -> Retired {
         Retired { tables: self.tables }
     }

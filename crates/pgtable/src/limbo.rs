@@ -60,11 +60,7 @@ impl<F: Format> Limbo<F> {
         let counter = self.active();
         self.lookups[counter].fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        Pin {
-            limbo: self,
-            mem,
-            counter,
-        }
+        Pin { limbo: self, mem, counter }
     }
 
     /// Adds a table that is unlinked and in no hardware cache.
@@ -72,10 +68,7 @@ impl<F: Format> Limbo<F> {
         let mut head = self.fresh.load(Ordering::Relaxed);
         loop {
             mem.store(table, 0, F::parked(to_table(head)));
-            match self
-                .fresh
-                .compare_exchange(head, table.0, Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match self.fresh.compare_exchange(head, table.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(found) => head = found,
             }
@@ -95,9 +88,7 @@ impl<F: Format> Limbo<F> {
             while self.close_batch() && self.lookups_ended() {
                 self.free_batch(mem);
             }
-            let left = self
-                .turn
-                .compare_exchange(TAKEN, FREE, Ordering::AcqRel, Ordering::Relaxed);
+            let left = self.turn.compare_exchange(TAKEN, FREE, Ordering::AcqRel, Ordering::Relaxed);
             if left.is_ok() {
                 return;
             }

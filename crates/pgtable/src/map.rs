@@ -79,6 +79,14 @@ impl<F: Format, M: TableMem> Table<F, M> {
             template,
             sizes: self.page_sizes & !(!low(delta.trailing_zeros()) << 1),
         };
+        if let Some(table) = self.leaf_table(iova, last) {
+            let n = request.run(1, iova);
+            if self.empty_run(table, 1, iova, n) == n {
+                self.fill(table, 1, iova, n, &request);
+                self.mem.barrier();
+                return Ok(());
+            }
+        }
         let mut cursor = self.cursor();
         let missing = self.plan(&mut cursor, &request)?;
         let mut reserve = self.reserve(missing).ok_or(MapError::NoMem { iova })?;
@@ -114,11 +122,11 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     cursor.enter(None);
                     continue;
                 }
-                Some((Entry::Empty, _)) => {
-                    let n = self.empty_run(cursor, pos, request.run(level, pos));
+                Some((Entry::Empty, _)) | None => {
+                    let n = request.run(level, pos);
+                    let n = cursor.table().map_or(n, |t| self.empty_run(t, level, pos, n));
                     pos + ((n as u64) << F::shift(level)) - 1
                 }
-                None => pos + ((request.run(level, pos) as u64) << F::shift(level)) - 1,
             };
             if end >= request.last {
                 return Ok(missing);
@@ -171,7 +179,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     }
                     Entry::Leaf { size_bits, .. } => block_end(pos, size_bits),
                     Entry::Empty if fits => {
-                        let n = self.empty_run(cursor, pos, request.run(level, pos));
+                        let n = self.empty_run(table, level, pos, request.run(level, pos));
                         self.fill(table, level, pos, n, request)
                     }
                     Entry::Empty => match self.install(table, level, pos, w, request, reserve) {
@@ -243,14 +251,11 @@ impl<F: Format, M: TableMem> Table<F, M> {
             let phys = request.phys(at).0;
             let leaf = |i: usize| {
                 let offset = ((i - first - done) as u64) << shift;
-                self.format
-                    .leaf(request.template, level, Phys(phys + offset), size_bits)
+                self.format.leaf(request.template, level, Phys(phys + offset), size_bits)
             };
             match count {
                 1 => self.mem.store(table, range.start, leaf(range.start)),
-                _ => self
-                    .mem
-                    .run::<F::Word>(table, range, |i, a| F::Word::store(a, leaf(i))),
+                _ => self.mem.run::<F::Word>(table, range, |i, a| F::Word::store(a, leaf(i))),
             }
             done += count;
         }
@@ -269,21 +274,14 @@ impl<F: Format, M: TableMem> Table<F, M> {
             let phys = request.phys(at).0;
             self.mem.fill_private(frame, done..done + count, |i| {
                 let offset = ((i - done) as u64) << shift;
-                self.format
-                    .leaf(request.template, level, Phys(phys + offset), size_bits)
+                self.format.leaf(request.template, level, Phys(phys + offset), size_bits)
             });
             done += count;
         }
     }
 
     /// How many of the `n` entries from `pos` on are empty, up to the first that is not.
-    fn empty_run(&self, cursor: &Cursor<F>, pos: u64, n: usize) -> usize {
-        let (Some(table), level) = (cursor.table(), cursor.level()) else {
-            return n;
-        };
-        if n == 1 {
-            return 1;
-        }
+    fn empty_run(&self, table: Phys, level: usize, pos: u64, n: usize) -> usize {
         let first = index::<F>(level, pos);
         let mut empty = n;
         self.mem.run::<F::Word>(table, first..first + n, |i, a| {

@@ -91,12 +91,15 @@ macro_rules! word {
         impl Word for $w {
             type Atomic = $a;
             const BYTES: usize = size_of::<$w>();
+            #[inline]
             fn load(a: &$a) -> $w {
                 a.load(Ordering::Acquire)
             }
+            #[inline]
             fn store(a: &$a, w: $w) {
                 a.store(w, Ordering::Release)
             }
+            #[inline]
             fn cas(a: &$a, old: $w, new: $w) -> Result<(), $w> {
                 a.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
             }

@@ -198,11 +198,11 @@ pub trait IoTable: Send + Sync {
     fn desc(&self) -> FormatDesc;
     /// Address of the root table.
     fn root(&self) -> Phys;
-    /// Maps `len` bytes at `iova` to `phys` with the largest leaves that alignment allows.
-    /// Checks and allocates first and writes after.
+    /// Maps `len` bytes at `iova` to `phys` with the largest leaves that alignment allows and that
+    /// no empty table is in the way of. Checks and allocates first and writes after.
     ///
     /// # Errors
-    /// See [`MapError`]; no leaf was written.
+    /// See [`MapError`]; no leaf was written and no frame kept.
     fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError>;
     /// Removes the mappings of `len` bytes at `iova`, which must consist of whole leaves, and adds
     /// what must be invalidated, and the tables that became unreachable, to `gather`.

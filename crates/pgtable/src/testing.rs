@@ -54,9 +54,7 @@ unsafe impl Send for Frame {}
 
 impl Frame {
     fn zeroed(n: usize) -> Box<[Frame]> {
-        (0..n)
-            .map(|_| Frame(UnsafeCell::new([0; FRAME_SIZE])))
-            .collect()
+        (0..n).map(|_| Frame(UnsafeCell::new([0; FRAME_SIZE]))).collect()
     }
 
     fn atomics<A>(&self, range: Range<usize>) -> &[A] {
@@ -121,16 +119,15 @@ impl HeapMem {
         f(&mut self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    #[inline]
     fn number(&self, table: Phys) -> usize {
         (table.0.wrapping_sub(self.0.base) / FRAME_SIZE as u64) as usize
     }
 
+    #[inline]
     fn live(&self, table: Phys) -> &Frame {
         let n = self.number(table);
-        debug_assert!(
-            self.state(|s| s.taken[n]),
-            "frame {table} is not handed out"
-        );
+        debug_assert!(self.state(|s| s.taken[n]), "frame {table} is not handed out");
         &self.0.frames[n]
     }
 
@@ -194,11 +191,7 @@ impl TableMem for HeapMem {
 
     fn cas<W: Word>(&self, table: Phys, i: usize, old: W, new: W) -> Result<(), W> {
         self.call_around_cas(Moment::Before);
-        let done = W::cas(
-            &self.live(table).atomics::<W::Atomic>(i..i + 1)[0],
-            old,
-            new,
-        );
+        let done = W::cas(&self.live(table).atomics::<W::Atomic>(i..i + 1)[0], old, new);
         self.call_around_cas(Moment::After);
         done
     }
@@ -228,22 +221,19 @@ impl TableMem for HeapMem {
         }
     }
 
-    fn run<W: Word>(
-        &self,
-        table: Phys,
-        range: Range<usize>,
-        mut visit: impl FnMut(usize, &W::Atomic),
-    ) {
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, mut visit: impl FnMut(usize, &W::Atomic)) {
         let first = range.start;
         for (n, a) in self.live(table).atomics(range).iter().enumerate() {
             visit(first + n, a);
         }
     }
 
+    #[inline]
     fn barrier(&self) {
         fence(Ordering::Release);
     }
 
+    #[inline]
     fn clean(&self, table: Phys, bytes: Range<usize>) {
         let Some(cleaned) = &self.0.cleaned else {
             return;

@@ -11,15 +11,20 @@ use crate::{
 
 impl<F: Format, M: TableMem> Table<F, M> {
     /// Unmaps `iova..=last`, which was checked to be aligned and in range.
-    pub(crate) fn unmap_range(
-        &self,
-        iova: u64,
-        last: u64,
-        gather: &mut Gather,
-    ) -> Result<(), UnmapError> {
-        let mut cursor = self.cursor();
-        self.check_mapped(&mut cursor, iova, last)?;
-        self.remove(&mut cursor, iova, last, gather);
+    pub(crate) fn unmap_range(&self, iova: u64, last: u64, gather: &mut Gather) -> Result<(), UnmapError> {
+        let whole = last - iova == low(F::shift(2));
+        match self.leaf_table(iova, last) {
+            Some(table) if !whole => {
+                self.check_run(table, 1, iova, last)?;
+                self.clear(table, index::<F>(1, iova)..index::<F>(1, last) + 1);
+                self.clean_barrier();
+            }
+            _ => {
+                let mut cursor = self.cursor();
+                self.check_mapped(&mut cursor, iova, last)?;
+                self.remove(&mut cursor, iova, last, gather);
+            }
+        }
         gather.add_range(iova, last);
         Ok(())
     }

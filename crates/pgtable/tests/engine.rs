@@ -27,10 +27,7 @@ fn unmap(table: &dyn IoTable, iova: u64, len: u64) -> Result<Gather, UnmapError>
 }
 
 fn retire(table: &dyn IoTable, gather: Gather) {
-    table.retire(
-        gather.into_retired(),
-        Synced::after_completed_invalidation(),
-    );
+    table.retire(gather.into_retired(), Synced::after_completed_invalidation());
 }
 
 #[test]
@@ -53,33 +50,19 @@ fn desc_cuts_the_config_to_the_format() {
     let d = table::<X86FirstStage>(&mem, config()).desc();
     assert_eq!((d.levels, d.input_bits, d.output_bits), (4, 47, 52));
     assert_eq!(d.page_sizes, K4 | M2 | G1);
-    let small = Config {
-        input_bits: 39,
-        output_bits: 40,
-        page_sizes: 0,
-        ..config()
-    };
+    let small = Config { input_bits: 39, output_bits: 40, page_sizes: 0, ..config() };
     let d = table::<VtdSecondStage>(&mem, small).desc();
     assert_eq!((d.input_bits, d.output_bits, d.page_sizes), (39, 40, K4));
     // Sixteen entries can be one leaf only where each of them could be one.
-    let wide = Config {
-        page_sizes: 1 << 16,
-        ..config()
-    };
-    assert_eq!(
-        table::<Wide>(&mem, wide).desc().page_sizes,
-        1 << 12 | 1 << 16
-    );
+    let wide = Config { page_sizes: 1 << 16, ..config() };
+    assert_eq!(table::<Wide>(&mem, wide).desc().page_sizes, 1 << 12 | 1 << 16);
 }
 
 #[test]
 fn leaves_are_as_large_as_alignment_and_capability_allow() {
     let mem = HeapMem::new(2048);
     let sizes = |page_sizes, iova, phys, len| {
-        let c = Config {
-            page_sizes,
-            ..config()
-        };
+        let c = Config { page_sizes, ..config() };
         let t = table::<VtdSecondStage>(&mem, c);
         t.map(iova, Phys(phys), len, RW).unwrap();
         let mut sizes: Vec<(u64, usize)> = Vec::new();
@@ -94,10 +77,7 @@ fn leaves_are_as_large_as_alignment_and_capability_allow() {
     assert_eq!(sizes(M2, M2, 4 * M2, M2), [(M2, 1)]);
     assert_eq!(sizes(0, M2, 4 * M2, M2), [(K4, 512)]);
     assert_eq!(sizes(M2, M2, K4, M2), [(K4, 512)], "incongruent");
-    assert_eq!(
-        sizes(M2, M2 - K4, 4 * M2 - K4, 2 * M2 + 2 * K4),
-        [(K4, 1), (M2, 2), (K4, 1)]
-    );
+    assert_eq!(sizes(M2, M2 - K4, 4 * M2 - K4, 2 * M2 + 2 * K4), [(K4, 1), (M2, 2), (K4, 1)]);
     assert_eq!(sizes(M2, 0, 0, G1), [(M2, 512)], "1 GiB was not asked for");
     assert_eq!(sizes(M2 | G1, 0, 0, G1), [(G1, 1)]);
     assert_eq!(
@@ -133,12 +113,7 @@ fn boundary_values() {
 
     let bits = 48;
     let last_page = u64::MAX - 0xfff;
-    for (iova, len) in [
-        (end, K4),
-        (end - K4, 2 * K4),
-        (last_page, K4),
-        (K4, last_page),
-    ] {
+    for (iova, len) in [(end, K4), (end - K4, 2 * K4), (last_page, K4), (K4, last_page)] {
         let e = MapError::InputRange { iova, len, bits };
         assert_eq!(t.map(iova, Phys(0), len, RW), Err(e));
         let e = UnmapError::InputRange { iova, len, bits };
@@ -151,26 +126,15 @@ fn boundary_values() {
         let e = MapError::OutputRange { phys, len, bits };
         assert_eq!(t.map(M2, phys, len, RW), Err(e));
     }
-    assert_eq!(
-        t.map(M2, Phys(0), 0, RW),
-        Err(MapError::ZeroLength { iova: M2 })
-    );
+    assert_eq!(t.map(M2, Phys(0), 0, RW), Err(MapError::ZeroLength { iova: M2 }));
     let e = UnmapError::ZeroLength { iova: M2 };
     assert_eq!(unmap(&t, M2, 0).unwrap_err(), e);
     for (iova, phys, len) in [(1, 0, K4), (0, 1, K4), (0, 0, 1), (u64::MAX, 0, u64::MAX)] {
         let (phys, granule) = (Phys(phys), K4);
-        let e = MapError::Unaligned {
-            iova,
-            phys,
-            len,
-            granule,
-        };
+        let e = MapError::Unaligned { iova, phys, len, granule };
         assert_eq!(t.map(iova, phys, len, RW), Err(e));
     }
-    let e = MapError::Permissions {
-        iova: M2,
-        prot: Prot::EXEC,
-    };
+    let e = MapError::Permissions { iova: M2, prot: Prot::EXEC };
     assert_eq!(t.map(M2, Phys(0), K4, Prot::EXEC), Err(e));
     assert_eq!(VtdSecondStage::walk(&mem, t.root()).len(), 1);
 }
@@ -178,10 +142,7 @@ fn boundary_values() {
 #[test]
 fn the_whole_input_space_at_once() {
     let mem = HeapMem::new(1024);
-    let c = Config {
-        input_bits: 39,
-        ..config()
-    };
+    let c = Config { input_bits: 39, ..config() };
     let t = table::<X86FirstStage>(&mem, c);
     t.map(0, Phys(0), 1 << 39, RW).unwrap();
     assert_eq!(t.lookup((1 << 39) - 1).unwrap().size, G1);
@@ -222,10 +183,7 @@ fn overlap_is_found_before_anything_is_written() {
     let before = VtdSecondStage::walk(&mem, t.root());
     let frames = mem.in_use();
     let err = |iova, len| t.map(iova, Phys(0x1000), len, RW).unwrap_err();
-    let taken = |iova, phys| MapError::AlreadyMapped {
-        iova,
-        phys: Phys(phys),
-    };
+    let taken = |iova, phys| MapError::AlreadyMapped { iova, phys: Phys(phys) };
     assert_eq!(err(0, 8 * M2), taken(M2 + 7 * K4, 0x9000));
     assert_eq!(err(3 * M2, 2 * M2), taken(4 * M2, 0));
     assert_eq!(err(4 * M2 + 5 * K4, K4), taken(4 * M2 + 5 * K4, 5 * K4));
@@ -258,10 +216,7 @@ fn unmap_removes_whole_leaves_or_nothing() {
 #[test]
 fn covered_tables_are_detached_and_freed_by_retire_only() {
     let mem = HeapMem::new(2048);
-    let c = Config {
-        page_sizes: K4,
-        ..config()
-    };
+    let c = Config { page_sizes: K4, ..config() };
     let t = table::<VtdSecondStage>(&mem, c);
     t.map(G1 - M2, Phys(0), G1 + 2 * M2, RW).unwrap();
     // Root, one PDP table, three page directories, 514 page tables.
@@ -283,11 +238,20 @@ fn covered_tables_are_detached_and_freed_by_retire_only() {
 }
 
 #[test]
+fn a_neighbours_page_keeps_its_table() {
+    let mem = HeapMem::new(16);
+    let t = second_stage(&mem);
+    t.map(M2 - 2 * K4, Phys(0), 4 * K4, RW).unwrap();
+    let gather = unmap(&t, M2 - K4, 2 * K4).unwrap();
+    assert!(!gather.non_leaf());
+    retire(&t, gather);
+    let left = [t.lookup(M2 - 2 * K4), t.lookup(M2 + K4)].map(|l| l.unwrap().phys.0);
+    assert_eq!(left, [0, 3 * K4]);
+}
+
+#[test]
 fn a_gather_without_memory_leaves_empty_tables_linked() {
-    let c = Config {
-        page_sizes: K4,
-        ..config()
-    };
+    let c = Config { page_sizes: K4, ..config() };
     // Two page directories with 512 page tables each, and the first pages of a third.
     let len = 2 * G1 + 3 * K4;
     for room in [0, 1, 511, 512, 513, 1025, 1026] {
@@ -365,34 +329,12 @@ fn any_entry_of_a_leaf_of_several_counts_as_accessed() {
 #[test]
 fn accessed_bits_that_say_nothing_are_refused() {
     let mem = HeapMem::new(8);
-    let off = Config {
-        accessed: false,
-        ..config()
-    };
-    let preset = Config {
-        coherent: false,
-        ..config()
-    };
-    assert!(
-        table::<VtdSecondStage>(&mem, off)
-            .accessed(0, 1, false)
-            .is_err()
-    );
-    assert!(
-        table::<X86FirstStage>(&mem, off)
-            .accessed(0, 1, false)
-            .is_ok()
-    );
-    assert!(
-        table::<VtdSecondStage>(&mem, preset)
-            .accessed(0, 1, false)
-            .is_err()
-    );
-    assert!(
-        table::<X86FirstStage>(&mem, preset)
-            .accessed(0, 1, false)
-            .is_err()
-    );
+    let off = Config { accessed: false, ..config() };
+    let preset = Config { coherent: false, ..config() };
+    assert!(table::<VtdSecondStage>(&mem, off).accessed(0, 1, false).is_err());
+    assert!(table::<X86FirstStage>(&mem, off).accessed(0, 1, false).is_ok());
+    assert!(table::<VtdSecondStage>(&mem, preset).accessed(0, 1, false).is_err());
+    assert!(table::<X86FirstStage>(&mem, preset).accessed(0, 1, false).is_err());
 }
 
 #[test]

@@ -7,8 +7,8 @@
 
 use loom::thread;
 use portcullis_pgtable::{
-    AccessBits, Config, Entry, Format, FormatId, Fresh, Gather, IoTable, NoMem, Phys, Prot, Synced,
-    Table, TableMem, Word,
+    AccessBits, Config, Entry, Format, FormatId, Fresh, Gather, IoTable, NoMem, Phys, Prot, Synced, Table,
+    TableMem, Word,
 };
 use portcullis_sync::atomic::AtomicU64;
 use std::{any::Any, ops::Range, sync::Mutex};
@@ -50,10 +50,7 @@ impl Format for Tiny {
     fn decode(&self, level: usize, w: u64) -> Entry {
         let base = Phys(w & !0xfff);
         match w & 3 {
-            1 => Entry::Leaf {
-                base,
-                size_bits: Self::shift(level),
-            },
+            1 => Entry::Leaf { base, size_bits: Self::shift(level) },
             2 => Entry::Table(base),
             _ => Entry::Empty,
         }
@@ -174,12 +171,7 @@ impl TableMem for Handle {
             self.store(frame.phys(), i, entry(i));
         }
     }
-    fn run<W: Word>(
-        &self,
-        table: Phys,
-        range: Range<usize>,
-        mut visit: impl FnMut(usize, &W::Atomic),
-    ) {
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, mut visit: impl FnMut(usize, &W::Atomic)) {
         for i in range {
             visit(i, self.entry::<W>(table, i));
         }
@@ -247,18 +239,12 @@ fn reuse(fault: Fault) {
             mem.reclaim(Phys(PAGE));
             std::mem::forget(gather);
         } else {
-            t.retire(
-                gather.into_retired(),
-                Synced::after_completed_invalidation(),
-            );
+            t.retire(gather.into_retired(), Synced::after_completed_invalidation());
         }
         // Out of memory as long as the lookup keeps the table.
         let _ = t.map(SPAN, Phys(20 * PAGE), SPAN, Prot::READ);
         let found = reader.join().unwrap();
-        assert!(
-            [None, Some(Phys(9 * PAGE))].contains(&found),
-            "a translation of another range: {found:?}"
-        );
+        assert!([None, Some(Phys(9 * PAGE))].contains(&found), "a translation of another range: {found:?}");
         drop(t);
         assert_eq!(mem.in_use(), 0);
     });

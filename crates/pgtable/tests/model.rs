@@ -6,8 +6,8 @@ mod common;
 
 use common::{Walked, Wide, config};
 use portcullis_pgtable::{
-    Gather, IoTable, Leaf, MapError, Phys, Prot, Synced, Table, UnmapError, VtdSecondStage,
-    X86FirstStage, testing::HeapMem,
+    Gather, IoTable, Leaf, MapError, Phys, Prot, Synced, Table, UnmapError, VtdSecondStage, X86FirstStage,
+    testing::HeapMem,
 };
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use std::collections::BTreeMap;
@@ -16,31 +16,15 @@ const PAGE: u64 = 4096;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Map {
-        at: u64,
-        pages: u64,
-        phys: u64,
-        prot: usize,
-    },
-    Unmap {
-        at: u64,
-        pages: u64,
-    },
-    Lookup {
-        at: u64,
-    },
+    Map { at: u64, pages: u64, phys: u64, prot: usize },
+    Unmap { at: u64, pages: u64 },
+    Lookup { at: u64 },
 }
 
 /// Places where something changes in one of the formats: the start, the borders of leaves and
 /// tables, the end. `top` is the number of pages of the input space.
 fn place() -> impl Strategy<Value = u64> {
-    let near = prop_oneof![
-        Just(0u64),
-        Just(512),
-        Just(1024),
-        Just(0x4_0000),
-        Just(u64::MAX)
-    ];
+    let near = prop_oneof![Just(0u64), Just(512), Just(1024), Just(0x4_0000), Just(u64::MAX)];
     (near, 0..40u64, prop_oneof![Just(0u64), Just(496)])
         .prop_map(|(base, near, more)| base.wrapping_add(near + more).wrapping_sub(20))
 }
@@ -68,31 +52,18 @@ struct Both<F: Walked> {
 impl<F: Walked> Both<F> {
     fn new() -> Both<F> {
         let mem = HeapMem::new(64);
-        Both {
-            table: Table::new(mem.clone(), config()).unwrap(),
-            mem,
-            pages: BTreeMap::new(),
-        }
+        Both { table: Table::new(mem.clone(), config()).unwrap(), mem, pages: BTreeMap::new() }
     }
 
     fn run(mut self, steps: Vec<Step>) -> TestCaseResult {
         // The last place of the input space, whatever its width, and past it.
         let top = 1 << (F::INPUT_BITS - 12);
         let at = |at: u64| {
-            if at > 1 << 60 || at > top {
-                at.wrapping_add(top)
-            } else {
-                at
-            }
+            if at > 1 << 60 || at > top { at.wrapping_add(top) } else { at }
         };
         for step in steps {
             match step {
-                Step::Map {
-                    at: a,
-                    pages,
-                    phys,
-                    prot,
-                } => {
+                Step::Map { at: a, pages, phys, prot } => {
                     let prot = F::PROTS[prot % F::PROTS.len()];
                     self.map(at(a).wrapping_mul(PAGE), pages, phys * PAGE, prot)?;
                 }
@@ -115,8 +86,7 @@ impl<F: Walked> Both<F> {
 
     fn in_range(&self, iova: u64, pages: u64) -> bool {
         let bits = F::INPUT_BITS;
-        iova.checked_add(pages * PAGE - 1)
-            .is_some_and(|last| last >> bits == 0)
+        iova.checked_add(pages * PAGE - 1).is_some_and(|last| last >> bits == 0)
     }
 
     fn map(&mut self, iova: u64, pages: u64, phys: u64, prot: Prot) -> TestCaseResult {
@@ -150,22 +120,17 @@ impl<F: Walked> Both<F> {
         }
         let last = iova + (pages * PAGE - 1);
         let inside = |at: u64| {
-            leaves
-                .iter()
-                .find(|l| l.start < at && at - l.start < l.size)
-                .map(|l| UnmapError::PartialLeaf {
-                    iova: at,
-                    start: l.start,
-                    size: l.size,
-                })
+            leaves.iter().find(|l| l.start < at && at - l.start < l.size).map(|l| UnmapError::PartialLeaf {
+                iova: at,
+                start: l.start,
+                size: l.size,
+            })
         };
         let hole = (0..pages)
             .map(|n| iova + n * PAGE)
             .find(|at| !self.pages.contains_key(at))
             .map(|iova| UnmapError::NotMapped { iova });
-        let want = inside(iova)
-            .or(hole)
-            .or_else(|| inside(last.checked_add(1)?));
+        let want = inside(iova).or(hole).or_else(|| inside(last.checked_add(1)?));
         prop_assert_eq!(got, want.map_or(Ok(()), Err));
         if got.is_ok() {
             prop_assert_eq!(gather.range(), Some((iova, last)));
@@ -173,19 +138,14 @@ impl<F: Walked> Both<F> {
         } else {
             prop_assert!(gather.is_empty());
         }
-        self.table.retire(
-            gather.into_retired(),
-            Synced::after_completed_invalidation(),
-        );
+        self.table.retire(gather.into_retired(), Synced::after_completed_invalidation());
         Ok(())
     }
 
     fn lookup(&self, iova: u64) -> TestCaseResult {
         let got = self.table.lookup(iova).map(|l| (l.phys.0, l.prot));
-        let want = self
-            .pages
-            .get(&(iova & !(PAGE - 1)))
-            .map(|(phys, prot)| (phys | (iova & (PAGE - 1)), *prot));
+        let want =
+            self.pages.get(&(iova & !(PAGE - 1))).map(|(phys, prot)| (phys | (iova & (PAGE - 1)), *prot));
         prop_assert_eq!(got, want);
         Ok(())
     }
@@ -193,28 +153,22 @@ impl<F: Walked> Both<F> {
     /// The table in memory, the engine's own view and the model agree.
     fn compare(&self) -> TestCaseResult {
         let walked = F::walk(&self.mem, self.table.root());
-        let mut pages = BTreeMap::new();
-        for l in &walked {
-            for n in (0..l.size).step_by(PAGE as usize) {
-                pages.insert(l.start + n, (l.phys + n, l.prot));
-            }
-        }
-        prop_assert_eq!(&pages, &self.pages);
+        let pages = walked.iter().flat_map(|l| {
+            let page = |n| (l.start + n, (l.phys + n, l.prot));
+            (0..l.size).step_by(PAGE as usize).map(page)
+        });
+        prop_assert!(pages.eq(self.pages.iter().map(|(at, to)| (*at, *to))));
         let mut seen = Vec::new();
         self.table.leaves(|l| seen.push(l));
-        let as_leaf = |l: &common::Found| Leaf {
-            phys: Phys(l.phys),
-            start: l.start,
-            size: l.size,
-            prot: l.prot,
-        };
+        let as_leaf =
+            |l: &common::Found| Leaf { phys: Phys(l.phys), start: l.start, size: l.size, prot: l.prot };
         prop_assert_eq!(seen, walked.iter().map(as_leaf).collect::<Vec<_>>());
         Ok(())
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn vtd_second_stage(steps in prop::collection::vec(step(), 1..24)) {

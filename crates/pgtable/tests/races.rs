@@ -28,10 +28,7 @@ fn shared<F: Walked>(mem: &HeapMem, config: Config) -> Arc<Table<F, HeapMem>> {
 fn unmap_and_retire(table: &dyn IoTable, iova: u64, len: u64) {
     let mut gather = Gather::new();
     table.unmap(iova, len, &mut gather).unwrap();
-    table.retire(
-        gather.into_retired(),
-        Synced::after_completed_invalidation(),
-    );
+    table.retire(gather.into_retired(), Synced::after_completed_invalidation());
 }
 
 #[test]
@@ -65,23 +62,18 @@ fn walker_sees(mem: &HeapMem, root: Phys, iova: u64) -> u64 {
 }
 
 fn incoherent() -> Config {
-    Config {
-        coherent: false,
-        ..config()
-    }
+    Config { coherent: false, ..config() }
 }
 
 #[test]
 fn what_a_map_wrote_is_visible_when_it_returns() {
     let mem = HeapMem::incoherent(64);
     let t = shared::<X86FirstStage>(&mem, incoherent());
-    for (iova, phys, len) in [(0, 0, K4), (M2, M2, M2), (G1 + K4, 0, 2 * M2)] {
+    let filled = (8 * M2, K4, M2);
+    for (iova, phys, len) in [(0, 0, K4), (M2, M2, M2), filled, (G1 + K4, 0, 2 * M2)] {
         t.map(iova, Phys(phys), len, RW).unwrap();
         assert_eq!(walker_sees(&mem, t.root(), iova) & 0xfff & !0x80, 0x67);
-        assert_eq!(
-            walker_sees(&mem, t.root(), iova + len - 1) & 0xfff & !0x80,
-            0x67
-        );
+        assert_eq!(walker_sees(&mem, t.root(), iova + len - 1) & 0xfff & !0x80, 0x67);
     }
     unmap_and_retire(&*t, G1 + K4, 2 * M2);
     assert_eq!(walker_sees(&mem, t.root(), G1 + K4) & 1, 0);
@@ -100,10 +92,8 @@ fn a_table_is_clean_before_its_parent_entry_can_be_seen() {
     let seen = Arc::new(Mutex::new(None));
     let result = seen.clone();
     mem.around_next_cas(Moment::After, move || {
-        let directory = Phys(
-            walker.walker_load(Phys(walker.walker_load(root, 0) & !0xfff), 0)
-                & 0x000f_ffff_ffff_f000,
-        );
+        let directory =
+            Phys(walker.walker_load(Phys(walker.walker_load(root, 0) & !0xfff), 0) & 0x000f_ffff_ffff_f000);
         let entry: u64 = portcullis_pgtable::TableMem::load(&walker, directory, 1);
         let table = Phys(entry & 0x000f_ffff_ffff_f000);
         let first_and_last = [0, 511].map(|i| walker.walker_load(table, i));
@@ -115,21 +105,34 @@ fn a_table_is_clean_before_its_parent_entry_can_be_seen() {
     assert_eq!(*seen.lock().unwrap(), Some(want));
 }
 
-#[test]
-fn a_mapper_that_meets_an_unsettled_table_cleans_the_way_to_it() {
+/// While the first mapper is between a swap and its clean, a second one maps `len` bytes at
+/// `iova`. `before` is mapped already, so that the swap in question is at a chosen level.
+fn meets_unsettled(before: Option<u64>, iova: u64, len: u64) {
     let mem = HeapMem::incoherent(64);
     let t = shared::<VtdSecondStage>(&mem, incoherent());
+    if let Some(before) = before {
+        t.map(before, Phys(0), K4, RW).unwrap();
+    }
     let (other, walker) = (t.clone(), mem.clone());
     let seen = Arc::new(Mutex::new(0));
     let result = seen.clone();
-    // Between the first mapper's swap and its clean, a second one maps the neighbouring page.
     mem.around_next_cas(Moment::After, move || {
-        other.map(K4, Phys(0x5000), K4, RW).unwrap();
-        *result.lock().unwrap() = walker_sees(&walker, other.root(), K4);
+        other.map(iova, Phys(0x5000), len, RW).unwrap();
+        *result.lock().unwrap() = walker_sees(&walker, other.root(), iova);
     });
     t.map(0, Phys(0x4000), K4, RW).unwrap();
     assert_eq!(*seen.lock().unwrap(), 0x5303);
     assert_eq!(walker_sees(&mem, t.root(), 0), 0x4303);
+}
+
+#[test]
+fn a_mapper_that_meets_an_unsettled_table_cleans_the_way_to_it() {
+    // The table that was just installed is at level 3, 2, 1; far enough from what is mapped
+    // before that no cache line is shared.
+    for before in [None, Some(64 * G1), Some(64 * M2)] {
+        meets_unsettled(before, K4, K4);
+        meets_unsettled(before, M2 - K4, 2 * K4);
+    }
 }
 
 #[test]
@@ -148,11 +151,7 @@ fn a_lookup_keeps_retired_tables_from_being_freed() {
         visited += 1;
     });
     assert!(visited >= 1);
-    assert_eq!(
-        mem.in_use(),
-        full - 2,
-        "the end of the last lookup frees them"
-    );
+    assert_eq!(mem.in_use(), full - 2, "the end of the last lookup frees them");
 }
 
 /// A lookup that has begun and ends when it is told to.
@@ -192,10 +191,7 @@ fn overlapping_lookups_hold_nothing_up_for_ever() {
     for _ in 0..20 {
         t.map(M2, Phys(K4), M2, RW).unwrap();
         unmap_and_retire(&*t, M2, M2);
-        assert!(
-            mem.in_use() > empty,
-            "a lookup runs that may have seen the table"
-        );
+        assert!(mem.in_use() > empty, "a lookup runs that may have seen the table");
         // At any time one lookup runs.
         let next = Running::begin(&t);
         running.end();

@@ -52,16 +52,15 @@ impl Format for VtdSecondStage {
     const LEAF_SIZES: u64 = size::K4 | size::M2 | size::G1;
 
     fn new(config: &Config) -> Self {
-        VtdSecondStage {
-            access: AccessBits::choose(config.accessed, config.coherent),
-            snoop: config.snoop,
-        }
+        VtdSecondStage { access: AccessBits::choose(config.accessed, config.coherent), snoop: config.snoop }
     }
 
+    #[inline]
     fn access_bits(&self) -> AccessBits {
         self.access
     }
 
+    #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
         if !prot.intersects(Prot::READ | Prot::WRITE)
             || prot.intersects(Prot::EXEC | Prot::PRIV)
@@ -70,12 +69,7 @@ impl Format for VtdSecondStage {
             return None;
         }
         let mut w = 0;
-        for (p, bits) in [
-            (Prot::READ, R),
-            (Prot::WRITE, W),
-            (Prot::SNOOP, SNP),
-            (Prot::MMIO, SW_MMIO),
-        ] {
+        for (p, bits) in [(Prot::READ, R), (Prot::WRITE, W), (Prot::SNOOP, SNP), (Prot::MMIO, SW_MMIO)] {
             if prot.contains(p) {
                 w |= bits;
             }
@@ -92,12 +86,9 @@ impl Format for VtdSecondStage {
         template | phys.0 | if level > 1 { PS } else { 0 }
     }
 
+    #[inline]
     fn table(&self, table: Phys) -> u64 {
-        let preset = if self.access == AccessBits::Preset {
-            A
-        } else {
-            0
-        };
+        let preset = if self.access == AccessBits::Preset { A } else { 0 };
         table.0 | R | W | preset
     }
 
@@ -109,13 +100,11 @@ impl Format for VtdSecondStage {
         } else if level > 1 && w & PS == 0 {
             Entry::Table(addr)
         } else {
-            Entry::Leaf {
-                base: addr,
-                size_bits: Self::shift(level),
-            }
+            Entry::Leaf { base: addr, size_bits: Self::shift(level) }
         }
     }
 
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::empty();
         prot.set(Prot::READ, w & R != 0);
@@ -125,18 +114,22 @@ impl Format for VtdSecondStage {
         prot
     }
 
+    #[inline]
     fn accessed(&self, w: u64) -> bool {
         w & A != 0
     }
 
+    #[inline]
     fn clear_accessed(&self, w: u64) -> u64 {
         w & !A
     }
 
+    #[inline]
     fn settled(&self, w: u64) -> bool {
         w & SW_SETTLED != 0
     }
 
+    #[inline]
     fn settle(&self, w: u64) -> u64 {
         w | SW_SETTLED
     }
@@ -168,12 +161,7 @@ mod tests {
     }
 
     fn leaf(f: VtdSecondStage, level: usize, phys: Phys, prot: Prot) -> u64 {
-        let w = f.leaf(
-            f.template(prot).unwrap(),
-            level,
-            phys,
-            VtdSecondStage::shift(level),
-        );
+        let w = f.leaf(f.template(prot).unwrap(), level, phys, VtdSecondStage::shift(level));
         let size_bits = VtdSecondStage::shift(level);
         let base = phys;
         assert_eq!(f.decode(level, w), Entry::Leaf { base, size_bits });
@@ -192,40 +180,22 @@ mod tests {
         assert_eq!(leaf(f, 1, PHYS, rw | Prot::MMIO), 0x0010_1234_5600_0003);
         assert_eq!(leaf(f, 1, Phys(0), rw), 0x3);
         assert_eq!(leaf(f, 2, PHYS, rw), 0x0000_1234_5600_0083);
-        assert_eq!(
-            leaf(f, 3, Phys(0x1234_4000_0000), rw),
-            0x0000_1234_4000_0083
-        );
+        assert_eq!(leaf(f, 3, Phys(0x1234_4000_0000), rw), 0x0000_1234_4000_0083);
         assert_eq!(leaf(f, 1, Phys(ADDR), rw), 0x000f_ffff_ffff_f003);
     }
 
     #[test]
     fn golden_tables() {
-        assert_eq!(
-            format(true, false, true).table(Phys(0x7000)),
-            0x0000_0000_0000_7003
-        );
+        assert_eq!(format(true, false, true).table(Phys(0x7000)), 0x0000_0000_0000_7003);
         assert_eq!(format(true, false, true).table(Phys(0)), 0x3);
-        assert_eq!(
-            format(true, true, true).table(Phys(0x7000)),
-            0x0000_0000_0000_7003
-        );
-        assert_eq!(
-            format(false, true, true).table(Phys(0x7000)),
-            0x0000_0000_0000_7103
-        );
+        assert_eq!(format(true, true, true).table(Phys(0x7000)), 0x0000_0000_0000_7003);
+        assert_eq!(format(false, true, true).table(Phys(0x7000)), 0x0000_0000_0000_7103);
     }
 
     #[test]
     fn accessed_and_dirty_are_preset_only_where_the_walker_cannot_set_them() {
-        assert_eq!(
-            leaf(format(false, true, false), 1, PHYS, Prot::READ),
-            0x0000_1234_5600_0301
-        );
-        assert_eq!(
-            leaf(format(false, false, false), 1, PHYS, Prot::READ),
-            0x0000_1234_5600_0001
-        );
+        assert_eq!(leaf(format(false, true, false), 1, PHYS, Prot::READ), 0x0000_1234_5600_0301);
+        assert_eq!(leaf(format(false, false, false), 1, PHYS, Prot::READ), 0x0000_1234_5600_0001);
         let kept = format(true, true, false);
         assert_eq!(leaf(kept, 1, PHYS, Prot::READ), 0x0000_1234_5600_0001);
         assert!(kept.accessed(0x0000_1234_5600_0101));

@@ -59,16 +59,15 @@ impl Format for X86FirstStage {
     const LEAF_SIZES: u64 = size::K4 | size::M2 | size::G1;
 
     fn new(config: &Config) -> Self {
-        X86FirstStage {
-            access: AccessBits::choose(true, config.coherent),
-            snoop: config.snoop,
-        }
+        X86FirstStage { access: AccessBits::choose(true, config.coherent), snoop: config.snoop }
     }
 
+    #[inline]
     fn access_bits(&self) -> AccessBits {
         self.access
     }
 
+    #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
         if !prot.contains(Prot::READ)
             || prot.contains(Prot::EXEC)
@@ -98,12 +97,9 @@ impl Format for X86FirstStage {
         template | phys.0 | if level > 1 { PS } else { 0 }
     }
 
+    #[inline]
     fn table(&self, table: Phys) -> u64 {
-        let preset = if self.access == AccessBits::Preset {
-            A
-        } else {
-            0
-        };
+        let preset = if self.access == AccessBits::Preset { A } else { 0 };
         table.0 | P | RW | US | preset
     }
 
@@ -121,6 +117,7 @@ impl Format for X86FirstStage {
         }
     }
 
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::READ;
         prot.set(Prot::WRITE, w & RW != 0);
@@ -130,18 +127,22 @@ impl Format for X86FirstStage {
         prot
     }
 
+    #[inline]
     fn accessed(&self, w: u64) -> bool {
         w & A != 0
     }
 
+    #[inline]
     fn clear_accessed(&self, w: u64) -> u64 {
         w & !A
     }
 
+    #[inline]
     fn settled(&self, w: u64) -> bool {
         w & SW_SETTLED != 0
     }
 
+    #[inline]
     fn settle(&self, w: u64) -> u64 {
         w | SW_SETTLED
     }
@@ -188,27 +189,18 @@ mod tests {
         assert_eq!(leaf(f, 1, PHYS, rw), 0x0000_1234_5600_0007);
         assert_eq!(leaf(f, 1, PHYS, Prot::READ), 0x0000_1234_5600_0005);
         assert_eq!(leaf(f, 1, PHYS, rw | Prot::PRIV), 0x0000_1234_5600_0003);
-        assert_eq!(
-            leaf(f, 1, PHYS, Prot::READ | Prot::PRIV),
-            0x0000_1234_5600_0001
-        );
+        assert_eq!(leaf(f, 1, PHYS, Prot::READ | Prot::PRIV), 0x0000_1234_5600_0001);
         assert_eq!(leaf(f, 1, PHYS, rw | Prot::MMIO), 0x0000_1234_5600_001f);
         assert_eq!(leaf(f, 1, Phys(0), rw), 0x7);
         assert_eq!(leaf(f, 2, PHYS, rw), 0x0000_1234_5600_0087);
-        assert_eq!(
-            leaf(f, 3, Phys(0x1234_4000_0000), rw),
-            0x0000_1234_4000_0087
-        );
+        assert_eq!(leaf(f, 3, Phys(0x1234_4000_0000), rw), 0x0000_1234_4000_0087);
         assert_eq!(leaf(f, 1, Phys(ADDR), rw), 0x000f_ffff_ffff_f007);
     }
 
     #[test]
     fn accessed_and_dirty_are_preset_where_walks_do_not_snoop() {
         let f = format(false, false);
-        assert_eq!(
-            leaf(f, 1, PHYS, Prot::READ | Prot::WRITE),
-            0x0000_1234_5600_0067
-        );
+        assert_eq!(leaf(f, 1, PHYS, Prot::READ | Prot::WRITE), 0x0000_1234_5600_0067);
         assert_eq!(leaf(f, 2, PHYS, Prot::READ), 0x0000_1234_5600_00e5);
         assert_eq!(f.table(Phys(0x7000)), 0x7027);
         assert_eq!(format(true, false).table(Phys(0x7000)), 0x7007);
@@ -218,12 +210,7 @@ mod tests {
     #[test]
     fn what_cannot_be_expressed_is_refused() {
         let f = format(true, false);
-        for prot in [
-            Prot::empty(),
-            Prot::WRITE,
-            Prot::READ | Prot::EXEC,
-            Prot::READ | Prot::SNOOP,
-        ] {
+        for prot in [Prot::empty(), Prot::WRITE, Prot::READ | Prot::EXEC, Prot::READ | Prot::SNOOP] {
             assert_eq!(f.template(prot), None, "{prot:?}");
         }
         let snooping = format(true, true);

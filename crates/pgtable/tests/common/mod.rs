@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use portcullis_pgtable::{
-    AccessBits, Config, Entry, Format, FormatId, Phys, Prot, TableMem, VtdSecondStage,
-    X86FirstStage, testing::HeapMem,
+    AccessBits, Config, Entry, Format, FormatId, Phys, Prot, TableMem, VtdSecondStage, X86FirstStage,
+    testing::HeapMem,
 };
 
 /// A leaf as a walker finds it.
@@ -28,8 +28,7 @@ const READ: Prot = Prot::READ;
 const WRITE: Prot = Prot::WRITE;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
-/// Walks four levels of 64-bit entries. `leaf` gives address and permissions of a leaf, `present`
-/// and `large` classify.
+/// Walks four levels of 64-bit entries; `prot` reads the permissions of a leaf.
 fn walk4(mem: &HeapMem, root: u64, present: fn(u64) -> bool, prot: fn(u64) -> Prot) -> Vec<Found> {
     let mut found = Vec::new();
     let mut todo = vec![(root, 39u32, 0u64)];
@@ -46,12 +45,7 @@ fn walk4(mem: &HeapMem, root: u64, present: fn(u64) -> bool, prot: fn(u64) -> Pr
             } else {
                 assert!(shift <= 30, "a leaf in the root");
                 assert_eq!(addr % (1 << shift), 0, "reserved address bits");
-                found.push(Found {
-                    start,
-                    size: 1 << shift,
-                    phys: addr,
-                    prot: prot(w),
-                });
+                found.push(Found { start, size: 1 << shift, phys: addr, prot: prot(w) });
             }
         }
     }
@@ -120,11 +114,7 @@ impl Format for Wide {
         }
     }
     fn leaf(&self, template: u32, level: usize, phys: Phys, size_bits: u32) -> u32 {
-        let many = if size_bits == Self::shift(level) {
-            0
-        } else {
-            MANY
-        };
+        let many = if size_bits == Self::shift(level) { 0 } else { MANY };
         template | many | phys.0 as u32
     }
     fn table(&self, table: Phys) -> u32 {
@@ -136,15 +126,8 @@ impl Format for Wide {
             0 => Entry::Empty,
             TABLE => Entry::Table(Phys(addr)),
             _ => {
-                let size_bits = if w & MANY != 0 {
-                    16
-                } else {
-                    Self::shift(level)
-                };
-                Entry::Leaf {
-                    base: Phys(addr & !((1 << size_bits) - 1)),
-                    size_bits,
-                }
+                let size_bits = if w & MANY != 0 { 16 } else { Self::shift(level) };
+                Entry::Leaf { base: Phys(addr & !((1 << size_bits) - 1)), size_bits }
             }
         }
     }
@@ -179,12 +162,7 @@ impl Walked for Wide {
         let mut see = |start: u64, size: u64, w: u32| {
             let prot = if w & WRITABLE != 0 { RW } else { READ };
             let phys = u64::from(w & !0xfff);
-            found.push(Found {
-                start,
-                size,
-                phys,
-                prot,
-            });
+            found.push(Found { start, size, phys, prot });
         };
         for i in 0..1024 {
             let upper: u32 = mem.load(root, i);

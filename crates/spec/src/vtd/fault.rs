@@ -19,13 +19,13 @@ pub enum Answer {
 }
 
 macro_rules! fault_reasons {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $qualified:literal,
+    ($($(#[doc = $doc:literal])* $variant:ident = $code:literal, $name:literal, $qualified:literal,
         $untranslated:ident, $translation:ident, $translated:ident, $page_request:literal;)+) => {
         encoding! {
             /// FR, the reason in a fault recording register (`[V]` table 30, table 15), named after
             /// its condition code. Sub-conditions, such as LCT.4.1 to LCT.4.3, share a code.
             FaultReason {
-                $($(#[$doc])* $variant = $code,)+
+                $($(#[doc = $doc])* $variant = $code,)+
             }
         }
 
@@ -35,6 +35,12 @@ macro_rules! fault_reasons {
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The condition in words.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*).trim_ascii(),)+ }
             }
 
             /// Whether an FPD bit on the way of the request suppresses the record.

@@ -1,0 +1,49 @@
+//! The configuration space of an endpoint, as the core switches it.
+
+use crate::{board::Board, sim::SimPlatform};
+use portcullis::{Platform, driver::DeviceControl};
+use portcullis_models::endpoint::{Endpoint, Violation};
+
+/// Width in bits of the PASIDs that a function is told to use.
+const PASID_BITS: u8 = 20;
+
+/// One endpoint's PCIe capabilities, reached through the platform's board.
+pub struct Function {
+    platform: SimPlatform,
+    place: usize,
+}
+
+impl Function {
+    /// The endpoint at `place` of the complex.
+    pub fn new(platform: &SimPlatform, place: usize) -> Function {
+        Function { platform: platform.clone(), place }
+    }
+
+    /// A write that PCIe's order forbids is ignored by the endpoint, which keeps a list of them:
+    /// the verdict is read there at the end.
+    fn write(&self, register: impl FnOnce(&mut Endpoint) -> Result<(), Violation>) {
+        let _ = self.platform.hardware::<Board, _>(|b| b.complex.endpoint_mut(self.place).map(register));
+    }
+}
+
+impl DeviceControl for Function {
+    fn set_pasid(&self, on: bool) {
+        self.write(|e| e.set_pasid(on.then_some(PASID_BITS)));
+    }
+
+    fn set_ats(&self, on: bool) {
+        self.write(|e| e.set_ats(on.then_some(0)));
+    }
+
+    fn set_pri(&self, credits: Option<u32>) {
+        if credits.is_some() {
+            self.write(Endpoint::reset_pri);
+        }
+        self.write(|e| e.set_pri(credits));
+    }
+
+    fn reset(&self) {
+        let now = self.platform.now();
+        self.platform.hardware::<Board, _>(|b| b.complex.reset(now.0, self.place));
+    }
+}

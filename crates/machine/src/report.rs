@@ -1,0 +1,136 @@
+//! What a run reports. Everything but [`Timing`] is equal for equal seeds.
+
+use crate::{oracle::Verdict, pager::PagerCounts};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Level of the adversary.
+    pub adversary: String,
+    /// How the scheduler chose.
+    pub strategy: String,
+    /// Bytes of the input.
+    pub input_bytes: u64,
+    /// SHA-256 of the input.
+    pub input_sha256: String,
+    /// Frames for pages, of all engines together.
+    pub frames: usize,
+    /// Each device.
+    pub devices: Vec<DeviceReport>,
+    /// Actions of the adversary by kind.
+    pub adversary_actions: BTreeMap<String, u64>,
+    /// Fault records that observers were told.
+    pub fault_records: u64,
+    /// Fault records that found no room with the observer.
+    pub fault_records_lost: u64,
+    /// Virtual nanoseconds at the end.
+    pub virtual_ns: u64,
+    /// Choices the scheduler made.
+    pub steps: u64,
+    /// Hash of all of them.
+    pub schedule_hash: String,
+    /// The three invariants.
+    pub invariants: Verdict,
+    /// Whatever else went wrong, in words: a job that failed, a run that hung.
+    pub problems: Vec<String>,
+    /// Every engine's bytes are the input's, no invariant is broken, nothing else went wrong.
+    pub ok: bool,
+    /// The life of one page request.
+    pub life: Vec<String>,
+    /// What depends on the real clock.
+    pub timing: Timing,
+}
+
+/// What depends on the real clock.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Timing {
+    /// Real seconds that the run took.
+    pub seconds: f64,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DeviceReport {
+    /// Requester id.
+    pub id: String,
+    /// What it is.
+    pub role: String,
+    /// Its PASID, where it works inside one.
+    pub pasid: Option<u32>,
+    /// SHA-256 of what it wrote; engines only.
+    pub sha256: Option<String>,
+    /// Whether that is the input's; engines only.
+    pub identical: Option<bool>,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Reads and writes that moved bytes.
+    pub accesses: u64,
+    /// Look-ups that the IOMMU's IOTLB answered.
+    pub iotlb_hits: u64,
+    /// Look-ups that needed a walk.
+    pub iotlb_misses: u64,
+    /// Look-ups that the device's own TLB answered.
+    pub device_tlb_hits: u64,
+    /// Look-ups that needed a translation request.
+    pub device_tlb_misses: u64,
+    /// Page requests sent.
+    pub page_requests: u64,
+    /// Groups sent.
+    pub groups: u64,
+    /// How last requests were settled.
+    pub settled: BTreeMap<String, u64>,
+    /// Requests refused, by reason.
+    pub blocked: BTreeMap<String, u64>,
+    /// Writes to the interrupt range that arrived as interrupts.
+    pub interrupts: u64,
+    /// Median virtual nanoseconds from a group's last request to its response.
+    pub response_p50_ns: Option<u64>,
+    /// The same, 99th percentile.
+    pub response_p99_ns: Option<u64>,
+    /// What the core counted.
+    pub core: CoreCounts,
+    /// What its pager did.
+    pub pager: Option<PagerCounts>,
+    /// Configuration writes in an order that PCIe forbids.
+    pub order_violations: usize,
+}
+
+/// The core's counts of a device.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct CoreCounts {
+    /// Page requests taken from the queue.
+    pub requests: u64,
+    /// Refused: over the device's share.
+    pub quota: u64,
+    /// Refused: no right to make any.
+    pub unauthorised: u64,
+    /// Refused: malformed.
+    pub malformed: u64,
+    /// Dropped: the last of the group never came, or was answered by the hardware.
+    pub partials_dropped: u64,
+    /// Fault records.
+    pub faults: u64,
+}
+
+impl From<portcullis::Counters> for CoreCounts {
+    fn from(c: portcullis::Counters) -> Self {
+        CoreCounts {
+            requests: c.requests,
+            quota: c.quota,
+            unauthorised: c.unauthorised,
+            malformed: c.malformed,
+            partials_dropped: c.partials_dropped,
+            faults: c.faults,
+        }
+    }
+}
+
+/// The value below which the given share of the sorted values lies.
+pub fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
+    let last = sorted.len().checked_sub(1)?;
+    sorted.get(last * percent / 100).copied()
+}

@@ -1,0 +1,642 @@
+//! The main scenario: engines copy a file through an IOMMU that pages their memory in on demand,
+//! and rogues beside them are stopped.
+
+use crate::{
+    board::{Board, BusMemory},
+    function::Function,
+    life::Life,
+    oracle::Oracle,
+    pager::{Backing, PAGE, Paging, Region, Space},
+    report::{DeviceReport, Report, Timing, percentile},
+    sim::{Pool, Sim, SimConfig, SimPlatform, Strategy},
+};
+use parking_lot::Mutex;
+use portcullis::{
+    Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
+    InstanceId, Iommu, Scope, Sleep, SourceId, Upstream, Waited, Window,
+    driver::{Stage, Start, TableRequest},
+};
+use portcullis_drivers::vtd::{self as driver, Vtd};
+use portcullis_models::{
+    adversary::{Adversary, Level},
+    bus::{Pasid, RequesterId},
+    complex::Complex,
+    endpoint::{CopyEngine, Endpoint, Engine, Flood, FloodConfig, Job, JobEnd, Rogue, RogueConfig},
+    log::{AccessLog, Event, Settlement, What},
+    mutation::Mutations,
+    vtd as model,
+};
+use portcullis_pgtable::{Phys, Prot};
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+/// IOVA of the first byte that an engine reads.
+const SOURCE: u64 = 0x1_0000_0000;
+/// IOVA of the first byte that it writes.
+const DESTINATION: u64 = 0x8_0000_0000;
+/// Pieces that an engine has under way at most.
+const WINDOW: usize = 4;
+/// How often an engine asks again for a page that was refused.
+const RETRIES: u32 = 64;
+/// Frames of memory kept for tables and queues.
+const TABLE_FRAMES: usize = 2048;
+/// Engines at most: each needs a share of the page-request queue.
+pub const MOST_ENGINES: usize = 64;
+/// Entries of the driver's page-request queue that can be in use.
+const PAGE_QUEUE: u32 = 127;
+/// Where the rogues' own pages are.
+const ROGUE_IOVA: u64 = 0x4000_0000;
+/// How many they have.
+const ROGUE_PAGES: usize = 4;
+/// Where the untrusted rogue has none.
+const ROGUE_OUTSIDE: u64 = 0x7000_0000;
+/// What a rogue does before it falls silent.
+const ROGUE_ACTIONS: u64 = 440;
+/// Data of the IOMMU's page-request interrupt.
+const PAGE_REQUEST_EVENT: u16 = 0x32;
+/// Nanoseconds between two looks at the engines.
+const WATCH_INTERVAL: u64 = 50_000;
+/// The one instance.
+const INSTANCE: InstanceId = InstanceId(0);
+
+/// What to run.
+#[derive(Clone)]
+pub struct CopyConfig {
+    /// The bytes to copy.
+    pub input: Arc<[u8]>,
+    /// Copy engines: the first works with its requester id, the second inside a PASID, and so on.
+    pub engines: usize,
+    /// Frames for pages, of all engines together; `None` for an eighth of the input's pages.
+    pub frames: Option<usize>,
+    /// The seed.
+    pub seed: u64,
+    /// The adversary's level.
+    pub adversary: Level,
+    /// Workers that run resolvers.
+    pub workers: usize,
+    /// How steps are chosen; `None` leaves it to the seed.
+    pub strategy: Option<Strategy>,
+    /// Faults planted in the model, for tests.
+    pub mutations: Mutations,
+    /// Memory and stacks to use again from run to run.
+    pub pool: Pool,
+    /// Called now and then with the bytes that all engines together have written so far.
+    pub progress: Option<Progress>,
+}
+
+/// Is told how far a run is. Must not use the platform.
+pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+
+impl CopyConfig {
+    /// The default run over these bytes.
+    pub fn new(input: Arc<[u8]>) -> CopyConfig {
+        CopyConfig {
+            input,
+            engines: 2,
+            frames: None,
+            seed: 0,
+            adversary: Level::Off,
+            workers: 4,
+            strategy: None,
+            mutations: Mutations::default(),
+            pool: Pool::default(),
+            progress: None,
+        }
+    }
+}
+
+/// Why a run did not begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// Fewer than two frames for an engine.
+    #[error("{given} frames are too few: {engines} engines need at least {least}")]
+    FewFrames {
+        /// Frames asked for.
+        given: usize,
+        /// Engines.
+        engines: usize,
+        /// What they need.
+        least: usize,
+    },
+    /// More frames than memory has.
+    #[error("{given} frames are too many: memory has room for {most}")]
+    ManyFrames {
+        /// Frames asked for.
+        given: usize,
+        /// What there is.
+        most: usize,
+    },
+    /// No engine, or too many.
+    #[error("{0} engines: at least 1, at most {MOST_ENGINES}")]
+    Engines(usize),
+    /// The core's own records could not be had.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// The simulation's memory could not be had.
+    #[error("{0}")]
+    Memory(#[from] crate::memory::MemoryError),
+}
+
+/// What a run leaves.
+pub struct Outcome {
+    /// The report.
+    pub report: Report,
+    /// What each engine wrote.
+    pub outputs: Vec<Vec<u8>>,
+}
+
+/// Which part a device plays.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Engine,
+    Untrusted,
+    Flooding,
+}
+
+struct Actor {
+    role: Role,
+    id: RequesterId,
+    place: usize,
+    pasid: Option<Pasid>,
+    frames: usize,
+}
+
+impl Actor {
+    fn name(&self) -> &'static str {
+        match (self.role, self.pasid) {
+            (Role::Engine, None) => "copy engine",
+            (Role::Engine, Some(_)) => "copy engine in a PASID",
+            (Role::Untrusted, _) => "rogue, not trusted, no ATS",
+            (Role::Flooding, _) => "rogue, trusted, floods page requests",
+        }
+    }
+}
+
+/// Copies, and reports.
+///
+/// # Errors
+/// See [`CopyError`]: the run did not begin.
+pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
+    let begun = Instant::now();
+    if config.engines == 0 || config.engines > MOST_ENGINES {
+        return Err(CopyError::Engines(config.engines));
+    }
+    let mut sim = Sim::new(SimConfig {
+        strategy: config.strategy,
+        pool: config.pool.clone(),
+        ..SimConfig::new(config.seed)
+    })?;
+    let frames = frame_budget(config, sim.platform().ram().size())?;
+    let actors = Arc::new(cast(config, frames));
+    let watch = Watch::new(actors[0].id);
+    sim.set_hardware(board(config, &sim, &watch));
+    let iommu = Iommu::new(sim.platform().clone(), limits(config)).map_err(|_| CopyError::OutOfMemory)?;
+    wire(&mut sim, &iommu, config.workers);
+
+    let results = Arc::new(Mutex::new(Results::default()));
+    let scene = Scene {
+        seed: config.seed,
+        iommu,
+        input: config.input.clone(),
+        watch: watch.clone(),
+        actors: actors.clone(),
+        results: results.clone(),
+        progress: config.progress.clone(),
+    };
+    sim.spawn("main", move |p| scene.play(p));
+    let mut problems = Vec::new();
+    if let Err(stuck) = sim.run().and_then(|()| sim.settle()) {
+        problems.push(stuck.to_string());
+    }
+    let mut results = std::mem::take(&mut *results.lock());
+    problems.append(&mut results.problems);
+    let schedule_hash = format!("{:016x}", sim.schedule_hash());
+    let (virtual_ns, steps) = (sim.now().0, sim.stats().steps);
+    let strategy = format!("{:?}", sim.strategy().order).to_lowercase();
+    let input_sha256 = sha256(&config.input);
+    let board = sim.take_hardware::<Board>();
+    if let Err(stuck) = sim.finish() {
+        problems.push(stuck.to_string());
+    }
+    let devices = match &board {
+        Some(board) => actors.iter().map(|a| watch.report(a, board, &results, &input_sha256)).collect(),
+        None => Vec::new(),
+    };
+    let actions = board.map(|b| b.complex.adversary().counts().to_vec()).unwrap_or_default();
+    let invariants = watch.oracle.close();
+    let sound = |d: &DeviceReport| d.identical != Some(false) && d.order_violations == 0;
+    let ok = invariants.holds() && problems.is_empty() && !devices.is_empty() && devices.iter().all(sound);
+    let report = Report {
+        seed: config.seed,
+        adversary: format!("{:?}", config.adversary).to_lowercase(),
+        strategy,
+        input_bytes: config.input.len() as u64,
+        input_sha256,
+        frames,
+        devices,
+        adversary_actions: actions.iter().map(|(a, n)| (a.to_string(), *n)).collect(),
+        fault_records: results.fault_records,
+        fault_records_lost: results.fault_records_lost,
+        virtual_ns,
+        steps,
+        schedule_hash,
+        invariants,
+        problems,
+        ok,
+        life: watch.life.lines(),
+        timing: Timing { seconds: begun.elapsed().as_secs_f64() },
+    };
+    Ok(Outcome { report, outputs: results.outputs })
+}
+
+/// An eighth of the input's pages, at least two an engine, at most what memory has.
+fn frame_budget(config: &CopyConfig, memory: usize) -> Result<usize, CopyError> {
+    let pages = config.input.len().div_ceil(PAGE as usize);
+    let least = 2 * config.engines;
+    let most = (memory / PAGE as usize).saturating_sub(TABLE_FRAMES);
+    match config.frames {
+        None => Ok((pages / 8).max(least).min(most)),
+        Some(given) if given < least => Err(CopyError::FewFrames { given, engines: config.engines, least }),
+        Some(given) if given > most => Err(CopyError::ManyFrames { given, most }),
+        Some(given) => Ok(given),
+    }
+}
+
+/// Shares of the page-request queue small enough for every engine and the flooding rogue.
+fn limits(config: &CopyConfig) -> Config {
+    let devices = config.engines as u32 + 1;
+    let base = Config::default();
+    let share = (PAGE_QUEUE - base.credit_reserve) / devices;
+    Config { credits_per_device: share.clamp(1, base.credits_per_device), ..base }
+}
+
+fn cast(config: &CopyConfig, frames: usize) -> Vec<Actor> {
+    let mut actors = Vec::new();
+    for n in 0..config.engines {
+        let extra = usize::from(n < frames % config.engines);
+        let pasid = if n % 2 == 1 { Pasid::new(100 + n as u32) } else { None };
+        let frames = frames / config.engines + extra;
+        actors.push(Actor {
+            role: Role::Engine,
+            id: RequesterId(((n + 1) << 3) as u16),
+            place: n,
+            pasid,
+            frames,
+        });
+    }
+    let rogues = [(Role::Untrusted, 0x6600), (Role::Flooding, 0x6608)];
+    for (i, (role, id)) in rogues.into_iter().enumerate() {
+        let place = config.engines + i;
+        actors.push(Actor { role, id: RequesterId(id), place, pasid: None, frames: ROGUE_PAGES });
+    }
+    actors
+}
+
+fn board(config: &CopyConfig, sim: &Sim, watch: &Watch) -> Board {
+    let ram = sim.platform().ram();
+    let mut complex = Complex::new(Arc::new(BusMemory(ram.clone())), Box::new(watch.clone()));
+    complex.set_adversary(Adversary::new(config.adversary, config.seed ^ 0xad7e_25a1));
+    complex.set_mutations(config.mutations);
+    complex.add_unit(Box::new(model::Vtd::new(model::Config::default())));
+    Board::new(complex)
+}
+
+/// Interrupts, the timer and the workers call the core, as a kernel's do.
+fn wire(sim: &mut Sim, iommu: &Iommu<SimPlatform>, workers: usize) {
+    let core = iommu.clone();
+    sim.on_interrupt(move |_, _| {
+        if core.interrupt(INSTANCE) {
+            core.service(INSTANCE);
+        }
+    });
+    let core = iommu.clone();
+    sim.on_timer(move |_| core.tick());
+    let core = iommu.clone();
+    sim.workers(workers.max(1), move |_| core.run_one(&Sleep::in_sleepable_context()));
+}
+
+/// What the main task leaves behind.
+#[derive(Default)]
+struct Results {
+    outputs: Vec<Vec<u8>>,
+    /// By place of the device.
+    counters: BTreeMap<usize, portcullis::Counters>,
+    pagers: BTreeMap<usize, crate::pager::PagerCounts>,
+    fault_records: u64,
+    fault_records_lost: u64,
+    problems: Vec<String>,
+}
+
+/// The main task: what the owner of the devices does.
+struct Scene {
+    seed: u64,
+    iommu: Iommu<SimPlatform>,
+    input: Arc<[u8]>,
+    watch: Watch,
+    actors: Arc<Vec<Actor>>,
+    results: Arc<Mutex<Results>>,
+    progress: Option<Progress>,
+}
+
+/// A device with everything that hangs on it.
+struct Member {
+    device: Device<SimPlatform>,
+    domain: Domain<SimPlatform, External<Space>>,
+    space: Arc<Space>,
+    attachment: Attachment<SimPlatform>,
+}
+
+impl Scene {
+    fn play(&self, p: &SimPlatform) {
+        let cx = Sleep::in_sleepable_context();
+        if let Err(problem) = self.play_out(p, &cx) {
+            self.results.lock().problems.push(problem);
+        }
+    }
+
+    fn play_out(&self, p: &SimPlatform, cx: &Sleep<'_>) -> Result<(), String> {
+        let msi = |data| Some(driver::Msi { address: 0xfee0_0000, data });
+        let options = driver::Options {
+            fault_event: msi(0x30),
+            invalidation_event: msi(0x31),
+            page_request_event: msi(PAGE_REQUEST_EVENT),
+            ..driver::Options::default()
+        };
+        let vtd = Vtd::new(p.clone(), Window(0), options);
+        self.iommu.register(cx, INSTANCE, Box::new(vtd), Start::Fresh).map_err(|e| e.to_string())?;
+        let faults = self.iommu.observe(Scope::All, 1024).map_err(|e| e.to_string())?;
+        let mut on_stage = Vec::new();
+        for actor in self.actors.iter() {
+            on_stage
+                .push(self.enter(p, cx, actor).map_err(|e| format!("{} {}: {e}", actor.name(), actor.id))?);
+        }
+        self.watch_engines(p, cx, &faults)?;
+        for (actor, member) in self.actors.iter().zip(on_stage) {
+            self.leave(p, cx, actor, member).map_err(|e| format!("{} {}: {e}", actor.name(), actor.id))?;
+        }
+        let mut results = self.results.lock();
+        while faults.try_next().is_some() {
+            results.fault_records += 1;
+        }
+        results.fault_records_lost = faults.lost();
+        Ok(())
+    }
+
+    /// Plugs a device in: from here on it does what it likes, long before the core knows it.
+    fn plug(&self, p: &SimPlatform, actor: &Actor) {
+        let strangers = self.actors.iter().filter_map(|a| a.pasid).collect();
+        let engine: Box<dyn Engine> = match actor.role {
+            Role::Engine => Box::new(CopyEngine::new(WINDOW.min(actor.frames / 2).max(1), RETRIES)),
+            Role::Untrusted => Box::new(Rogue::new(RogueConfig {
+                budget: ROGUE_ACTIONS,
+                outside: ROGUE_OUTSIDE..ROGUE_OUTSIDE + (1 << 24),
+                physical: p.ram().base()..p.ram().base() + p.ram().size() as u64,
+                pasids: strangers,
+            })),
+            Role::Flooding => Box::new(Flood::new(FloodConfig {
+                budget: ROGUE_ACTIONS * 4,
+                pages: ROGUE_IOVA..ROGUE_IOVA + 2 * ROGUE_PAGES as u64 * PAGE,
+            })),
+        };
+        let mut endpoint = Endpoint::new(actor.id, self.seed ^ u64::from(actor.id.0) << 32, engine);
+        endpoint.work_in(actor.pasid);
+        p.hardware::<Board, _>(|b| b.complex.add_endpoint(endpoint, Some(0)));
+    }
+
+    /// Adds a device, makes its domain and its pages, attaches it, and gives it its work.
+    fn enter(&self, p: &SimPlatform, cx: &Sleep<'_>, actor: &Actor) -> Result<Member, String> {
+        self.plug(p, actor);
+        let trusted = actor.role != Role::Untrusted;
+        let caps = DeviceCaps {
+            pasid_bits: 20,
+            ats: true,
+            invalidate_queue_depth: 0,
+            page_requests: Some(256),
+            stop_markers: false,
+        };
+        let spec = DeviceSpec {
+            id: DeviceId(u64::from(actor.id.0)),
+            upstreams: vec![Upstream { instance: INSTANCE, sources: vec![SourceId(u32::from(actor.id.0))] }],
+            trusted,
+            caps,
+            control: Arc::new(Function::new(p, actor.place)),
+            direct: Vec::new(),
+        };
+        let device = self.iommu.add_device(cx, spec).map_err(|e| e.to_string())?;
+        let stage = if actor.pasid.is_some() { Stage::First } else { Stage::Second };
+        let options =
+            DomainOptions { table: TableRequest { stage, ..TableRequest::default() }, pasid_only: false };
+        let resolver = trusted.then(|| Paging(p.clone()));
+        let domain = self.iommu.external_domain(&[&device], options, resolver).map_err(|e| e.to_string())?;
+        let frames = (0..actor.frames).map(|_| p.ram().page()).collect::<Result<Vec<_>, _>>();
+        let frames = frames.map_err(|e| e.to_string())?;
+        let space = self.space(actor, frames, &domain)?;
+        let place = (actor.id, actor.pasid);
+        self.watch.oracle.attach(place, domain.id());
+        let pasid = actor.pasid.and_then(|x| portcullis::Pasid::new(x.get()));
+        let attachment =
+            self.iommu.attach(cx, &domain, &device, pasid, space.clone()).map_err(|e| e.to_string())?;
+        if actor.role == Role::Engine {
+            let job = Job { source: SOURCE, destination: DESTINATION, len: self.input.len() as u64 };
+            let begun =
+                p.hardware::<Board, _>(|b| b.complex.endpoint_mut(actor.place).map(|e| e.submit(job)));
+            if !matches!(begun, Some(Some(Ok(())))) {
+                return Err(format!("the engine refused its job: {begun:?}"));
+            }
+        }
+        Ok(Member { device, domain, space, attachment })
+    }
+
+    fn space(
+        &self,
+        actor: &Actor,
+        frames: Vec<Phys>,
+        domain: &Domain<SimPlatform, External<Space>>,
+    ) -> Result<Arc<Space>, String> {
+        let zeros = |n: usize| Backing::Writable(vec![0; n]);
+        let (regions, frames) = match actor.role {
+            Role::Engine => {
+                let input = Backing::ReadOnly(self.input.clone());
+                let output = zeros(self.input.len());
+                (
+                    vec![
+                        Region { start: SOURCE, bytes: input },
+                        Region { start: DESTINATION, bytes: output },
+                    ],
+                    frames,
+                )
+            }
+            Role::Flooding => {
+                let pages = 2 * ROGUE_PAGES * PAGE as usize;
+                (vec![Region { start: ROGUE_IOVA, bytes: zeros(pages) }], frames)
+            }
+            Role::Untrusted => {
+                // What it may reach is mapped beforehand, beside what it tries to reach.
+                for (i, frame) in frames.iter().enumerate() {
+                    let iova = ROGUE_IOVA + i as u64 * PAGE;
+                    self.watch.oracle.map(domain.id(), iova, frame.0, PAGE, true);
+                    domain
+                        .map_range(iova, *frame, PAGE, Prot::READ | Prot::WRITE)
+                        .map_err(|e| e.to_string())?;
+                }
+                (Vec::new(), Vec::new())
+            }
+        };
+        let number = actor.place as u64;
+        let Watch { oracle, life, .. } = &self.watch;
+        let space = Space::new(number, actor.id, regions, frames, oracle.clone(), life.clone());
+        space.serve(domain);
+        Ok(space)
+    }
+
+    /// Waits until every engine's job has ended.
+    fn watch_engines(
+        &self,
+        p: &SimPlatform,
+        cx: &Sleep<'_>,
+        faults: &portcullis::Subscription<SimPlatform>,
+    ) -> Result<(), String> {
+        let engines = || self.actors.iter().filter(|a| a.role == Role::Engine);
+        loop {
+            let (written, ends) = p
+                .hardware::<Board, _>(|b| {
+                    let of = |a: &Actor| b.complex.endpoint(a.place);
+                    let written = engines().filter_map(of).map(|e| e.statistics().bytes_written).sum::<u64>();
+                    let ends = engines().map(|a| of(a).and_then(Endpoint::job_end)).collect::<Vec<_>>();
+                    (written, ends)
+                })
+                .unwrap_or_default();
+            if let Some(tell) = &self.progress {
+                tell(written);
+            }
+            let mut told = 0;
+            while faults.try_next().is_some() {
+                told += 1;
+            }
+            self.results.lock().fault_records += told;
+            if ends.iter().all(Option::is_some) {
+                for (actor, end) in engines().zip(ends) {
+                    if end != Some(JobEnd::Done) {
+                        let said = format!("{} {}: its job ended with {end:?}", actor.name(), actor.id);
+                        self.results.lock().problems.push(said);
+                    }
+                }
+                return Ok(());
+            }
+            if p.sleep(cx, WATCH_INTERVAL) == portcullis::Woken::Shutdown {
+                return Err("shut down".into());
+            }
+        }
+    }
+
+    /// Detaches, waits until it is gone, takes the pages back.
+    fn leave(&self, p: &SimPlatform, cx: &Sleep<'_>, actor: &Actor, member: Member) -> Result<(), String> {
+        let Member { device, domain, space, attachment } = member;
+        let place = (actor.id, actor.pasid);
+        let detaching = attachment.begin_detach(cx);
+        self.watch.oracle.detached(place, domain.id());
+        if detaching.lost() {
+            return Err("the hardware was lost at detach".into());
+        }
+        if detaching.wait(cx, None) != Waited::Gone {
+            return Err("a handler did not end".into());
+        }
+        self.watch.oracle.gone(space.attachment);
+        let frames = space.release(p, cx).map_err(|e| e.to_string())?;
+        frames.into_iter().for_each(|f| p.ram().free_page(f));
+        let mut results = self.results.lock();
+        results.counters.insert(actor.place, device.counters());
+        results.pagers.insert(actor.place, space.counts());
+        if actor.role == Role::Engine {
+            results.outputs.push(space.take_bytes(1));
+        }
+        drop(results);
+        self.iommu.remove_device(cx, device).map_err(|(_, e)| e.to_string())
+    }
+}
+
+/// Everyone who reads the bus's log.
+#[derive(Clone)]
+struct Watch {
+    oracle: Oracle,
+    life: Life,
+    /// How groups were settled, by requester.
+    settled: Arc<Mutex<BTreeMap<(RequesterId, String), u64>>>,
+}
+
+impl Watch {
+    fn new(followed: RequesterId) -> Watch {
+        Watch {
+            oracle: Oracle::default(),
+            life: Life::of(followed, u32::from(PAGE_REQUEST_EVENT)),
+            settled: Arc::default(),
+        }
+    }
+
+    fn report(&self, actor: &Actor, board: &Board, results: &Results, input: &str) -> DeviceReport {
+        let mut report = DeviceReport {
+            id: actor.id.to_string(),
+            role: actor.name().into(),
+            pasid: actor.pasid.map(Pasid::get),
+            interrupts: board.interrupts_from(actor.id),
+            core: results.counters.get(&actor.place).copied().unwrap_or_default().into(),
+            pager: results.pagers.get(&actor.place).copied(),
+            ..DeviceReport::default()
+        };
+        if actor.role == Role::Engine {
+            let hash = results.outputs.get(actor.place).map(|o| sha256(o));
+            report.identical = Some(hash.as_deref() == Some(input));
+            report.sha256 = hash;
+        }
+        let settled = self.settled.lock();
+        let ours = settled.iter().filter(|((id, _), _)| *id == actor.id);
+        report.settled = ours.map(|((_, how), n)| (how.clone(), *n)).collect();
+        if let Some(unit) = board.complex.unit(0) {
+            let lookups = unit.lookups(actor.id);
+            report.iotlb_hits = lookups.hits;
+            report.iotlb_misses = lookups.misses;
+        }
+        if let Some(endpoint) = board.complex.endpoint(actor.place) {
+            let s = endpoint.statistics();
+            report.bytes = s.bytes_read + s.bytes_written;
+            report.accesses = s.accesses;
+            report.device_tlb_hits = s.dtlb_hits;
+            report.device_tlb_misses = s.dtlb_misses;
+            report.page_requests = s.page_requests;
+            report.groups = s.groups;
+            report.blocked =
+                s.blocked.iter().map(|((status, code), n)| (blocked(*status, *code), *n)).collect();
+            let mut latencies = s.latencies.clone();
+            latencies.sort_unstable();
+            report.response_p50_ns = percentile(&latencies, 50);
+            report.response_p99_ns = percentile(&latencies, 99);
+            report.order_violations = endpoint.violations().len();
+        }
+        report
+    }
+}
+
+fn blocked(status: portcullis_models::bus::Status, code: u8) -> String {
+    match portcullis_spec::vtd::fault::FaultReason::from_bits(code) {
+        Some(reason) => format!("{} ({code:#x}): {}", reason.name(), reason.description()),
+        None => format!("{status:?}"),
+    }
+}
+
+impl AccessLog for Watch {
+    fn event(&mut self, event: &Event) {
+        self.oracle.event(event);
+        self.life.event(event);
+        if let What::Settled { source, how, .. } = &event.what {
+            *self.settled.lock().entry((*source, in_words(*how))).or_default() += 1;
+        }
+    }
+}
+
+fn in_words(how: Settlement) -> String {
+    crate::oracle::settlement(how)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}

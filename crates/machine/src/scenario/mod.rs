@@ -1,0 +1,3 @@
+//! Scenarios: whole machines at work, with the oracle watching.
+
+pub mod copy;

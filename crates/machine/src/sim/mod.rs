@@ -1,0 +1,544 @@
+//! The deterministic simulation: a virtual clock and one seeded scheduler.
+//!
+//! Everything runs on one thread. Tasks, workers, interrupt handlers and the timer's handler have a
+//! stack each; they give up control at [`Platform`](portcullis::Platform) calls and before the
+//! atomic operations of `portcullis-sync`. The scheduler then chooses what happens next: one of
+//! them goes on, the hardware takes a step, an interrupt arrives, a deadline passes, or the clock
+//! jumps. One seed is one run, to the last byte.
+//!
+//! Memory is sequentially consistent here: weaker orders are loom's business.
+//!
+//! A run ends in an orderly way: [`Sim::finish`] makes every wait return
+//! [`Woken::Shutdown`] and lets every stack come to its end. Stacks
+//! that cannot (deadlock, or a panic elsewhere) are leaked, since a stack that is unwound by force
+//! aborts the process when one of its destructors suspends.
+
+mod config;
+mod finding;
+mod one_thread;
+mod platform;
+mod shared;
+mod stack;
+mod strategy;
+
+pub use config::{Plant, Pool, SimConfig, SimStats};
+pub use finding::{Stuck, StuckBecause, StuckTask, WaitsFor};
+pub use platform::{SimLock, SimPlatform};
+pub use shared::SimEvent;
+pub use strategy::{Order, Strategy};
+
+use crate::{
+    costs,
+    hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi},
+    memory::MemoryError,
+};
+use parking_lot::Mutex;
+use portcullis::{Time, Woken};
+use shared::{Shared, Status, Why};
+use stack::{Kind, Stack};
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+};
+use strategy::{Chooser, Label};
+
+type InterruptHandler = Arc<dyn Fn(&SimPlatform, Msi) + Send + Sync>;
+type TimerHandler = Arc<dyn Fn(&SimPlatform) + Send + Sync>;
+
+/// One run.
+pub struct Sim {
+    seed: u64,
+    step_limit: u64,
+    jump_budget: u64,
+    strategy: Strategy,
+    platform: SimPlatform,
+    pool: Pool,
+    chooser: Chooser,
+    /// By number of the task.
+    stacks: Vec<Option<Stack>>,
+    on_interrupt: Option<InterruptHandler>,
+    on_timer: Option<TimerHandler>,
+    last: Option<usize>,
+    /// A task panicked: nothing runs any more.
+    broken: bool,
+    choices: Vec<Choice>,
+    labels: Vec<Label>,
+    work: Vec<HwWork>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    Resume(usize),
+    Deadline(usize),
+    Hardware(HwWork),
+    Interrupt(Msi),
+    Tick,
+}
+
+/// What [`Sim::step`] may wait for when nothing is possible now.
+#[derive(Clone, Copy, PartialEq)]
+enum Until {
+    /// Any event in time.
+    Any,
+    /// Only the hardware's and interrupts under way.
+    HardwareIsQuiet,
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim")
+            .field("seed", &self.seed)
+            .field("strategy", &self.strategy)
+            .field("now", &self.now())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sim {
+    /// A run that has not begun.
+    ///
+    /// # Errors
+    /// When its memory cannot be had.
+    pub fn new(config: SimConfig) -> Result<Sim, MemoryError> {
+        portcullis_sync::hook::register(at_atomic);
+        let strategy = config.strategy.unwrap_or_else(|| Strategy::of_seed(config.seed));
+        Ok(Sim {
+            seed: config.seed,
+            step_limit: config.step_limit,
+            jump_budget: config.jump_budget,
+            strategy,
+            platform: SimPlatform::new(Shared::new(&config, strategy.slice)?),
+            pool: config.pool,
+            chooser: Chooser::new(config.seed, strategy),
+            stacks: Vec::new(),
+            on_interrupt: None,
+            on_timer: None,
+            last: None,
+            broken: false,
+            choices: Vec::new(),
+            labels: Vec::new(),
+            work: Vec::new(),
+        })
+    }
+
+    /// The platform's handle.
+    pub fn platform(&self) -> &SimPlatform {
+        &self.platform
+    }
+
+    /// Puts the hardware in.
+    pub fn set_hardware(&mut self, hardware: impl Hardware) {
+        self.shared().set_hardware(Some(Box::new(hardware)));
+    }
+
+    /// Takes the hardware out, if it is an `H`; what is left answers nothing.
+    pub fn take_hardware<H: Hardware>(&mut self) -> Option<Box<H>> {
+        let hardware: Box<dyn Any> = self.shared().take_hardware()?;
+        hardware.downcast().ok()
+    }
+
+    /// Has `handler` called, in interrupt context, when an interrupt arrives. Without one they are
+    /// counted and dropped. The same message is never handled twice at one time.
+    pub fn on_interrupt(&mut self, handler: impl Fn(&SimPlatform, Msi) + Send + Sync + 'static) {
+        self.on_interrupt = Some(Arc::new(handler));
+    }
+
+    /// Has `handler` called, in service context, when a time asked for with `timer_at` has come.
+    pub fn on_timer(&mut self, handler: impl Fn(&SimPlatform) + Send + Sync + 'static) {
+        self.on_timer = Some(Arc::new(handler));
+    }
+
+    /// Starts `n` workers, which call `work` after a kick until it returns false.
+    pub fn workers(&mut self, n: usize, work: impl Fn(&SimPlatform) -> bool + Send + Sync + 'static) {
+        let work = Arc::new(work);
+        for i in 0..n {
+            let work = work.clone();
+            let body = Box::new(move |p: &SimPlatform| p.work_until_shutdown(&*work));
+            let name = format!("worker {i}");
+            self.shared().spawn(name, Kind::Worker, Why::Spawned, body);
+        }
+    }
+
+    /// Starts a task of the scenario. [`SimPlatform::spawn`] does the same from inside.
+    pub fn spawn(&mut self, name: impl Into<String>, task: impl FnOnce(&SimPlatform) + Send + 'static) {
+        self.platform.spawn(name, task);
+    }
+
+    /// Runs until every task of the scenario has ended.
+    ///
+    /// # Errors
+    /// [`Stuck`] when nothing can happen any more, or too much has.
+    ///
+    /// # Panics
+    /// With the seed and the name of the task, if one panics.
+    pub fn run(&mut self) -> Result<(), Stuck> {
+        self.run_while(Until::Any, |sim| sim.any_left(|kind| kind == Kind::Task))?;
+        if self.any_left(|kind| kind == Kind::Task) {
+            return Err(self.stuck(StuckBecause::Deadlock));
+        }
+        Ok(())
+    }
+
+    /// Runs `task` as one of the scenario's until it has ended, and whatever happens meanwhile;
+    /// returns what it returns. For steps that wait, one after the other.
+    ///
+    /// # Errors
+    /// As [`Sim::run`].
+    ///
+    /// # Panics
+    /// As [`Sim::run`].
+    pub fn call<R: Send + 'static>(
+        &mut self,
+        name: impl Into<String>,
+        task: impl FnOnce(&SimPlatform) -> R + Send + 'static,
+    ) -> Result<R, Stuck> {
+        let result = Arc::new(Mutex::new(None));
+        let slot = result.clone();
+        self.spawn(name, move |p| {
+            let r = task(p);
+            *slot.lock() = Some(r);
+        });
+        self.run_while(Until::Any, |_| result.lock().is_none())?;
+        let r = result.lock().take();
+        r.ok_or_else(|| self.stuck(StuckBecause::Deadlock))
+    }
+
+    /// Runs until nothing is possible but that a deadline or the timer's time comes: the hardware
+    /// is idle, no interrupt is under way, every worker sleeps.
+    ///
+    /// # Errors
+    /// [`Stuck`] when that takes too many steps.
+    ///
+    /// # Panics
+    /// As [`Sim::run`].
+    pub fn settle(&mut self) -> Result<(), Stuck> {
+        self.run_while(Until::HardwareIsQuiet, |_| true)
+    }
+
+    /// Ends the run: every wait returns Shutdown, every stack comes to its end.
+    ///
+    /// # Errors
+    /// [`Stuck`] with what did not end.
+    ///
+    /// # Panics
+    /// As [`Sim::run`].
+    pub fn finish(mut self) -> Result<SimStats, Stuck> {
+        self.shut_down()?;
+        Ok(self.stats())
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// How steps are chosen.
+    pub fn strategy(&self) -> Strategy {
+        self.strategy
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Time {
+        self.shared().now()
+    }
+
+    /// A hash of every choice made so far and of its time.
+    pub fn schedule_hash(&self) -> u64 {
+        self.chooser.hash()
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> SimStats {
+        self.shared().state().stats
+    }
+
+    fn shared(&self) -> &Shared {
+        self.platform.shared()
+    }
+
+    fn any_left(&self, of: impl Fn(Kind) -> bool) -> bool {
+        let state = self.shared().state();
+        let mut tasks = state.tasks.iter();
+        tasks.any(|t| t.status != Status::Done && of(t.kind))
+    }
+
+    fn run_while(&mut self, until: Until, more: impl Fn(&Sim) -> bool) -> Result<(), Stuck> {
+        let limit = self.stats().steps.saturating_add(self.step_limit);
+        while more(self) {
+            if self.stats().steps >= limit {
+                return Err(self.stuck(StuckBecause::StepLimit));
+            }
+            if !self.step(until) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a step. False if none is possible.
+    fn step(&mut self, until: Until) -> bool {
+        self.collect();
+        if self.choices.is_empty() {
+            let Some(next) = self.next_event(until) else {
+                return false;
+            };
+            self.jump_to(next);
+            self.shared().state().stats.idle += 1;
+            return true;
+        }
+        if self.chooser.jumps()
+            && let Some(next) = self.next_event(until)
+            && let Some(budget) = self.jump_budget.checked_sub(next.0 - self.now().0)
+        {
+            self.jump_budget = budget;
+            self.jump_to(next);
+            self.shared().state().stats.jumps += 1;
+            return true;
+        }
+        let i = self.chooser.choose(&self.labels);
+        self.chooser.note(self.labels[i], self.now().0);
+        self.shared().state().stats.steps += 1;
+        self.take(self.choices[i]);
+        true
+    }
+
+    /// Lists what is possible now.
+    fn collect(&mut self) {
+        self.choices.clear();
+        self.labels.clear();
+        let mut add = |choice, class: u64, owner: u32, item| {
+            self.choices.push(choice);
+            self.labels.push(Label { owner: class << 32 | u64::from(owner), item });
+        };
+        let shared = self.platform.shared();
+        let now = shared.now();
+        let held_back;
+        {
+            let state = shared.state();
+            held_back = state.pending.len() >= INTERRUPTS_UNDER_WAY;
+            for (i, task) in state.tasks.iter().enumerate() {
+                match task.status {
+                    Status::Ready => add(Choice::Resume(i), 1, i as u32, 0),
+                    Status::Waiting { until: Some(t), .. } if t <= now => {
+                        add(Choice::Deadline(i), 2, i as u32, 0);
+                    }
+                    _ => {}
+                }
+            }
+            for &(due, msi) in &state.pending {
+                if due <= now && !state.is_served(Why::Interrupt(msi)) {
+                    add(Choice::Interrupt(msi), 3, 0, msi.address << 32 | u64::from(msi.data));
+                }
+            }
+            if state.timer.is_some_and(|t| t <= now) && !state.is_served(Why::Timer) {
+                add(Choice::Tick, 4, 0, 0);
+            }
+        }
+        if held_back {
+            return;
+        }
+        self.work.clear();
+        shared.with_hardware(|hardware, now| hardware.runnable(now, &mut self.work));
+        for &work in &self.work {
+            add(Choice::Hardware(work), 5, work.lane, work.item);
+        }
+    }
+
+    /// The time after now at which something becomes possible.
+    fn next_event(&self, until: Until) -> Option<Time> {
+        let shared = self.shared();
+        let now = shared.now();
+        let hardware = shared.with_hardware(|hardware, now| hardware.next_deadline(now));
+        let state = shared.state();
+        let mut next = None;
+        let mut consider = |t: Time| {
+            // What has come is a choice already.
+            if t > now && next.is_none_or(|n| t < n) {
+                next = Some(t);
+            }
+        };
+        hardware.flatten().into_iter().for_each(&mut consider);
+        state.pending.iter().for_each(|p| consider(p.0));
+        if until == Until::Any {
+            state.timer.into_iter().for_each(&mut consider);
+            for task in &state.tasks {
+                if let Status::Waiting { until: Some(t), .. } = task.status {
+                    consider(t);
+                }
+            }
+        }
+        next
+    }
+
+    fn jump_to(&mut self, t: Time) {
+        self.chooser.note(Label { owner: 0, item: 0 }, t.0);
+        self.shared().set_now(t);
+    }
+
+    fn take(&mut self, choice: Choice) {
+        match choice {
+            Choice::Resume(task) => self.resume(task),
+            Choice::Deadline(task) => {
+                {
+                    let mut state = self.shared().state();
+                    state.stats.deadlines += 1;
+                    state.tasks[task].wake(Woken::Deadline);
+                }
+                self.resume(task);
+            }
+            Choice::Hardware(work) => {
+                let shared = self.shared();
+                let cost = shared.with_hardware(|hardware, now| hardware.run(now, work));
+                shared.charge(cost.unwrap_or(0));
+                shared.state().stats.hardware += 1;
+            }
+            Choice::Interrupt(msi) => {
+                {
+                    let mut state = self.shared().state();
+                    state.pending.retain(|p| p.1 != msi);
+                    state.stats.interrupts += 1;
+                }
+                if let Some(handler) = self.on_interrupt.clone() {
+                    self.serve(Why::Interrupt(msi), move |p| handler(p, msi));
+                }
+            }
+            Choice::Tick => {
+                {
+                    let mut state = self.shared().state();
+                    state.timer = None;
+                    state.stats.ticks += 1;
+                }
+                if let Some(handler) = self.on_timer.clone() {
+                    self.serve(Why::Timer, move |p| handler(p));
+                }
+            }
+        }
+    }
+
+    /// Starts a handler at once, on a stack of its own.
+    fn serve(&mut self, why: Why, handler: impl FnOnce(&SimPlatform) + Send + 'static) {
+        let name = match why {
+            Why::Interrupt(msi) => format!("interrupt {:#x}/{:#x}", msi.address, msi.data),
+            _ => "timer".into(),
+        };
+        let task = self.shared().spawn(name, Kind::Service, why, Box::new(handler));
+        self.resume(task);
+    }
+
+    fn resume(&mut self, task: usize) {
+        self.give_birth();
+        if self.last != Some(task) {
+            self.shared().charge(costs::CONTEXT_SWITCH);
+            self.last = Some(task);
+        }
+        self.shared().state().stats.resumed += 1;
+        let Some(stack) = self.stacks.get_mut(task).and_then(Option::as_mut) else {
+            unreachable!("a task that can run has a stack");
+        };
+        match catch_unwind(AssertUnwindSafe(|| stack.resume())) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.shared().state().tasks[task].status = Status::Done;
+                if let Some(stack) = self.stacks[task].take() {
+                    stack.retire(&self.pool.stacks);
+                }
+            }
+            Err(panic) => {
+                self.broken = true;
+                let name = self.shared().state().tasks[task].name.clone();
+                let text = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("a panic without a text");
+                panic!(
+                    "seed {}: `{name}` panicked at step {}, {}: {text}",
+                    self.seed,
+                    self.stats().steps,
+                    self.now()
+                );
+            }
+        }
+    }
+
+    /// Gives new tasks their stacks.
+    fn give_birth(&mut self) {
+        let born = std::mem::take(&mut self.shared().state().born);
+        for (task, body) in born {
+            let kind = self.shared().state().tasks[task].kind;
+            let stack = Stack::new(&self.pool.stacks, self.platform.clone(), task, kind, body);
+            if self.stacks.len() <= task {
+                self.stacks.resize_with(task + 1, || None);
+            }
+            self.stacks[task] = Some(stack);
+        }
+    }
+
+    fn shut_down(&mut self) -> Result<(), Stuck> {
+        {
+            let mut state = self.shared().state();
+            state.shutdown = true;
+            for task in &mut state.tasks {
+                if matches!(task.status, Status::Waiting { .. }) {
+                    task.wake(Woken::Shutdown);
+                }
+            }
+        }
+        self.run_while(Until::Any, |sim| sim.any_left(|_| true))?;
+        if self.any_left(|_| true) {
+            return Err(self.stuck(StuckBecause::Deadlock));
+        }
+        Ok(())
+    }
+
+    fn stuck(&self, because: StuckBecause) -> Stuck {
+        let state = self.shared().state();
+        let left = state.tasks.iter().filter(|t| t.status != Status::Done);
+        let tasks = left
+            .map(|task| StuckTask {
+                name: task.name.clone(),
+                waits_for: match task.status {
+                    Status::Waiting { event, until } => WaitsFor::Event { event, until },
+                    Status::LockedOut(lock) => WaitsFor::Lock(lock),
+                    Status::Ready | Status::Done => WaitsFor::Processor,
+                },
+            })
+            .collect();
+        Stuck { seed: self.seed, because, steps: state.stats.steps, now: self.shared().now(), tasks }
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        if !self.broken && !thread::panicking() {
+            // What does not end is leaked below; `finish` tells, for those who ask.
+            let _ = self.shut_down();
+        }
+        for stack in self.stacks.drain(..).flatten() {
+            stack.retire(&self.pool.stacks);
+        }
+        // Whatever of these holds the platform's handle would keep itself alive.
+        let born = std::mem::take(&mut self.shared().state().born);
+        drop(born);
+        self.shared().set_hardware(None);
+    }
+}
+
+impl shared::State {
+    fn is_served(&self, why: Why) -> bool {
+        let mut tasks = self.tasks.iter();
+        tasks.any(|t| t.why == why && t.status != Status::Done)
+    }
+}
+
+/// What `portcullis-sync` calls before every atomic operation.
+fn at_atomic() {
+    stack::current(|running| {
+        if let Some(running) = running {
+            running.shared.point(costs::ATOMIC);
+        }
+    });
+}

@@ -1,0 +1,168 @@
+//! A copy engine: reads from one IOVA, writes to another, in pieces that stay within a page.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{Engine, Failure, Intent, Job, JobEnd, JobRefused, Port};
+use crate::adversary::Adversary;
+use crate::bus::PAGE;
+
+/// A piece of the job.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    source: u64,
+    destination: u64,
+    len: u32,
+    /// How often one of its accesses was denied.
+    denied: u32,
+}
+
+/// What an access does for its piece.
+#[derive(Debug, Clone)]
+enum Stage {
+    Reading(Piece),
+    Writing(Piece, Vec<u8>),
+}
+
+/// The engine. Several pieces are under way at once, so that a device with PRI asks for several
+/// pages in a group.
+#[derive(Debug)]
+pub struct CopyEngine {
+    window: usize,
+    retries: u32,
+    job: Option<Job>,
+    /// Bytes handed out as pieces.
+    started: u64,
+    /// Stages to be started (again).
+    waiting: VecDeque<Stage>,
+    running: BTreeMap<u64, Stage>,
+    end: Option<JobEnd>,
+}
+
+impl CopyEngine {
+    /// An engine with up to `window` pieces under way (at least 1). A piece whose page request is
+    /// answered with Invalid is tried again up to `retries` times.
+    pub fn new(window: usize, retries: u32) -> Self {
+        CopyEngine {
+            window: window.max(1),
+            retries,
+            job: None,
+            started: 0,
+            waiting: VecDeque::new(),
+            running: BTreeMap::new(),
+            end: None,
+        }
+    }
+
+    fn next_piece(&mut self) -> Option<Piece> {
+        let job = self.job?;
+        let left = job.len - self.started;
+        let source = job.source.wrapping_add(self.started);
+        let destination = job.destination.wrapping_add(self.started);
+        let room = |a: u64| PAGE - (a & (PAGE - 1));
+        let len = left.min(room(source)).min(room(destination));
+        if len == 0 {
+            return None;
+        }
+        self.started += len;
+        Some(Piece { source, destination, len: len as u32, denied: 0 })
+    }
+
+    fn has_more(&self) -> bool {
+        self.job.is_some_and(|j| self.started < j.len)
+    }
+
+    fn start(&mut self, port: &mut Port, stage: Stage) {
+        let ticket = match &stage {
+            Stage::Reading(p) => port.access(p.source, Intent::Read(p.len)),
+            Stage::Writing(p, data) => port.access(p.destination, Intent::Write(data.clone())),
+        };
+        self.running.insert(ticket, stage);
+    }
+
+    fn finish(&mut self, end: JobEnd) {
+        self.job = None;
+        self.waiting.clear();
+        self.end = Some(end);
+    }
+}
+
+impl Engine for CopyEngine {
+    fn wants(&self, _: &Port) -> bool {
+        // Pieces whose write is due go first and are not held back by the window.
+        !self.waiting.is_empty()
+            || (self.has_more() && self.running.len() < self.window)
+            || (self.job.is_some() && self.running.is_empty())
+    }
+
+    fn step(&mut self, port: &mut Port, _: &mut Adversary, _: usize) {
+        while let Some(stage) = self.waiting.pop_front() {
+            self.start(port, stage);
+        }
+        while self.running.len() < self.window {
+            let Some(piece) = self.next_piece() else {
+                break;
+            };
+            self.start(port, Stage::Reading(piece));
+        }
+        if self.job.is_some() && self.running.is_empty() && !self.has_more() {
+            self.finish(JobEnd::Done);
+        }
+    }
+
+    fn ended(&mut self, _: &mut Port, ticket: u64, result: Result<Vec<u8>, Failure>) {
+        let Some(stage) = self.running.remove(&ticket) else {
+            return;
+        };
+        if self.job.is_none() {
+            return;
+        }
+        match (stage, result) {
+            (Stage::Reading(piece), Ok(data)) => self.waiting.push_back(Stage::Writing(piece, data)),
+            (Stage::Writing(..), Ok(_)) => {}
+            (stage, Err(failure)) => self.failed(stage, failure),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.running.clear();
+        if self.job.is_some() {
+            self.finish(JobEnd::Reset);
+        }
+    }
+
+    fn submit(&mut self, job: Job) -> Result<(), JobRefused> {
+        if self.job.is_some() || !self.running.is_empty() {
+            return Err(JobRefused::Busy);
+        }
+        self.started = 0;
+        self.end = None;
+        self.job = Some(job);
+        Ok(())
+    }
+
+    fn job_end(&self) -> Option<JobEnd> {
+        self.end
+    }
+}
+
+impl CopyEngine {
+    fn failed(&mut self, mut stage: Stage, failure: Failure) {
+        let (piece, iova) = match &mut stage {
+            Stage::Reading(p) => {
+                let iova = p.source;
+                (p, iova)
+            }
+            Stage::Writing(p, _) => {
+                let iova = p.destination;
+                (p, iova)
+            }
+        };
+        piece.denied += 1;
+        let again = matches!(failure, Failure::Denied(_)) && piece.denied <= self.retries;
+        if again {
+            self.waiting.push_back(stage);
+        } else {
+            self.finish(JobEnd::Failed { iova, failure });
+        }
+    }
+}

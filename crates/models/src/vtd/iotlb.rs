@@ -1,0 +1,284 @@
+//! The IOTLB and the paging-structure caches (`[V]` 6.2.4, 6.2.5).
+//!
+//! Translations of large pages are kept in pieces of 4 KiB, as the manual allows (`[V]` 6.5.3.2): an
+//! invalidation with too small an address mask then leaves the other pieces behind, and one probe
+//! serves every look-up. Entries stay until an invalidation obliges the unit to drop them.
+
+use crate::hash::Map;
+
+/// Which stage made an entry: the tables of `[V]` 6.5.2.3 and 6.5.2.4 tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    First,
+    /// Legacy mode counts as second stage.
+    Second,
+    PassThrough,
+}
+
+/// PASID in the key of entries that requests without PASID have made.
+pub(super) const NO_PASID: u32 = u32::MAX;
+
+/// What a look-up goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) source: u16,
+    /// [`NO_PASID`] for requests without PASID.
+    pub(super) pasid: u32,
+    /// Input address >> 12.
+    pub(super) page: u64,
+}
+
+/// What invalidations go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tag {
+    pub(super) did: u16,
+    /// The PASID of the PASID-table entry, RID_PASID included; 0 in legacy mode.
+    pub(super) pasid: u32,
+    pub(super) stage: Stage,
+}
+
+/// A cached translation of 4 KiB.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) tag: Tag,
+    /// Physical address of the 4 KiB.
+    pub(super) phys: u64,
+    /// log2 of the size of the page that this is a piece of.
+    pub(super) bits: u8,
+    pub(super) read: bool,
+    pub(super) write: bool,
+    /// A user request may use it.
+    pub(super) user: bool,
+    /// A write needs no update of a dirty bit.
+    pub(super) dirty: bool,
+    /// An FPD bit was met on the way.
+    pub(super) fpd: bool,
+}
+
+/// Which pages an invalidation names: `base` is aligned to `4096 << am`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pages {
+    pub(super) base: u64,
+    pub(super) am: u8,
+}
+
+impl Pages {
+    /// The pages that an address field and its mask name.
+    pub(super) fn new(addr: u64, am: u8) -> Self {
+        let am = am.min(52);
+        let base = if am == 52 { 0 } else { addr >> (12 + am) << (12 + am) };
+        Pages { base, am }
+    }
+
+    pub(super) fn contains(&self, page: u64) -> bool {
+        self.am >= 52 || page >> self.am == self.base >> 12 >> self.am
+    }
+
+    /// Whether the aligned region of `1 << shift` bytes with this number overlaps the pages.
+    fn overlaps(&self, number: u64, shift: u32) -> bool {
+        let bits = shift.max(12 + u32::from(self.am));
+        let top = |a: u64| a.checked_shr(bits).unwrap_or(0);
+        top(number.checked_shl(shift).unwrap_or(0)) == top(self.base)
+    }
+}
+
+/// Key of a cached pointer to a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct PointerKey {
+    did: u16,
+    /// `None` for the second stage, which is tagged by domain alone (`[V]` table 17).
+    pasid: Option<u32>,
+    /// Level of the table pointed to: 1 holds entries of 4 KiB.
+    level: u8,
+    /// Input address above the bits that the table resolves.
+    number: u64,
+}
+
+/// A cached pointer to a table, with the permissions gathered on the way to it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pointer {
+    pub(super) table: u64,
+    pub(super) read: bool,
+    pub(super) write: bool,
+    pub(super) user: bool,
+}
+
+/// Both kinds of cache.
+#[derive(Debug, Default)]
+pub(super) struct Iotlb {
+    entries: Map<Key, Entry>,
+    /// Requesters and PASIDs with an entry for a page of a domain.
+    users: Map<(u16, u64), Vec<(u16, u32)>>,
+    /// First-stage entries and pointers of a domain: page-selective second-stage invalidations have
+    /// to drop them all, and mostly there are none.
+    first_stage: Map<u16, usize>,
+    pointers: Map<PointerKey, Pointer>,
+    capacity: usize,
+}
+
+impl Iotlb {
+    pub(super) fn new(capacity: usize) -> Self {
+        Iotlb { capacity, ..Iotlb::default() }
+    }
+
+    pub(super) fn lookup(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    pub(super) fn insert(&mut self, key: Key, entry: Entry) {
+        if self.entries.contains_key(&key) {
+            self.remove(&key);
+        } else if self.entries.len() >= self.capacity {
+            return;
+        }
+        let users = self.users.entry((entry.tag.did, key.page)).or_default();
+        users.push((key.source, key.pasid));
+        if entry.tag.stage == Stage::First {
+            *self.first_stage.entry(entry.tag.did).or_default() += 1;
+        }
+        self.entries.insert(key, entry);
+    }
+
+    /// The cached pointer closest to the leaf.
+    pub(super) fn pointer(&self, did: u16, pasid: Option<u32>, addr: u64, top: u8) -> Option<(u8, Pointer)> {
+        (1..top).find_map(|level| {
+            let key = PointerKey { did, pasid, level, number: addr >> table_shift(level) };
+            self.pointers.get(&key).map(|p| (level, *p))
+        })
+    }
+
+    pub(super) fn keep_pointer(&mut self, did: u16, pasid: Option<u32>, addr: u64, level: u8, p: Pointer) {
+        let key = PointerKey { did, pasid, level, number: addr >> table_shift(level) };
+        let bounded = self.pointers.len() < self.capacity || self.pointers.contains_key(&key);
+        if bounded && self.pointers.insert(key, p).is_none() && pasid.is_some() {
+            *self.first_stage.entry(did).or_default() += 1;
+        }
+    }
+
+    /// Global: `[V]` 6.5.2.3.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.users.clear();
+        self.first_stage.clear();
+        self.pointers.clear();
+    }
+
+    /// Domain-selective: `[V]` 6.5.2.3.
+    pub(super) fn drop_domain(&mut self, did: u16) {
+        self.drop_entries(|_, e| e.tag.did == did);
+        self.drop_pointers(|k| k.did == did);
+    }
+
+    /// Page-selective within domain: `[V]` table 23.
+    pub(super) fn drop_domain_pages(&mut self, did: u16, pages: Pages, hint: bool) {
+        if self.first_stage.contains_key(&did) {
+            self.drop_entries(|_, e| e.tag.did == did && e.tag.stage == Stage::First);
+            self.drop_pointers(|k| k.did == did && k.pasid.is_some());
+        }
+        self.drop_pages(did, pages, |t| t.stage != Stage::First);
+        if !hint {
+            self.drop_pointers(|k| {
+                k.did == did && k.pasid.is_none() && pages.overlaps(k.number, table_shift(k.level))
+            });
+        }
+    }
+
+    /// PASID-selective: `[V]` table 24.
+    pub(super) fn drop_pasid(&mut self, did: u16, pasid: u32) {
+        self.drop_entries(|_, e| e.tag.did == did && e.tag.pasid == pasid);
+        self.drop_pointers(|k| k.did == did && k.pasid == Some(pasid));
+    }
+
+    /// Page-selective within PASID: `[V]` table 24.
+    pub(super) fn drop_pasid_pages(&mut self, did: u16, pasid: u32, pages: Pages, hint: bool) {
+        self.drop_pages(did, pages, |t| t.stage == Stage::First && t.pasid == pasid);
+        if !hint {
+            self.drop_pointers(|k| {
+                let same = k.did == did && k.pasid == Some(pasid);
+                same && pages.overlaps(k.number, table_shift(k.level))
+            });
+        }
+    }
+
+    /// Forgets one entry, chosen by `pick`. Returns whether there was one.
+    pub(super) fn evict(&mut self, pick: u64) -> bool {
+        let total = (self.entries.len() + self.pointers.len()) as u64;
+        let Some(i) = pick.checked_rem(total).map(|i| i as usize) else {
+            return false;
+        };
+        if let Some(key) = self.entries.keys().nth(i).copied() {
+            self.remove(&key);
+        } else if let Some(key) = self.pointers.keys().nth(i - self.entries.len()).copied() {
+            self.drop_pointers(|k| *k == key);
+        }
+        true
+    }
+
+    fn drop_pages(&mut self, did: u16, pages: Pages, which: impl Fn(&Tag) -> bool) {
+        let count = 1u64.checked_shl(u32::from(pages.am)).unwrap_or(u64::MAX);
+        if count > self.entries.len() as u64 {
+            self.drop_entries(|k, e| e.tag.did == did && pages.contains(k.page) && which(&e.tag));
+            return;
+        }
+        let first = pages.base >> 12;
+        for page in first..first + count {
+            for (source, pasid) in self.users.get(&(did, page)).cloned().unwrap_or_default() {
+                let key = Key { source, pasid, page };
+                if self.entries.get(&key).is_some_and(|e| which(&e.tag)) {
+                    self.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn drop_entries(&mut self, which: impl Fn(&Key, &Entry) -> bool) {
+        let keys: Vec<Key> = self.entries.iter().filter(|(k, e)| which(k, e)).map(|(k, _)| *k).collect();
+        for key in keys {
+            self.remove(&key);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.entries.remove(key) else {
+            return;
+        };
+        let place = (entry.tag.did, key.page);
+        if let Some(users) = self.users.get_mut(&place) {
+            users.retain(|u| *u != (key.source, key.pasid));
+            if users.is_empty() {
+                self.users.remove(&place);
+            }
+        }
+        if entry.tag.stage == Stage::First {
+            self.forget_first(entry.tag.did);
+        }
+    }
+
+    fn drop_pointers(&mut self, which: impl Fn(&PointerKey) -> bool) {
+        let mut gone = Vec::new();
+        self.pointers.retain(|k, _| {
+            let drop = which(k);
+            if drop && k.pasid.is_some() {
+                gone.push(k.did);
+            }
+            !drop
+        });
+        for did in gone {
+            self.forget_first(did);
+        }
+    }
+
+    fn forget_first(&mut self, did: u16) {
+        if let Some(n) = self.first_stage.get_mut(&did) {
+            *n -= 1;
+            if *n == 0 {
+                self.first_stage.remove(&did);
+            }
+        }
+    }
+}
+
+/// Address bits below those that select a table of this level: 21 for level 1.
+fn table_shift(level: u8) -> u32 {
+    12 + 9 * u32::from(level)
+}

@@ -1,0 +1,129 @@
+//! What is run: one row a step, in the order of running.
+
+use crate::boot::Image;
+use crate::sim::Sweep;
+use crate::steps::{Action, Step};
+
+/// Loom's model replaces the atomics; it goes by `RUSTFLAGS`, which replaces the flags of
+/// `.cargo/config.toml`, so they stand here again.
+#[cfg(target_arch = "x86_64")]
+const LOOM: &str = "--cfg portcullis_loom -C target-feature=+cmpxchg16b";
+#[cfg(not(target_arch = "x86_64"))]
+const LOOM: &str = "--cfg portcullis_loom";
+
+const LOOM_TEST: &[&str] =
+    &["test", "--release", "-p", "portcullis-sync", "-p", "portcullis-pgtable", "--test", "loom"];
+
+/// The steps of `cargo xtask test`.
+pub fn test() -> Vec<Step> {
+    let mut table = vec![
+        step(
+            "fmt",
+            "formatting",
+            Action::Cargo { args: &["fmt", "--all", "--check", "--", "--color", "never"], env: vec![] },
+        ),
+        step(
+            "fmt",
+            "formatting of the freestanding image",
+            Action::Cargo {
+                args: &["fmt", "--manifest-path", "boot/Cargo.toml", "--check", "--", "--color", "never"],
+                env: vec![],
+            },
+        ),
+        step(
+            "clippy",
+            "lints, warnings are errors",
+            Action::Cargo {
+                args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+                env: vec![],
+            },
+        ),
+        step(
+            "clippy",
+            "lints of the freestanding image",
+            Action::Cargo {
+                args: &["clippy", "--manifest-path", "boot/Cargo.toml", "--", "-D", "warnings"],
+                env: vec![("CARGO_TARGET_DIR", "boot".into())],
+            },
+        ),
+        step(
+            "doc",
+            "documentation, warnings are errors",
+            Action::Cargo {
+                args: &["doc", "--workspace", "--no-deps"],
+                env: vec![("RUSTDOCFLAGS", "-D warnings".into())],
+            },
+        ),
+        step(
+            "unit",
+            "unit, property, snapshot and compile-fail tests, doctests",
+            Action::Tests {
+                args: &["test", "--workspace", "--exclude", "portcullis-testbed", "--no-fail-fast"],
+                env: vec![],
+                qemu: false,
+            },
+        ),
+        loom(2),
+        step(
+            "conformance",
+            "the driver over our model and over QEMU",
+            Action::Tests {
+                args: &["test", "-p", "portcullis-testbed", "--no-fail-fast", "--", "--show-output"],
+                env: vec![],
+                qemu: true,
+            },
+        ),
+    ];
+    table.extend(boot());
+    table.push(step("sim", "the default simulation", Action::Sim(Sweep::Default)));
+    table.push(step("sim", "24 hostile seeds over 1 MiB", Action::Sim(Sweep::Hostile { seeds: 24 })));
+    table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
+    table
+}
+
+/// The freestanding image: it passes with its mapping, and fails without.
+pub fn boot() -> Vec<Step> {
+    vec![
+        step("boot", "the freestanding image", Action::Boot(Image::Whole)),
+        step(
+            "boot",
+            "the freestanding image without its mapping must fail",
+            Action::Boot(Image::WithoutMapping),
+        ),
+    ]
+}
+
+/// The steps of `cargo xtask soak`.
+pub fn soak(seeds: u64) -> Vec<Step> {
+    vec![
+        step("sim", format!("{seeds} hostile seeds over 1 MiB"), Action::Sim(Sweep::Hostile { seeds })),
+        loom(3),
+    ]
+}
+
+/// The names that `--only` takes.
+pub fn groups() -> Vec<&'static str> {
+    let mut groups: Vec<_> = test().iter().map(|step| step.group).collect();
+    groups.dedup();
+    groups
+}
+
+fn loom(preemptions: u32) -> Step {
+    step(
+        "loom",
+        format!("interleavings of sync and pgtable, {preemptions} preemptions"),
+        Action::Tests {
+            args: LOOM_TEST,
+            env: vec![
+                ("RUSTFLAGS", LOOM.into()),
+                ("LOOM_MAX_PREEMPTIONS", preemptions.to_string()),
+                ("CARGO_TARGET_DIR", "loom".into()),
+            ],
+            qemu: false,
+        },
+    )
+}
+
+fn step(group: &'static str, title: impl Into<String>, action: Action) -> Step {
+    Step { group, title: title.into(), action }
+}
