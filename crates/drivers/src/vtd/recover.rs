@@ -1,4 +1,4 @@
-//! What happens when the invalidation queue stops ([V] 6.5.2.11).
+//! What happens when the invalidation queue stops (`[V]` 6.5.2.11).
 //!
 //! After a time-out nothing from the oldest pending device-TLB invalidation on is guaranteed. All
 //! that is unfinished is taken out of the ring and queued again, in order: invalidations may be
