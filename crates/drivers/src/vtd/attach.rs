@@ -1,5 +1,5 @@
 //! Requesters and what they translate through: entries stored together with the invalidations that
-//! the change needs ([V] 6.2.2.1, 6.2.3.1, table 28).
+//! the change needs (`[V]` 6.2.2.1, 6.2.3.1, table 28).
 //!
 //! The core has one transition at a time at an attachment point, and changes a requester's features
 //! while nothing else happens to it. So an entry that was read stays what it is until it is stored.
