@@ -13,12 +13,28 @@ pub struct Gather {
     range: Option<(u64, u64)>,
     tables: Vec<Phys>,
     non_leaf: bool,
+    #[cfg(feature = "testing")]
+    room: Option<usize>,
 }
 
 impl Gather {
     /// An empty gather. Allocates nothing.
     pub const fn new() -> Gather {
-        Gather { range: None, tables: Vec::new(), non_leaf: false }
+        Gather {
+            range: None,
+            tables: Vec::new(),
+            non_leaf: false,
+            #[cfg(feature = "testing")]
+            room: None,
+        }
+    }
+
+    /// A gather that has memory for `tables` tables and no more.
+    #[cfg(feature = "testing")]
+    pub const fn with_room_for(tables: usize) -> Gather {
+        let mut gather = Gather::new();
+        gather.room = Some(tables);
+        gather
     }
 
     /// Adds removed leaves: `start` to `end`, both inclusive.
@@ -32,6 +48,10 @@ impl Gather {
     /// Makes room to remember one more table. The engine leaves an empty table linked when this
     /// says no: that costs a frame and is otherwise harmless.
     pub fn reserve_table(&mut self) -> bool {
+        #[cfg(feature = "testing")]
+        if self.room.is_some_and(|room| self.tables.len() >= room) {
+            return false;
+        }
         self.tables.try_reserve(1).is_ok()
     }
 
@@ -75,7 +95,9 @@ impl Gather {
 
     /// The tables that wait for a sync, leaving the gather empty.
     pub fn into_retired(self) -> Retired {
-        Retired { tables: self.tables }
+        Retired {
+            tables: self.tables,
+        }
     }
 }
 

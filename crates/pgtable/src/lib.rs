@@ -1,11 +1,25 @@
 //! I/O page tables: one engine, a format per file.
 #![no_std]
 extern crate alloc;
+#[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]
+extern crate std;
 
+mod cursor;
+pub mod engine;
+pub mod format;
+pub mod formats;
 pub mod gather;
+mod limbo;
+mod map;
 pub mod mem;
 pub mod table;
+#[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]
+pub mod testing;
+mod unmap;
 
+pub use engine::Table;
+pub use format::{AccessBits, Config, Entry, Format};
+pub use formats::{VTD_SECOND_STAGE, VtdSecondStage, X86_FIRST_STAGE, X86FirstStage};
 pub use gather::{Gather, Retired, Synced};
 pub use mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
 pub use table::{FormatDesc, FormatId, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError};

@@ -62,10 +62,16 @@ impl Fresh {
     }
 }
 
+mod sealed {
+    pub trait Sealed {}
+}
+
 /// The width of a table entry and the atomic that holds it.
-pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
+///
+/// Sealed: implementations of [`TableMem`] may rely on an atomic of exactly this width.
+pub trait Word: sealed::Sealed + Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
     /// The atomic of this width.
-    type Atomic: Send + Sync;
+    type Atomic: Send + Sync + 'static;
     /// Bytes of one entry.
     const BYTES: usize;
     /// Load with acquire ordering.
@@ -81,6 +87,7 @@ pub trait Word: Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
 
 macro_rules! word {
     ($w:ty, $a:ty) => {
+        impl sealed::Sealed for $w {}
         impl Word for $w {
             type Atomic = $a;
             const BYTES: usize = size_of::<$w>();
@@ -127,7 +134,7 @@ pub trait TableMem: Send + Sync + 'static {
     /// Reads the 16 bytes at index `i` (of 16-byte units), single-copy atomic.
     fn load128(&self, table: Phys, i: usize) -> u128;
     /// Writes the 16 bytes at index `i` (of 16-byte units), single-copy atomic
-    /// ([V] 6.2.2.1, 6.2.3.1).
+    /// (`[V]` 6.2.2.1, 6.2.3.1).
     fn store128(&self, table: Phys, i: usize, w: u128);
     /// Fills entries of a frame that no walker can see yet.
     fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W);

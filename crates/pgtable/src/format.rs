@@ -1,0 +1,158 @@
+//! What the engine must know of a page-table format.
+//!
+//! # Writing a format
+//!
+//! A format is a small `Copy` value: the constants of the walk, and the bits that [`Config`]
+//! decides once for a whole table. Put it in a file of its own under `formats/`, with the section
+//! of the manual at each constant, and implement [`Format`]:
+//!
+//! 1. `Word`, `LEVELS`, `GRANULE_BITS`, `INPUT_BITS`, `OUTPUT_BITS` and `LEAF_SIZES` describe the
+//!    walk. Levels count from 1, which holds the smallest leaves, up to `LEVELS`, the root.
+//!    Override [`Format::shift`] only if the levels do not all translate the same number of bits.
+//! 2. [`Format::decode`] says what an entry is. An entry that a walker treats as not present must
+//!    decode as [`Entry::Empty`] whatever its other bits are; all-zero bits must be empty.
+//! 3. [`Format::template`] turns permissions into the bits that all leaves of one map call share,
+//!    or refuses: permissions that the format cannot express are never rounded.
+//!    [`Format::leaf`] adds the address, [`Format::prot`] reads permissions back.
+//! 4. A leaf may take several entries of one table (Arm's contiguous hint, RISC-V's Svnapot,
+//!    AMD's replicated entries): list its size in `LEAF_SIZES`. The engine sees that the size
+//!    lies between two levels, writes that many entries with the same `size_bits`, and removes
+//!    them only together.
+//! 5. [`Format::parked`] and [`Format::settle`] need bits that the walker ignores.
+//!
+//! Then write golden entries as literals from the manual in the file's tests, and add the format
+//! to the list in `tests/model.rs`: the random comparison against a plain map covers the rest.
+
+use crate::{
+    mem::{FRAME_SIZE, Phys, Word},
+    table::{FormatId, Prot},
+};
+
+/// What the walkers of one table can do, and how far its addresses reach. Decided by the driver
+/// from the capabilities of the hardware that is going to read the table.
+///
+/// Limits beyond those of the format are cut to the format's; [`crate::IoTable::desc`] tells the
+/// result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Width in bits of the input address.
+    pub input_bits: u8,
+    /// Width in bits of the output address.
+    pub output_bits: u8,
+    /// Leaf sizes that may be used: bit n set means 2^n bytes. The format's smallest page is
+    /// always used.
+    pub page_sizes: u64,
+    /// Whether the walkers snoop the CPU's caches. Where they do not, the table is cleaned as it
+    /// is written, and accessed and dirty bits that walkers would set are preset.
+    pub coherent: bool,
+    /// Whether the walkers were told to maintain accessed and dirty bits, for formats in which
+    /// that is a choice.
+    pub accessed: bool,
+    /// Whether the walkers can be made to snoop on [`Prot::SNOOP`].
+    pub snoop: bool,
+}
+
+/// How a table treats the accessed and dirty bits of its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessBits {
+    /// The walker neither reads nor writes them.
+    Ignored,
+    /// The walker would write them but cannot: they are set from the start and say nothing.
+    Preset,
+    /// The walker sets them.
+    Kept,
+}
+
+impl AccessBits {
+    /// The treatment for walkers that do (`updated`) or do not update the bits. A walker that
+    /// does not snoop cannot update them atomically (`[V]` 3.10).
+    pub fn choose(updated: bool, coherent: bool) -> AccessBits {
+        match (updated, coherent) {
+            (false, _) => AccessBits::Ignored,
+            (true, false) => AccessBits::Preset,
+            (true, true) => AccessBits::Kept,
+        }
+    }
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Not present.
+    Empty,
+    /// Leads to the table at this address.
+    Table(Phys),
+    /// Maps memory, alone or together with its neighbours.
+    Leaf {
+        /// First address of the whole leaf.
+        base: Phys,
+        /// The leaf is 2^`size_bits` bytes.
+        size_bits: u32,
+    },
+}
+
+/// A page-table format. See the module's documentation for how to write one.
+pub trait Format: Copy + Send + Sync + 'static {
+    /// One entry.
+    type Word: Word;
+    /// Its name.
+    const ID: FormatId;
+    /// Levels of the walk, at most [`crate::engine::MAX_LEVELS`].
+    const LEVELS: usize;
+    /// The smallest leaf is 2^`GRANULE_BITS` bytes.
+    const GRANULE_BITS: u32;
+    /// The widest input address.
+    const INPUT_BITS: u8;
+    /// The widest output address.
+    const OUTPUT_BITS: u8;
+    /// Every leaf size that the format knows: bit n set means 2^n bytes.
+    const LEAF_SIZES: u64;
+
+    /// The format with what `config` decides.
+    fn new(config: &Config) -> Self;
+
+    /// How this table treats accessed and dirty bits.
+    fn access_bits(&self) -> AccessBits;
+
+    /// An entry of a table at `level` spans 2^`shift(level)` bytes. Also asked for one level
+    /// above the root, where it is the reach of the whole table.
+    fn shift(level: usize) -> u32 {
+        Self::GRANULE_BITS + (level as u32 - 1) * (FRAME_SIZE / Self::Word::BYTES).ilog2()
+    }
+
+    /// The bits that all leaves with permissions `prot` share; `None` where the format cannot
+    /// express them.
+    fn template(&self, prot: Prot) -> Option<Self::Word>;
+
+    /// The entry at `level` that maps `phys` as part of a leaf of 2^`size_bits` bytes. For a leaf
+    /// of several entries `phys` is what this one entry maps.
+    fn leaf(&self, template: Self::Word, level: usize, phys: Phys, size_bits: u32) -> Self::Word;
+
+    /// The entry that leads to `table`.
+    fn table(&self, table: Phys) -> Self::Word;
+
+    /// What the entry `w` of a table at `level` is.
+    fn decode(&self, level: usize, w: Self::Word) -> Entry;
+
+    /// What the leaf entry `w` allows.
+    fn prot(&self, w: Self::Word) -> Prot;
+
+    /// Whether a walker used the leaf entry `w`.
+    fn accessed(&self, w: Self::Word) -> bool;
+
+    /// `w` as if no walker had used it.
+    fn clear_accessed(&self, w: Self::Word) -> Self::Word;
+
+    /// Whether the table entry `w` is known to be visible to walkers that do not snoop.
+    fn settled(&self, w: Self::Word) -> bool;
+
+    /// `w`, a table entry, marked as visible, by a bit that walkers ignore.
+    fn settle(&self, w: Self::Word) -> Self::Word;
+
+    /// An entry that decodes as empty and carries `next`. Tables that wait for the last lookup
+    /// to end are chained through such entries.
+    fn parked(next: Option<Phys>) -> Self::Word;
+
+    /// What [`Format::parked`] stored.
+    fn parked_next(w: Self::Word) -> Option<Phys>;
+}

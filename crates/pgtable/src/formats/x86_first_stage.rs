@@ -1,0 +1,249 @@
+//! First-stage paging entries with four levels, those of Intel 64 in 64-bit mode as VT-d walks
+//! them (`[V]` 3.6, 9.7).
+//!
+//! Remapping hardware ignores bits 63:52, the processor's execute-disable bit among them, so
+//! [`Prot::EXEC`] is refused. Every valid entry may be read, so write-only is refused too.
+
+use super::size;
+use crate::{
+    format::{AccessBits, Config, Entry, Format},
+    mem::Phys,
+    table::{FormatId, Prot},
+};
+
+/// The name of [`X86FirstStage`].
+pub const X86_FIRST_STAGE: FormatId = FormatId("x86-fs");
+
+/// P: Present (`[V]` 9.7, tables 35 to 40).
+const P: u64 = 1;
+/// R/W: writes are allowed (`[V]` 9.7).
+const RW: u64 = 1 << 1;
+/// U/S: requests with user privilege are allowed (`[V]` 9.7, 3.6.1).
+const US: u64 = 1 << 2;
+/// PWT: Page-level Write Through, in leaves (`[V]` 3.11.1).
+const PWT: u64 = 1 << 3;
+/// PCD: Page-level Cache Disable, in leaves (`[V]` 3.11.1).
+const PCD: u64 = 1 << 4;
+/// A: Accessed (`[V]` 3.6.2).
+const A: u64 = 1 << 5;
+/// D: Dirty, in leaves (`[V]` 3.6.2).
+const D: u64 = 1 << 6;
+/// PS: Page Size, in a PDE or PDPE (`[V]` 9.7, tables 36 and 38). In a PTE the bit is PAT.
+const PS: u64 = 1 << 7;
+/// ADDR: bits 51:12; those from the host address width up are reserved (`[V]` 3.6).
+const ADDR: u64 = 0x000f_ffff_ffff_f000;
+/// Ours, among the ignored bits 63:52 (`[V]` 9.7): the entry was cleaned to memory.
+const SW_SETTLED: u64 = 1 << 53;
+/// Ours, in an entry that is not present: an address is kept in it.
+const SW_PARKED: u64 = 1 << 54;
+
+/// The first-stage format. [`Config::snoop`] says that the PASID-table entry has PGSNP set, which
+/// makes every access snoop; entries have no bit for it (`[V]` 3.10, table 6).
+///
+/// A walker that uses an entry always sets its accessed bit (`[V]` 3.6.2), so [`Config::accessed`]
+/// changes nothing: where walks do not snoop (SMPWC or PWSNP is 0) both bits are preset.
+#[derive(Clone, Copy, Debug)]
+pub struct X86FirstStage {
+    access: AccessBits,
+    snoop: bool,
+}
+
+impl Format for X86FirstStage {
+    type Word = u64;
+    const ID: FormatId = X86_FIRST_STAGE;
+    const LEVELS: usize = 4;
+    const GRANULE_BITS: u32 = 12;
+    /// Software keeps IOVAs in the lower canonical half (`[V]` 3.6).
+    const INPUT_BITS: u8 = 47;
+    const OUTPUT_BITS: u8 = 52;
+    const LEAF_SIZES: u64 = size::K4 | size::M2 | size::G1;
+
+    fn new(config: &Config) -> Self {
+        X86FirstStage {
+            access: AccessBits::choose(true, config.coherent),
+            snoop: config.snoop,
+        }
+    }
+
+    fn access_bits(&self) -> AccessBits {
+        self.access
+    }
+
+    fn template(&self, prot: Prot) -> Option<u64> {
+        if !prot.contains(Prot::READ)
+            || prot.contains(Prot::EXEC)
+            || (prot.contains(Prot::SNOOP) && !self.snoop)
+        {
+            return None;
+        }
+        let mut w = P;
+        if prot.contains(Prot::WRITE) {
+            w |= RW;
+        }
+        if !prot.contains(Prot::PRIV) {
+            w |= US;
+        }
+        if prot.contains(Prot::MMIO) {
+            // Entry 3 of the page attribute table: uncacheable unless the driver changed it.
+            w |= PCD | PWT;
+        }
+        if self.access == AccessBits::Preset {
+            w |= A | D;
+        }
+        Some(w)
+    }
+
+    #[inline]
+    fn leaf(&self, template: u64, level: usize, phys: Phys, _size_bits: u32) -> u64 {
+        template | phys.0 | if level > 1 { PS } else { 0 }
+    }
+
+    fn table(&self, table: Phys) -> u64 {
+        let preset = if self.access == AccessBits::Preset {
+            A
+        } else {
+            0
+        };
+        table.0 | P | RW | US | preset
+    }
+
+    #[inline]
+    fn decode(&self, level: usize, w: u64) -> Entry {
+        if w & P == 0 {
+            Entry::Empty
+        } else if level > 1 && w & PS == 0 {
+            Entry::Table(Phys(w & ADDR))
+        } else {
+            let size_bits = Self::shift(level);
+            // Bit 12 of a large leaf is PAT, which we never set, and not part of the address.
+            let base = Phys(w & ADDR & !((1 << size_bits) - 1));
+            Entry::Leaf { base, size_bits }
+        }
+    }
+
+    fn prot(&self, w: u64) -> Prot {
+        let mut prot = Prot::READ;
+        prot.set(Prot::WRITE, w & RW != 0);
+        prot.set(Prot::PRIV, w & US == 0);
+        prot.set(Prot::MMIO, w & (PCD | PWT) == PCD | PWT);
+        prot.set(Prot::SNOOP, self.snoop);
+        prot
+    }
+
+    fn accessed(&self, w: u64) -> bool {
+        w & A != 0
+    }
+
+    fn clear_accessed(&self, w: u64) -> u64 {
+        w & !A
+    }
+
+    fn settled(&self, w: u64) -> bool {
+        w & SW_SETTLED != 0
+    }
+
+    fn settle(&self, w: u64) -> u64 {
+        w | SW_SETTLED
+    }
+
+    fn parked(next: Option<Phys>) -> u64 {
+        next.map_or(0, |p| p.0 | SW_PARKED)
+    }
+
+    fn parked_next(w: u64) -> Option<Phys> {
+        (w & SW_PARKED != 0).then_some(Phys(w & ADDR))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PHYS: Phys = Phys(0x1234_5600_0000);
+
+    fn format(coherent: bool, snoop: bool) -> X86FirstStage {
+        X86FirstStage::new(&Config {
+            input_bits: 47,
+            output_bits: 46,
+            page_sizes: u64::MAX,
+            coherent,
+            accessed: false,
+            snoop,
+        })
+    }
+
+    fn leaf(f: X86FirstStage, level: usize, phys: Phys, prot: Prot) -> u64 {
+        let size_bits = X86FirstStage::shift(level);
+        let w = f.leaf(f.template(prot).unwrap(), level, phys, size_bits);
+        let base = phys;
+        assert_eq!(f.decode(level, w), Entry::Leaf { base, size_bits });
+        assert_eq!(f.prot(w), prot);
+        w
+    }
+
+    #[test]
+    fn golden_leaves() {
+        let f = format(true, false);
+        let rw = Prot::READ | Prot::WRITE;
+        assert_eq!(leaf(f, 1, PHYS, rw), 0x0000_1234_5600_0007);
+        assert_eq!(leaf(f, 1, PHYS, Prot::READ), 0x0000_1234_5600_0005);
+        assert_eq!(leaf(f, 1, PHYS, rw | Prot::PRIV), 0x0000_1234_5600_0003);
+        assert_eq!(
+            leaf(f, 1, PHYS, Prot::READ | Prot::PRIV),
+            0x0000_1234_5600_0001
+        );
+        assert_eq!(leaf(f, 1, PHYS, rw | Prot::MMIO), 0x0000_1234_5600_001f);
+        assert_eq!(leaf(f, 1, Phys(0), rw), 0x7);
+        assert_eq!(leaf(f, 2, PHYS, rw), 0x0000_1234_5600_0087);
+        assert_eq!(
+            leaf(f, 3, Phys(0x1234_4000_0000), rw),
+            0x0000_1234_4000_0087
+        );
+        assert_eq!(leaf(f, 1, Phys(ADDR), rw), 0x000f_ffff_ffff_f007);
+    }
+
+    #[test]
+    fn accessed_and_dirty_are_preset_where_walks_do_not_snoop() {
+        let f = format(false, false);
+        assert_eq!(
+            leaf(f, 1, PHYS, Prot::READ | Prot::WRITE),
+            0x0000_1234_5600_0067
+        );
+        assert_eq!(leaf(f, 2, PHYS, Prot::READ), 0x0000_1234_5600_00e5);
+        assert_eq!(f.table(Phys(0x7000)), 0x7027);
+        assert_eq!(format(true, false).table(Phys(0x7000)), 0x7007);
+        assert_eq!(format(true, false).clear_accessed(0x67), 0x47);
+    }
+
+    #[test]
+    fn what_cannot_be_expressed_is_refused() {
+        let f = format(true, false);
+        for prot in [
+            Prot::empty(),
+            Prot::WRITE,
+            Prot::READ | Prot::EXEC,
+            Prot::READ | Prot::SNOOP,
+        ] {
+            assert_eq!(f.template(prot), None, "{prot:?}");
+        }
+        let snooping = format(true, true);
+        let w = leaf(snooping, 1, PHYS, Prot::READ | Prot::SNOOP);
+        assert_eq!(w, 0x0000_1234_5600_0005);
+    }
+
+    #[test]
+    fn entries_that_are_not_present_are_empty() {
+        let f = format(true, false);
+        for w in [0, ADDR, PS | ADDR, !P] {
+            assert_eq!(f.decode(2, w), Entry::Empty, "{w:#x}");
+        }
+        for next in [None, Some(Phys(0)), Some(PHYS)] {
+            let w = X86FirstStage::parked(next);
+            assert_eq!(f.decode(1, w), Entry::Empty);
+            assert_eq!(X86FirstStage::parked_next(w), next);
+        }
+        let w = f.settle(f.table(PHYS));
+        assert!(f.settled(w) && !f.settled(f.table(PHYS)));
+        assert_eq!(f.decode(2, w), Entry::Table(PHYS));
+    }
+}

@@ -1,0 +1,259 @@
+//! Table memory on the heap: counts its frames, fails on demand, and can hide what was not
+//! cleaned from a walker.
+
+use crate::mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::{cell::UnsafeCell, fmt, ops::Range};
+use portcullis_sync::{
+    atomic::{AtomicU64, Ordering, fence},
+    wide::AtomicU128,
+};
+use std::sync::{Mutex, PoisonError};
+
+/// A pool of frames. Clones share it.
+///
+/// In builds with debug assertions an access to a frame that is not handed out panics, and so
+/// does giving one back twice, in all builds.
+#[derive(Clone)]
+pub struct HeapMem(Arc<Pool>);
+
+struct Pool {
+    base: u64,
+    frames: Box<[Frame]>,
+    /// What a walker sees that does not snoop: bytes get here when they are cleaned.
+    cleaned: Option<Box<[Frame]>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    free: Vec<usize>,
+    taken: Vec<bool>,
+    allowed: Option<usize>,
+    around_cas: Option<(Moment, Box<dyn FnOnce() + Send>)>,
+}
+
+/// When [`HeapMem::around_next_cas`] calls back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Before the swap.
+    Before,
+    /// After it.
+    After,
+}
+
+#[repr(align(4096))]
+struct Frame(UnsafeCell<[u8; FRAME_SIZE]>);
+
+// SAFETY: a frame that is handed out is accessed through atomics only, and one that is not, or is
+// `Fresh`, has a single owner.
+#[expect(unsafe_code, reason = "table memory")]
+unsafe impl Sync for Frame {}
+// SAFETY: as above; a frame holds plain bytes.
+#[expect(unsafe_code, reason = "table memory")]
+unsafe impl Send for Frame {}
+
+impl Frame {
+    fn zeroed(n: usize) -> Box<[Frame]> {
+        (0..n)
+            .map(|_| Frame(UnsafeCell::new([0; FRAME_SIZE])))
+            .collect()
+    }
+
+    fn atomics<A>(&self, range: Range<usize>) -> &[A] {
+        assert!(range.start <= range.end && range.end <= FRAME_SIZE / size_of::<A>());
+        let start = self.0.get().cast::<A>();
+        // SAFETY: the range lies inside the frame, which is aligned for any atomic, lives as long
+        // as `self`, and is accessed as atomics only while it is handed out.
+        #[expect(unsafe_code, reason = "table memory")]
+        unsafe {
+            core::slice::from_raw_parts(start.add(range.start), range.len())
+        }
+    }
+}
+
+impl HeapMem {
+    /// `n` frames for walkers that snoop. Address 0 is one of them.
+    pub fn new(n: usize) -> HeapMem {
+        HeapMem::with(0, n, false)
+    }
+
+    /// `n` frames for walkers that see only what was cleaned.
+    pub fn incoherent(n: usize) -> HeapMem {
+        HeapMem::with(0x1_0000_0000, n, true)
+    }
+
+    fn with(base: u64, n: usize, incoherent: bool) -> HeapMem {
+        HeapMem(Arc::new(Pool {
+            base,
+            frames: Frame::zeroed(n),
+            cleaned: incoherent.then(|| Frame::zeroed(n)),
+            state: Mutex::new(State {
+                free: (0..n).rev().collect(),
+                taken: alloc::vec![false; n],
+                allowed: None,
+                around_cas: None,
+            }),
+        }))
+    }
+
+    /// Lets the next `n` requests for a frame succeed and all others fail; `None` ends that.
+    pub fn allow(&self, n: Option<usize>) {
+        self.state(|s| s.allowed = n);
+    }
+
+    /// Number of frames that are handed out.
+    pub fn in_use(&self) -> usize {
+        self.state(|s| s.taken.iter().filter(|t| **t).count())
+    }
+
+    /// Calls `f` once, around the next compare-and-swap: what another CPU might do there.
+    pub fn around_next_cas(&self, moment: Moment, f: impl FnOnce() + Send + 'static) {
+        self.state(|s| s.around_cas = Some((moment, Box::new(f))));
+    }
+
+    /// Entry `i` of `table` as the walker sees it.
+    pub fn walker_load(&self, table: Phys, i: usize) -> u64 {
+        let frames = self.0.cleaned.as_ref().unwrap_or(&self.0.frames);
+        frames[self.number(table)].atomics::<AtomicU64>(i..i + 1)[0].load(Ordering::Acquire)
+    }
+
+    fn state<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        f(&mut self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn number(&self, table: Phys) -> usize {
+        (table.0.wrapping_sub(self.0.base) / FRAME_SIZE as u64) as usize
+    }
+
+    fn live(&self, table: Phys) -> &Frame {
+        let n = self.number(table);
+        debug_assert!(
+            self.state(|s| s.taken[n]),
+            "frame {table} is not handed out"
+        );
+        &self.0.frames[n]
+    }
+
+    fn call_around_cas(&self, now: Moment) {
+        let due = self.state(|s| s.around_cas.take_if(|(m, _)| *m == now));
+        if let Some((_, f)) = due {
+            f();
+        }
+    }
+}
+
+impl fmt::Debug for HeapMem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeapMem")
+            .field("frames", &self.0.frames.len())
+            .field("in_use", &self.in_use())
+            .finish()
+    }
+}
+
+impl TableMem for HeapMem {
+    fn frame(&self) -> Result<Fresh, NoMem> {
+        let n = self.state(|s| {
+            match &mut s.allowed {
+                Some(0) => return Err(NoMem),
+                Some(n) => *n -= 1,
+                None => {}
+            }
+            let n = s.free.pop().ok_or(NoMem)?;
+            s.taken[n] = true;
+            Ok(n)
+        })?;
+        // SAFETY: the frame was not handed out, so nothing else refers to it.
+        #[expect(unsafe_code, reason = "table memory")]
+        unsafe {
+            self.0.frames[n].0.get().write_bytes(0, 1);
+            Ok(Fresh::from_raw(Phys(self.0.base + (n * FRAME_SIZE) as u64)))
+        }
+    }
+
+    fn release(&self, frame: Fresh) {
+        self.reclaim(frame.publish());
+    }
+
+    fn reclaim(&self, table: Phys) {
+        let n = self.number(table);
+        self.state(|s| {
+            assert!(s.taken[n], "frame {table} was given back twice");
+            s.taken[n] = false;
+            s.free.push(n);
+        });
+    }
+
+    fn load<W: Word>(&self, table: Phys, i: usize) -> W {
+        W::load(&self.live(table).atomics::<W::Atomic>(i..i + 1)[0])
+    }
+
+    fn store<W: Word>(&self, table: Phys, i: usize, w: W) {
+        W::store(&self.live(table).atomics::<W::Atomic>(i..i + 1)[0], w);
+    }
+
+    fn cas<W: Word>(&self, table: Phys, i: usize, old: W, new: W) -> Result<(), W> {
+        self.call_around_cas(Moment::Before);
+        let done = W::cas(
+            &self.live(table).atomics::<W::Atomic>(i..i + 1)[0],
+            old,
+            new,
+        );
+        self.call_around_cas(Moment::After);
+        done
+    }
+
+    fn load128(&self, table: Phys, i: usize) -> u128 {
+        self.live(table).atomics::<AtomicU128>(i..i + 1)[0].load()
+    }
+
+    fn store128(&self, table: Phys, i: usize, w: u128) {
+        self.live(table).atomics::<AtomicU128>(i..i + 1)[0].store(w);
+    }
+
+    fn fill_private<W: Word>(
+        &self,
+        frame: &mut Fresh,
+        range: Range<usize>,
+        mut entry: impl FnMut(usize) -> W,
+    ) {
+        assert!(range.start <= range.end && range.end <= FRAME_SIZE / size_of::<W>());
+        let start = self.live(frame.phys()).0.get().cast::<W>();
+        for i in range {
+            // SAFETY: the index was checked, and `Fresh` is the only way to this frame.
+            #[expect(unsafe_code, reason = "table memory")]
+            unsafe {
+                start.add(i).write(entry(i));
+            }
+        }
+    }
+
+    fn run<W: Word>(
+        &self,
+        table: Phys,
+        range: Range<usize>,
+        mut visit: impl FnMut(usize, &W::Atomic),
+    ) {
+        let first = range.start;
+        for (n, a) in self.live(table).atomics(range).iter().enumerate() {
+            visit(first + n, a);
+        }
+    }
+
+    fn barrier(&self) {
+        fence(Ordering::Release);
+    }
+
+    fn clean(&self, table: Phys, bytes: Range<usize>) {
+        let Some(cleaned) = &self.0.cleaned else {
+            return;
+        };
+        // Whole cache lines go to memory, as on hardware.
+        let words = bytes.start / 64 * 8..bytes.end.div_ceil(64) * 8;
+        let from = self.live(table).atomics::<AtomicU64>(words.clone());
+        let to = cleaned[self.number(table)].atomics::<AtomicU64>(words);
+        for (from, to) in from.iter().zip(to) {
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
+}
