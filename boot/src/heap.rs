@@ -2,6 +2,7 @@
 //!
 //! A block is aligned to its size, so a page is a block of 4096.
 
+use alloc::vec;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr;
@@ -17,6 +18,14 @@ static HEAP: Heap = Heap {
     region: Region(UnsafeCell::new([0; BYTES])),
     state: UnsafeCell::new(State { used: 0, free: [ptr::null_mut(); SIZES] }),
 };
+
+/// The address of this many pages in a row, for good.
+pub fn pages(count: usize) -> usize {
+    #[derive(Clone)]
+    #[repr(align(4096))]
+    struct Page(#[expect(dead_code, reason = "reached by its address")] [u8; 4096]);
+    vec![Page([0; 4096]); count].leak().as_mut_ptr().expose_provenance()
+}
 
 struct Heap {
     region: Region,

@@ -86,10 +86,12 @@ pub(crate) use say;
 pub enum Verdict {
     /// Everything was compared and is right.
     Passed = 0x10,
-    /// A comparison or a check failed.
+    /// A check failed.
     Failed = 0x11,
     /// The image itself is at fault.
     Panicked = 0x12,
+    /// The device did not copy the bytes: what a build without the mapping must find.
+    BytesDiffer = 0x13,
 }
 
 /// Ends QEMU with exit code 2n + 1, by its isa-debug-exit device; elsewhere, stops.

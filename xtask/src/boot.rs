@@ -15,12 +15,40 @@ pub enum Image {
     WithoutMapping,
 }
 
+/// How QEMU's VT-d is set up: the image takes the best that it finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Legacy,
+    ScalableSecondStage,
+    ScalableFirstStage,
+}
+
+impl Unit {
+    fn device(self) -> &'static str {
+        match self {
+            Unit::Legacy => "intel-iommu",
+            Unit::ScalableSecondStage => "intel-iommu,scalable-mode=on",
+            Unit::ScalableFirstStage => "intel-iommu,scalable-mode=on,fsts=on",
+        }
+    }
+
+    /// What the image says it uses.
+    fn said(self) -> [&'static str; 2] {
+        match self {
+            Unit::Legacy => ["in legacy mode", "of format vtd-ss"],
+            Unit::ScalableSecondStage => ["in scalable mode", "of format vtd-ss"],
+            Unit::ScalableFirstStage => ["in scalable mode", "of format x86-fs"],
+        }
+    }
+}
+
 /// QEMU's exit codes: isa-debug-exit turns the byte n, written by the image, into 2n + 1. A reset,
 /// which a triple fault causes, ends QEMU with 0, so 0 says nothing.
 const SUCCEEDED: i32 = 0x10 << 1 | 1;
 const FOUND_A_FAILURE: i32 = 0x11 << 1 | 1;
+const BYTES_DIFFER: i32 = 0x13 << 1 | 1;
 
-/// The image needs a fraction of a second.
+/// The image needs a second.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The machine the image is written for.
@@ -42,24 +70,26 @@ const MACHINE: &[&str] = &[
     "-device",
     "isa-debug-exit,iobase=0xf4,iosize=4",
     "-device",
-    "intel-iommu",
-    "-device",
     "edu,dma_mask=0xffffffffffffffff",
 ];
 
-pub fn check(image: Image, qemu: &Path, at: &Layout, log: &Path) -> Result<(), String> {
+pub fn check(image: Image, unit: Unit, qemu: &Path, at: &Layout, log: &Path) -> Result<(), String> {
     let kernel = build(image, at, log)?;
     let mut command = Command::new(qemu);
-    command.args(MACHINE).arg("-kernel").arg(kernel);
+    // The unit comes before the devices behind it.
+    command.args(["-device", unit.device()]).args(MACHINE).arg("-kernel").arg(kernel);
     let ended = process::run(&mut command, log, Some(LIMIT))
         .map_err(|error| format!("cannot start QEMU: {error}"))?;
+    let missing = unit.said().into_iter().find(|said| !ended.output.contains(said));
     match (image, ended.code) {
-        (Image::Whole, Some(SUCCEEDED)) => Ok(()),
-        (Image::WithoutMapping, Some(FOUND_A_FAILURE)) => Ok(()),
+        (Image::Whole, Some(SUCCEEDED)) | (Image::WithoutMapping, Some(BYTES_DIFFER)) => {
+            missing.map_or(Ok(()), |said| Err(format!("the image does not say `{said}`")))
+        }
         (Image::WithoutMapping, Some(SUCCEEDED)) => {
             Err("the image reports success although nothing is mapped".into())
         }
         (_, Some(FOUND_A_FAILURE)) => Err("the image reports a failure".into()),
+        (_, Some(BYTES_DIFFER)) => Err("the image reports that the bytes differ".into()),
         _ => Err(match ended.success() {
             Ok(()) => "the image reset the machine before it reported".into(),
             Err(how) => format!("QEMU: {how}"),

@@ -27,8 +27,8 @@ pub enum Action {
         /// Hand QEMU over in `PORTCULLIS_QEMU`.
         qemu: bool,
     },
-    /// The freestanding image, with or without its mapping; one check.
-    Boot(boot::Image),
+    /// The freestanding image, with or without its mapping, on one kind of unit; one check.
+    Boot(boot::Image, boot::Unit),
     /// The simulation through the command line; one check.
     Sim(sim::Sweep),
 }
@@ -159,8 +159,8 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
             tally.reasons.extend(missing);
             tally
         }
-        Action::Boot(image) => match qemu::obtain(at) {
-            Ok(path) => boot::check(*image, &path, at, log).into(),
+        Action::Boot(image, unit) => match qemu::obtain(at) {
+            Ok(path) => boot::check(*image, *unit, &path, at, log).into(),
             Err(reason) => Tally::skip(reason),
         },
         Action::Sim(sweep) => sim::check(sweep, at, log).into(),

@@ -1,6 +1,6 @@
 //! What is run: one row a step, in the order of running.
 
-use crate::boot::Image;
+use crate::boot::{Image, Unit};
 use crate::sim::Sweep;
 use crate::steps::{Action, Step};
 
@@ -83,12 +83,15 @@ pub fn test() -> Vec<Step> {
 
 /// The freestanding image: it passes with its mapping, and fails without.
 pub fn boot() -> Vec<Step> {
+    let whole = |title: &str, unit| step("boot", title, Action::Boot(Image::Whole, unit));
     vec![
-        step("boot", "the freestanding image", Action::Boot(Image::Whole)),
+        whole("the freestanding image, legacy mode", Unit::Legacy),
+        whole("the freestanding image, scalable mode, second stage", Unit::ScalableSecondStage),
+        whole("the freestanding image, scalable mode, first stage", Unit::ScalableFirstStage),
         step(
             "boot",
             "the freestanding image without its mapping must fail",
-            Action::Boot(Image::WithoutMapping),
+            Action::Boot(Image::WithoutMapping, Unit::Legacy),
         ),
     ]
 }
