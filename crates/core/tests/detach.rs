@@ -87,11 +87,7 @@ fn begin_detach_does_not_wait_for_a_sleeping_resolver_and_wait_has_a_deadline() 
     let dom = w.resolved_by(&d, move |cx, data, g| {
         let seen = board.seen(&slept);
         board.wait(cx, &slept, seen, Some(board.now() + Duration::from_secs(5)));
-        assert_eq!(
-            Arc::strong_count(data),
-            3,
-            "the data outlives the handler: ours, the test's, the handler's"
-        );
+        assert_eq!(Arc::strong_count(data), 2, "the data outlives the handler");
         woke.store(true, SeqCst);
         assert_eq!(g.respond(Response::Success), Err(AlreadyAnswered));
     });
@@ -344,7 +340,8 @@ fn a_drain_whose_queue_was_full_is_repeated_however_often() {
 
 #[test]
 fn a_detach_ends_when_the_hardware_never_takes_an_answer() {
-    let w = World::with(Config { group_deadline: None, ..Config::default() });
+    let patience = Duration::from_millis(200);
+    let w = World::with(Config { group_deadline: None, hardware_deadline: patience, ..Config::default() });
     let d = w.device(1);
     let (dom, _kept) = keeper(&w, &d);
     w.map(&dom, 0x1000);
@@ -356,7 +353,7 @@ fn a_detach_ends_when_the_hardware_never_takes_an_answer() {
     let gone = a.begin_detach(&cx());
     assert!(gone.lost());
     let took = w.board.now().since(start);
-    assert!(took >= Config::default().hardware_deadline && took < Config::default().hardware_deadline * 2);
+    assert!(took >= patience && took < patience * 2);
     let frames = w.board.frames();
     drop(dom);
     assert_eq!(w.board.frames(), frames, "lost hardware may walk the tables for ever");

@@ -76,6 +76,7 @@ pub struct State {
     /// Drains that end in a full queue before one does not.
     pub drain_again: u32,
     pub lost: bool,
+    completed: bool,
     /// Whether a commit over something else must go through blocked.
     pub gaps: bool,
     /// The calls until one fails; counts down.
@@ -130,6 +131,7 @@ impl Hardware {
             aborts: 0,
             drain_again: 0,
             lost: false,
+            completed: false,
             gaps: false,
             fail_after: None,
             spare: None,
@@ -262,6 +264,7 @@ impl State {
                 let dropped = self.queue.drain(..).map(|w| (w.seq, Err(InvError::Aborted)));
                 self.results.extend(dropped);
             }
+            self.completed = true;
             self.head_since = now;
         }
     }
@@ -465,7 +468,10 @@ impl Driver for Hardware {
         let faults = core::mem::take(&mut self.state().faults);
         faults.into_iter().for_each(|f| turn.fault(f));
         turn.passed(QueuePos(self.state().head));
-        turn.completed();
+        let completed = core::mem::take(&mut self.state().completed);
+        if completed {
+            turn.completed();
+        }
         More::No
     }
 }
