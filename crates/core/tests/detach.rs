@@ -147,30 +147,29 @@ fn a_resolver_detaches_itself_by_key() {
 }
 
 #[test]
-fn the_key_in_a_token_is_good_before_attach_has_returned() {
+fn a_resolver_may_detach_itself_before_attach_has_returned() {
     let w = World::new();
     let d = w.device(1);
+    let _pri_is_on = w.iommu.attach(&cx(), &w.served(&d), &d, pasid(1), data()).unwrap();
     let iommu = w.iommu.clone();
     let ran = Arc::new(AtomicU32::new(0));
     let count = ran.clone();
     let dom = w.resolved_by(&d, move |cx, _, g| {
         count.fetch_add(1, SeqCst);
-        iommu.begin_detach_by_key(cx, g.attachment().unwrap()).expect("its key is known");
+        let gone = iommu.begin_detach_by_key(cx, g.attachment().unwrap()).expect("its key is known");
+        assert_eq!(gone.wait(cx, None), Waited::InsideResolver);
     });
-    // The request is there before the entry is: it waits for the resolver.
     w.hw.state().hold = true;
     let mut op = w.iommu.start_attach(&dom, &d, None, data());
-    while w.hw.entry(AT).is_none() {
-        w.hw.state().hold = false;
-        assert!(op.step().is_pending() || w.hw.entry(AT).is_some());
-        w.hw.state().hold = true;
-        if w.hw.state().log.iter().any(|c| matches!(c, Call::Commit(..))) {
-            break;
-        }
-    }
-    w.work();
-    assert_eq!(ran.load(SeqCst), 0);
-    drop(op);
+    assert!(op.step().is_pending());
+    w.sends(&[last(1, 1)]);
+    w.hw.state().hold = false;
+    let worker = w.iommu.clone();
+    w.board.on_next_kick(move || assert!(worker.run_one(&cx())));
+    let Poll::Ready(Ok(a)) = op.step() else { panic!("attached") };
+    assert_eq!(ran.load(SeqCst), 1, "before the attach returned");
+    assert_eq!(w.hw.entry(AT), None);
+    assert!(a.begin_detach(&cx()).is_gone(), "its owner finds it detached");
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn a_group_that_is_dropped_is_invalid_and_a_late_answer_is_told() {
     let (d, _dom, _a, kept) = kept(&w);
     w.sends(&[last(1, 1), last(1, 2)]);
     w.work();
-    kept.lock().unwrap().remove(0);
+    drop(kept.lock().unwrap().remove(0));
     assert_eq!(w.hw.answers(), [sent(1, 1, Code::Invalid)]);
     let observer = w.iommu.observe(Scope::All, 8).unwrap();
     w.pass(Duration::from_secs(3));

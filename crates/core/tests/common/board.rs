@@ -28,6 +28,8 @@ struct Inner {
     /// Stands for another CPU: runs whenever somebody waits.
     on_wait: Mutex<Option<Hook>>,
     on_timer: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// A worker that is quick.
+    on_kick: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -44,6 +46,7 @@ impl Board {
             shutdown: AtomicBool::new(false),
             on_wait: Mutex::default(),
             on_timer: Mutex::default(),
+            on_kick: Mutex::default(),
         }))
     }
 
@@ -69,6 +72,10 @@ impl Board {
 
     pub fn on_timer(&self, tick: Option<Box<dyn Fn() + Send>>) {
         *self.0.on_timer.lock().unwrap() = tick;
+    }
+
+    pub fn on_next_kick(&self, worker: impl FnOnce() + Send + 'static) {
+        *self.0.on_kick.lock().unwrap() = Some(Box::new(worker));
     }
 
     /// Moves the clock, and fires the timer at each time it was asked for.
@@ -168,6 +175,10 @@ impl Platform for Board {
 
     fn kick(&self) {
         self.0.kicks.fetch_add(1, SeqCst);
+        let worker = self.0.on_kick.lock().unwrap().take();
+        if let Some(worker) = worker {
+            worker();
+        }
     }
 
     fn read32(&self, _: Window, _: u32) -> u32 {

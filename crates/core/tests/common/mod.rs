@@ -6,6 +6,7 @@ pub mod board;
 pub mod hardware;
 
 pub use board::Board;
+#[allow(unused_imports, reason = "each test file uses its part")]
 pub use hardware::{Call, Hardware};
 
 use portcullis::driver::{PageRequest, Start};
