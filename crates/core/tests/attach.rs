@@ -245,7 +245,7 @@ fn a_removed_device_is_cut_off_and_its_handles_are_dead() {
     let d = w.device(1);
     let dom = w.plain(&d);
     let a = w.attach(&dom, &d);
-    let (d, why) = w.iommu.remove_device(&cx(), d).err().expect("something is attached");
+    let (d, why) = w.iommu.remove_device(&cx(), d).expect_err("something is attached");
     assert_eq!(why, AttachError::Occupied(at(1)));
     drop(a.begin_detach(&cx()));
     w.hw.take_log();

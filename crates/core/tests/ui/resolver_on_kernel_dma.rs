@@ -1,4 +1,5 @@
 //! Only an owner that controls the mappings has a resolver.
+#![allow(unused_imports)]
 use portcullis::{Device, Domain, DomainOptions, External, Iommu, KernelDma, PageGroup, Platform, Sleep};
 use std::sync::Arc;
 
