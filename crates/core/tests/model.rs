@@ -124,8 +124,15 @@ impl Run {
                     self.attached.insert((d, p), a);
                 }
             }
-            Step::Reset(d) => self.devices[d as usize - 1].reset(&cx()).expect("reset"),
-            Step::Pass(ms) => w.pass(Duration::from_millis(ms)),
+            Step::Reset(d) => {
+                w.hw.state().responses_full = false;
+                self.devices[d as usize - 1].reset(&cx()).expect("reset");
+            }
+            Step::Pass(ms) => {
+                // A full queue is looked at again very soon: not for seconds on end.
+                let full = w.hw.state().responses_full;
+                w.pass(Duration::from_millis(if full { ms % 20 } else { ms }));
+            }
             Step::ResponsesFull(full) => w.hw.state().responses_full = full,
         }
         self.holds();
