@@ -23,6 +23,7 @@ pub enum Call {
     AddDevice(SourceId),
     Features(SourceId, bool),
     CutOff(SourceId),
+    Restore(SourceId),
     RemoveDevice(SourceId),
     Commit(At, Target),
     Block(At),
@@ -318,8 +319,7 @@ impl Driver for Hardware {
         let mut s = self.state();
         s.room()?;
         s.call(Call::Features(source, features.pri));
-        let d = s.devices.get_mut(&source).expect("known");
-        (d.features, d.cut) = (features, false);
+        s.devices.get_mut(&source).expect("known").features = features;
         Ok(s.push(self.board.now(), Vec::new(), false))
     }
 
@@ -329,6 +329,14 @@ impl Driver for Hardware {
         s.call(Call::CutOff(source));
         s.devices.get_mut(&source).expect("known").cut = true;
         s.entries.retain(|at, _| at.source != source);
+        Ok(s.push(self.board.now(), Vec::new(), false))
+    }
+
+    fn restore(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        let mut s = self.state();
+        s.room()?;
+        s.call(Call::Restore(source));
+        s.devices.get_mut(&source).expect("known").cut = false;
         Ok(s.push(self.board.now(), Vec::new(), false))
     }
 
