@@ -1,0 +1,1 @@
+//! Where QEMU's VT-d does otherwise than the manual.

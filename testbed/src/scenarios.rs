@@ -1,0 +1,3 @@
+//! Scenarios, each written once for every rig and form.
+
+pub mod basic;
