@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use portcullis::driver::{DeviceControl, Stage};
-use portcullis::{InstanceId, Iommu, Platform, SourceId, Time};
+use portcullis::{InstanceId, Iommu, Platform, SourceId};
 use portcullis_machine::{memory::Ram, oracle::Oracle};
 use portcullis_pgtable::Phys;
 
@@ -137,11 +137,14 @@ pub trait Rig {
     /// How its unit translates.
     fn form(&self) -> Form;
 
+    /// Its platform's handle.
+    fn platform(&self) -> &Self::P;
+
+    /// Fault recording registers of the unit.
+    fn fault_registers(&self) -> usize;
+
     /// The subsystem, with [`INSTANCE`] registered and no device added.
     fn iommu(&self) -> &Iommu<Self::P>;
-
-    /// Its clock.
-    fn now(&self) -> Time;
 
     /// Its memory.
     fn ram(&self) -> &Ram;

@@ -18,6 +18,7 @@ use portcullis_machine::memory::Ram;
 use portcullis_models::bus::RequesterId;
 use portcullis_pgtable::{FRAME_SIZE, Phys, Prot, formats::size};
 
+use crate::deviations::{self, Cause, Deviation};
 use crate::rig::{Fetched, INSTANCE, Outlet, Rig, Told, Who};
 
 /// IOVAs that scenarios use. On QEMU there is memory at these physical addresses, and it is looked
@@ -250,30 +251,47 @@ impl<R: Rig> Stage<R> {
     }
 
     /// A write at `iova` is stopped: memory is untouched, and one fault is on record.
-    pub fn write_stopped(&mut self, who: Who, iova: u64, len: usize) -> FaultRecord {
+    pub fn write_stopped(&mut self, who: Who, iova: u64, len: usize, cause: Cause) {
         let sent = self.rig.write(who, iova, len);
         assert_ne!(sent.told, Told::Done, "a write of {who:?} at {iova:#x} was let through");
         self.yard.check(self.rig.ram());
-        self.one_fault(who, iova, Access::Write)
+        self.one_fault(who, iova, Access::Write, cause);
     }
 
     /// A read at `iova` is stopped: the attached device has nothing, and one fault is on record.
-    pub fn read_stopped(&mut self, by: &Attached<R::P>, iova: u64, len: usize) -> FaultRecord {
+    pub fn read_stopped(&mut self, by: &Attached<R::P>, iova: u64, len: usize, cause: Cause) {
         let fetched = self.rig.read(by.who, iova, len, by.outlet);
-        assert_eq!(fetched, Fetched::Nothing, "a read of {:?} at {iova:#x}", by.who);
+        let wanted = match self.deviates(&deviations::REFUSED_READ) {
+            false => Fetched::Nothing,
+            true => Fetched::Bytes(vec![0; len]),
+        };
+        assert_eq!(fetched, wanted, "a read of {:?} at {iova:#x}", by.who);
         self.yard.check(self.rig.ram());
-        self.one_fault(by.who, iova, Access::Read)
+        self.one_fault(by.who, iova, Access::Read, cause);
     }
 
     /// A read of a device that is attached to nothing is stopped.
-    pub fn idle_read_stopped(&mut self, who: Who, iova: u64, len: usize) -> FaultRecord {
+    pub fn idle_read_stopped(&mut self, who: Who, iova: u64, len: usize, cause: Cause) {
         let fetched = self.rig.read(who, iova, len, None);
         assert!(!matches!(fetched, Fetched::Bytes(_)), "{who:?} read at {iova:#x}");
-        self.one_fault(who, iova, Access::Read)
+        self.one_fault(who, iova, Access::Read, cause);
     }
 
-    /// A write of which these parts land, and the rest is stopped.
-    pub fn lands_partly(&mut self, who: Who, iova: u64, len: usize, parts: &[(Range<usize>, Phys)]) {
+    /// Whether the hardware does here otherwise than the manual.
+    pub fn deviates(&self, deviation: &Deviation) -> bool {
+        deviation.shows(self.rig.kind(), self.rig.form())
+    }
+
+    /// A write of which these parts land, and the rest is stopped. The fault is at the first page
+    /// that is not mapped.
+    pub fn lands_partly(
+        &mut self,
+        who: Who,
+        iova: u64,
+        len: usize,
+        parts: &[(Range<usize>, Phys)],
+        stopped: u64,
+    ) {
         let places: Vec<_> = parts.iter().map(|(r, p)| (*p, r.len())).collect();
         self.yard.renew(self.rig.ram(), &places);
         let sent = self.rig.write(who, iova, len);
@@ -282,10 +300,24 @@ impl<R: Rig> Stage<R> {
             self.yard.expect(&[(*phys, range.len())], &sent.bytes[range.clone()]);
         }
         self.yard.check(self.rig.ram());
+        self.one_fault(who, stopped, Access::Write, Cause::NotMapped);
+    }
+
+    /// The records of all faults so far that nobody has looked at, once no more come.
+    pub fn all_faults(&mut self) -> Vec<FaultRecord> {
+        self.rig.settle();
+        let mut found = Vec::new();
+        loop {
+            let until = self.rig.platform().now() + PATIENCE;
+            match self.faults.next(&self.cx, Some(until)) {
+                Some(fault) => found.push(fault),
+                None => return found,
+            }
+        }
     }
 
     /// The records that came since the last look.
-    pub fn drain(&mut self) -> Vec<FaultRecord> {
+    fn drain(&mut self) -> Vec<FaultRecord> {
         self.rig.settle();
         std::iter::from_fn(|| self.faults.try_next()).collect()
     }
@@ -295,10 +327,10 @@ impl<R: Rig> Stage<R> {
         assert!(found.is_empty(), "faults are on record: {found:?}");
     }
 
-    fn one_fault(&mut self, who: Who, iova: u64, access: Access) -> FaultRecord {
+    fn one_fault(&mut self, who: Who, iova: u64, access: Access, cause: Cause) {
         self.rig.settle();
         // A service turn that was already running elsewhere may still be at it.
-        let until = self.rig.now() + PATIENCE;
+        let until = self.rig.platform().now() + PATIENCE;
         let Some(fault) = self.faults.next(&self.cx, Some(until)) else {
             panic!("an access of {who:?} at {iova:#x} was stopped, and no fault is on record");
         };
@@ -306,12 +338,18 @@ impl<R: Rig> Stage<R> {
         assert!(others.is_empty(), "one fault should be on record: {fault}; and there are: {others:?}");
         assert_eq!(fault.instance, INSTANCE);
         assert_eq!(fault.source, Some(who.source()));
-//KIND
         assert_eq!(fault.pasid, None);
         assert_eq!(fault.access, access, "{fault}");
         // [V] 11.4.7.6: FI is the page.
         assert_eq!(fault.address, Some(iova & !(PAGE - 1)), "{fault}");
-        fault
+        let (kind, form) = (self.rig.kind(), self.rig.form());
+        if let Some(other) = deviations::recorded_instead(kind, form, cause, access) {
+            assert_eq!(fault.code, u32::from(other.bits()), "{fault}, {kind} deviates no more");
+            return;
+        }
+        assert_eq!(fault.code, u32::from(cause.manual(form, access).bits()), "{fault}");
+        assert_eq!(fault.reason, cause.reason(form), "{fault}");
+        assert_eq!(fault.kind, FaultKind::Dma, "{fault}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use portcullis::driver::{DeviceControl, Start};
-use portcullis::{Config, Iommu, Platform, Sleep, Time, Window, Woken};
+use portcullis::{Config, Iommu, Platform, Sleep, Window, Woken};
 use portcullis_drivers::vtd::{Msi, Options, Vtd};
 use portcullis_machine::board::{Board, BusMemory};
 use portcullis_machine::function::Function;
@@ -159,12 +159,16 @@ impl Rig for ModelRig {
         self.form
     }
 
-    fn iommu(&self) -> &Iommu<SimPlatform> {
-        &self.iommu
+    fn platform(&self) -> &SimPlatform {
+        &self.platform
     }
 
-    fn now(&self) -> Time {
-        self.platform.now()
+    fn fault_registers(&self) -> usize {
+        model::Config::default().fault_records.into()
+    }
+
+    fn iommu(&self) -> &Iommu<SimPlatform> {
+        &self.iommu
     }
 
     fn ram(&self) -> &Ram {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use portcullis::driver::{DeviceControl, Start};
-use portcullis::{Config, Iommu, Platform, Sleep, Time};
+use portcullis::{Config, Iommu, Sleep};
 use portcullis_drivers::vtd::{Options, Vtd};
 use portcullis_machine::{memory::Ram, oracle::Oracle};
 use vm_memory::{Bytes, GuestAddress};
@@ -131,12 +131,16 @@ impl Rig for QemuRig {
         self.form
     }
 
-    fn iommu(&self) -> &Iommu<QemuPlatform> {
-        &self.iommu
+    fn platform(&self) -> &QemuPlatform {
+        &self.platform
     }
 
-    fn now(&self) -> Time {
-        self.platform.now()
+    fn fault_registers(&self) -> usize {
+        1
+    }
+
+    fn iommu(&self) -> &Iommu<QemuPlatform> {
+        &self.iommu
     }
 
     fn ram(&self) -> &Ram {
@@ -171,7 +175,7 @@ impl Rig for QemuRig {
         edu.write_memory(outlet.iova, HALF, len).expect("edu's engine");
         let mut bytes = vec![0; len];
         self.ram().read(outlet.phys.0, &mut bytes).expect("memory");
-        if bytes == filler || bytes.iter().all(|b| *b == 0) { Fetched::Nothing } else { Fetched::Bytes(bytes) }
+        if bytes == filler { Fetched::Nothing } else { Fetched::Bytes(bytes) }
     }
 
     fn settle(&mut self) {
