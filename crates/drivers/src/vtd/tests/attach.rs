@@ -210,12 +210,14 @@ fn scalable_pass_through() {
     assert_eq!(
         queued(&fake),
         [
+            wide(0x31 | CONTEXT_OF_SOURCE, 0),
             wide(0x17 | 9 << 16, 0),
             wide(0x26 | 9 << 16, 0),
             FENCE,
             wide(3 | CONTEXT_OF_SOURCE, ALL_ADDRESSES),
             WAIT_FENCE,
-        ]
+        ],
+        "the context cache is for QEMU's sake"
     );
 }
 
