@@ -149,7 +149,26 @@ pub static PRESENT_BIT: Deviation = Deviation {
     name: "P of a PASID-table entry",
     forms: SCALABLE,
     manual: "blocks every request while it is 0, [V] 9.6",
-    qemu: "is not looked at: an entry with a valid type is walked",
+    qemu: "is looked at for the first request of a device and not again: afterwards an entry with a \
+           valid type is walked",
+    records: None,
+};
+
+/// The end of pass-through.
+pub static PASS_THROUGH: Deviation = Deviation {
+    name: "a PASID-table entry that was pass-through",
+    forms: SCALABLE,
+    manual: "is read anew after an invalidation of the PASID cache, [V] 6.5.2.2",
+    qemu: "stays pass-through until the device's context-cache entry is invalidated",
+    records: None,
+};
+
+/// A permission that was cached.
+pub static CACHED_PERMISSION: Deviation = Deviation {
+    name: "a write where a translation for reading is in the IOTLB",
+    forms: ALL,
+    manual: "is recorded as any other, [V] 7.1.3",
+    qemu: "is stopped without a record",
     records: None,
 };
 
@@ -172,7 +191,7 @@ pub static REFUSED_READ: Deviation = Deviation {
 };
 
 /// All of them.
-pub static DEVIATIONS: [&Deviation; 9] = [
+pub static DEVIATIONS: [&Deviation; 11] = [
     &ROOT_ENTRY,
     &CONTEXT_ENTRY,
     &PASID_ENTRY,
@@ -180,6 +199,8 @@ pub static DEVIATIONS: [&Deviation; 9] = [
     &READ_ONLY,
     &TOO_WIDE,
     &PRESENT_BIT,
+    &PASS_THROUGH,
+    &CACHED_PERMISSION,
     &FIRST_STAGE_WIDTH,
     &REFUSED_READ,
 ];

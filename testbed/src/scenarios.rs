@@ -15,7 +15,7 @@ pub use attaching::{
     blocked_until_attached, detached, domain_switch, one_domain_for_two, switch_to_identity,
     switch_to_nothing, two_devices_two_domains,
 };
-pub use entries::{address_width_of_a_first_stage, present_bit};
+pub use entries::{address_width_of_a_first_stage, end_of_pass_through, present_bit};
 pub use faults::{faults_of_two_devices, too_wide, unknown_device, unmapped};
 pub use invalidation::{
     large_page_becomes_small_ones, stale_until_synced, tables_are_freed_after_the_sync,

@@ -50,6 +50,7 @@ conformance! {
     unmap_leaves_neighbours: legacy second_stage first_stage;
     large_page_becomes_small_ones: legacy second_stage first_stage;
     tables_are_freed_after_the_sync: legacy second_stage first_stage;
-    present_bit: legacy second_stage first_stage;
+    present_bit: second_stage first_stage;
+    end_of_pass_through: second_stage first_stage;
     address_width_of_a_first_stage: first_stage;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use portcullis::driver::{DeviceControl, Start};
-use portcullis::{Config, Iommu, Platform, Sleep, Window, Woken};
+use portcullis::{Config, Iommu, Sleep, Window, Woken};
 use portcullis_drivers::vtd::{Msi, Options, Vtd};
 use portcullis_machine::board::{Board, BusMemory};
 use portcullis_machine::function::Function;

@@ -2,7 +2,7 @@
 
 use portcullis_pgtable::{Phys, Prot};
 
-use crate::deviations::Cause;
+use crate::deviations::{self, Cause};
 use crate::rig::{Rig, Who};
 use crate::stage::{LARGE, PAGE, RW, Stage};
 
@@ -63,7 +63,11 @@ pub fn a_read_only_page<R: Rig>(s: &mut Stage<R>) {
     s.write_stopped(Who::First, IOVA, 64, Cause::ReadOnly);
     s.fetches(&at, IOVA, fixed, 64);
     // The translation is cached by now, and its permissions are with it.
-    s.write_stopped(Who::First, IOVA, 64, Cause::ReadOnly);
+    if s.deviates(&deviations::CACHED_PERMISSION) {
+        s.write_stopped_silently(Who::First, IOVA, 64);
+    } else {
+        s.write_stopped(Who::First, IOVA, 64, Cause::ReadOnly);
+    }
     s.write_stopped(Who::Teller, IOVA + 8, 64, Cause::ReadOnly);
     s.lands(Who::First, IOVA + PAGE, &[(free, 64)]);
     s.fetches(&at, IOVA, fixed, 64);
@@ -87,7 +91,7 @@ pub fn large_pages<R: Rig>(s: &mut Stage<R>) {
     s.write_stopped(Who::First, iova - 64, 64, Cause::NotMapped);
     s.write_stopped(Who::First, iova + LARGE, 64, Cause::NotMapped);
     s.unmap(&space, iova, LARGE);
-    for offset in [0, LARGE / 2 - 32, LARGE - 64] {
+    for offset in [0, LARGE / 2, LARGE - 64] {
         s.write_stopped(Who::First, iova + offset, 64, Cause::NotMapped);
     }
     s.detach(at);

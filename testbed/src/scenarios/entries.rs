@@ -11,14 +11,17 @@ use crate::stage::{PAGE, RW, Stage};
 
 const IOVA: u64 = 0x100_0000;
 
-/// P of the entry that a device's requests translate through: clear, nothing passes.
+/// P of the PASID-table entry that a device's requests translate through: clear, nothing passes.
 pub fn present_bit<R: Rig>(s: &mut Stage<R>) {
-    let device = s.add(Who::Teller);
+    let (device, other) = (s.add(Who::Teller), s.add(Who::First));
     let space = s.space(&device);
     let page = s.page();
     s.map(&space, IOVA, page, PAGE, RW);
-    let at = s.attach(&device, &space);
+    let (at, beside) = (s.attach(&device, &space), s.attach(&other, &space));
+    s.lands(Who::Teller, IOVA, &[(page, 64)]);
     change_entry(s, Who::Teller, |low| low & !1);
+    // What this invalidates is named by the domain and the PASID, and both have the same.
+    s.detach(beside);
     if s.deviates(&deviations::PRESENT_BIT) {
         s.lands(Who::Teller, IOVA, &[(page, 64)]);
     } else {
@@ -28,6 +31,30 @@ pub fn present_bit<R: Rig>(s: &mut Stage<R>) {
     s.lands(Who::Teller, IOVA, &[(page, 64)]);
     s.detach(at);
     s.write_stopped(Who::Teller, IOVA, 64, Cause::Blocked);
+}
+
+/// A pass-through entry that is taken away: the PASID cache gives it up, and so must what the
+/// hardware made of it.
+pub fn end_of_pass_through<R: Rig>(s: &mut Stage<R>) {
+    let (device, other) = (s.add(Who::Teller), s.add(Who::First));
+    let page = s.page();
+    let identity = s.identity();
+    let (at, beside) = (s.attach(&device, &identity), s.attach(&other, &identity));
+    s.lands(Who::Teller, page.0, &[(page, 64)]);
+    let mut entry = 0;
+    change_entry(s, Who::Teller, |low| {
+        entry = low;
+        0
+    });
+    s.detach(beside);
+    if s.deviates(&deviations::PASS_THROUGH) {
+        s.lands(Who::Teller, page.0, &[(page, 64)]);
+    } else {
+        s.write_stopped(Who::Teller, page.0, 64, Cause::Blocked);
+    }
+    change_entry(s, Who::Teller, |_| entry);
+    s.detach(at);
+    s.write_stopped(Who::Teller, page.0, 64, Cause::Blocked);
 }
 
 /// AW of a PASID-table entry with a first stage: it has no say.
@@ -49,22 +76,16 @@ pub fn address_width_of_a_first_stage<R: Rig>(s: &mut Stage<R>) {
     s.detach(at);
 }
 
-/// Changes the first eight bytes of the entry that says how requests without PASID translate: the
-/// context entry in legacy mode, else PASID-table entry 0.
+/// Changes the first eight bytes of the PASID-table entry for the device's requests without PASID.
 fn change_entry<R: Rig>(s: &Stage<R>, who: Who, change: impl FnOnce(u64) -> u64) {
     let p = s.rig.platform();
     let load = |at: u64| p.load::<u64>(Phys(at & !(PAGE - 1)), (at % PAGE / 8) as usize);
     let table = |entry: u64| entry & !(PAGE - 1);
     let root = table(p.read64(VTD, offset::RTADDR));
     let (bus, function) = (u64::from(who.source().0 >> 8), u64::from(who.source().0 & 0xff));
-    let at = if s.rig.form() == Form::Legacy {
-        table(load(root + bus * 16)) + function * 16
-    } else {
-        // A root entry's upper half is for the upper half of the functions ([V] 9.2).
-        let contexts = table(load(root + bus * 16 + (function >> 7) * 8));
-        let directory = table(load(contexts + (function & 0x7f) * 32));
-        table(load(directory))
-    };
-    let low = load(at);
-    p.store::<u64>(Phys(at & !(PAGE - 1)), (at % PAGE / 8) as usize, change(low));
+    // A root entry's upper half is for the upper half of the functions ([V] 9.2).
+    let contexts = table(load(root + bus * 16 + (function >> 7) * 8));
+    let directory = table(load(contexts + (function & 0x7f) * 32));
+    let entry = Phys(table(load(directory)));
+    p.store::<u64>(entry, 0, change(p.load(entry, 0)));
 }
