@@ -14,8 +14,8 @@ use portcullis::{InstanceId, Iommu, Platform, SourceId};
 use portcullis_machine::{memory::Ram, oracle::Oracle};
 use portcullis_pgtable::Phys;
 
-pub use model::{ModelRig, on_model};
-pub use qemu::{QemuRig, on_qemu};
+pub use model::{ModelRig, on_model, play};
+pub use qemu::{QemuRig, on_full_qemu, on_qemu};
 
 /// The one instance.
 pub const INSTANCE: InstanceId = InstanceId(0);

@@ -29,6 +29,9 @@ const SEEDS: std::ops::Range<u64> = 0..4;
 /// Nanoseconds between two looks at an access.
 const LOOK: u64 = 500;
 
+/// Nanoseconds that a service turn takes at most, where nobody preempts it for long.
+const TURN: u64 = 50_000;
+
 /// How an access ended: the data of a read, empty for a write, or why not.
 type Ended = Result<Vec<u8>, Failure>;
 
@@ -212,9 +215,12 @@ impl Rig for ModelRig {
         Fetched::Bytes(bytes)
     }
 
-    /// Interrupts do it by themselves; only what they have not done yet is done here.
+    /// Interrupts do it by themselves; what they have not done yet is done here, and a turn that
+    /// is under way on another stack gets the time to end.
     fn settle(&mut self) {
         self.iommu.service(INSTANCE);
+        let cx = Sleep::in_sleepable_context();
+        assert_ne!(self.platform.sleep(&cx, TURN), Woken::Shutdown, "shut down");
     }
 
     fn oracle(&self) -> &Oracle {

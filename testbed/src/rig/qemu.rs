@@ -39,6 +39,10 @@ pub struct QemuRig {
     low: Vec<u8>,
 }
 
+/// Properties of QEMU's VT-d with all that it can do: PASIDs, device TLBs and page requests, for
+/// which it has no device.
+const EVERYTHING: &str = "scalable-mode=on,fsts=on,device-iotlb=on,pasid-bits=16,svm=on";
+
 /// Plays a scenario on QEMU, or prints the line by which `name` counts as skipped.
 ///
 /// # Panics
@@ -49,6 +53,18 @@ pub fn on_qemu(name: &str, form: Form, scenario: fn(&mut Stage<QemuRig>)) {
         Form::ScalableSecond => "scalable-mode=on",
         Form::ScalableFirst => "scalable-mode=on,fsts=on",
     };
+    play(name, properties, form, scenario);
+}
+
+/// The same with a first stage and everything else that QEMU's VT-d can do.
+///
+/// # Panics
+/// When the scenario fails.
+pub fn on_full_qemu(name: &str, scenario: fn(&mut Stage<QemuRig>)) {
+    play(name, EVERYTHING, Form::ScalableFirst, scenario);
+}
+
+fn play(name: &str, properties: &str, form: Form, scenario: fn(&mut Stage<QemuRig>)) {
     if let Some(qemu) = Qemu::start_or_skip(name, properties) {
         let mut stage = Stage::new(QemuRig::new(qemu, form));
         scenario(&mut stage);
