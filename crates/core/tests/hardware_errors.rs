@@ -178,13 +178,15 @@ fn a_reset_makes_outstanding_groups_void_and_brings_attachments_back() {
     let before = (w.hw.entry(at(1)), w.hw.entry(At { source: SourceId(1), pasid: pasid(3) }));
     w.sends(&[last(1, 1), first(1, 2, 0x1000)]);
     w.work();
-    w.hw.state().in_fabric = vec![last(1, 3)];
+    // The second one has no attachment, and would be refused at once.
+    let astray = portcullis::driver::PageRequest { pasid: pasid(9), ..last(1, 4) };
+    w.hw.state().in_fabric = vec![last(1, 3), astray];
     w.hw.take_log();
     d.reset(&cx()).unwrap();
     assert!(w.hw.answers().is_empty(), "no answer goes out, also not for what came out of the fabric");
     assert_eq!(kept.lock().unwrap().pop().unwrap().respond(Response::Success), Err(AlreadyAnswered));
     let c = d.counters();
-    assert_eq!((c.void, c.partials_dropped, c.groups), (2, 1, 2));
+    assert_eq!((c.void, c.partials_dropped, c.groups), (3, 1, 3));
     assert_eq!((w.hw.entry(at(1)), w.hw.entry(At { source: SourceId(1), pasid: pasid(3) })), before);
     let log = w.hw.take_log();
     let find = |c: Call| log.iter().position(|x| *x == c).unwrap_or_else(|| panic!("{c:?} in {log:?}"));
