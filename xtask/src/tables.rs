@@ -75,7 +75,7 @@ pub fn test() -> Vec<Step> {
         ),
     ];
     table.extend(boot());
-    table.push(step("sim", "the default simulation", Action::Sim(Sweep::Default)));
+    table.push(step("sim", "the default simulation, within 5 s", Action::Sim(Sweep::Default)));
     table.push(step("sim", "24 hostile seeds over 1 MiB", Action::Sim(Sweep::Hostile { seeds: 24 })));
     table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
     table
