@@ -63,6 +63,11 @@ pub fn test() -> Vec<Step> {
                 qemu: false,
             },
         ),
+        step(
+            "example",
+            "the library's example",
+            Action::Cargo { args: &["run", "-p", "portcullis-machine", "--example", "copy"], env: vec![] },
+        ),
         loom(2),
         step(
             "conformance",

@@ -29,6 +29,7 @@ pub enum Command {
 /// Exit status: 0 if every copy is identical and no invariant is broken, 1 if not, 2 if an argument
 /// is wrong or a file is of no use.
 #[derive(Args)]
+#[command(verbatim_doc_comment)]
 pub struct Simulation {
     /// File to copy [default: this executable]
     #[arg(long, value_name = "FILE")]

@@ -9,11 +9,11 @@ use std::{
     sync::Arc,
 };
 
-/// Reads a file of at most `most` bytes whole.
+/// Reads a file of at most `most` bytes whole, for so many engines.
 ///
 /// # Errors
 /// When it cannot be read, or is larger.
-pub fn read(path: &Path, most: u64) -> Result<Arc<[u8]>, Failure> {
+pub fn read(path: &Path, most: u64, engines: usize) -> Result<Arc<[u8]>, Failure> {
     let unreadable =
         |e: io::Error| Failure::Argument(format!("cannot read {}: {}", path.display(), reason(&e)));
     let file = File::open(path).map_err(unreadable)?;
@@ -22,7 +22,7 @@ pub fn read(path: &Path, most: u64) -> Result<Arc<[u8]>, Failure> {
     file.take(most + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > most {
         return Err(Failure::Argument(format!(
-            "{} is too big: file and copies are held in memory, which allows {most} bytes with so many --devices",
+            "{} is too big: it is held in memory with its copies, so with {engines} engines it may have {most} bytes",
             path.display()
         )));
     }

@@ -38,7 +38,7 @@ pub fn run(arguments: &Simulation) -> Result<bool, Failure> {
             Failure::Argument(format!("cannot find this executable: {e}; name a file by --input"))
         })?,
     };
-    let mut config = CopyConfig::new(files::read(&path, most)?);
+    let mut config = CopyConfig::new(files::read(&path, most, engines)?);
     config.engines = engines;
     config.frames = arguments.frames;
     config.seed = arguments.seed;

@@ -91,7 +91,7 @@ fn devices(out: &mut String, r: &Report) {
         row("", &|d| kind(d).1);
         row("bytes moved", &|d| count(d.bytes));
         row("accesses", &|d| count(d.accesses));
-        row("accesses blocked", &|d| count(d.blocked.values().sum()));
+        row("requests blocked", &|d| count(d.blocked.values().sum()));
         row("IOTLB hits", &|d| count(d.iotlb_hits));
         row("IOTLB misses", &|d| count(d.iotlb_misses));
         row("device-TLB hits", &|d| count(d.device_tlb_hits));
@@ -99,13 +99,15 @@ fn devices(out: &mut String, r: &Report) {
         row("page requests", &|d| count(d.page_requests));
         row("page request groups", &|d| count(d.groups));
         for way in &ways {
-            let name = format!("  settled by {}", way.replace(": ", ", "));
-            row(&name.replace("by void", "by a reset, void"), &|d| {
-                count(d.settled.get(*way).copied().unwrap_or(0))
-            });
+            row(&settled(way), &|d| count(d.settled.get(*way).copied().unwrap_or(0)));
         }
         row("request to response, p50", &|d| optional(d.response_p50_ns.map(duration)));
         row("request to response, p99", &|d| optional(d.response_p99_ns.map(duration)));
+        row("seen by the core", &|d| count(d.core.requests));
+        row("  refused, no right to ask", &|d| count(d.core.unauthorised));
+        row("  refused, over its share", &|d| count(d.core.quota));
+        row("  refused, malformed", &|d| count(d.core.malformed));
+        row("  dropped, the last never came", &|d| count(d.core.partials_dropped));
         row("pages brought in", &|d| optional(d.pager.map(|p| count(p.filled))));
         row("pages evicted", &|d| optional(d.pager.map(|p| count(p.evicted))));
         row("pages spared by the clock", &|d| optional(d.pager.map(|p| count(p.spared))));
@@ -119,6 +121,13 @@ fn devices(out: &mut String, r: &Report) {
     );
     let _ =
         writeln!(out, "  Interrupts are writes to 0xFEEx_xxxx, which arrive: nothing remaps interrupts yet.");
+}
+
+fn settled(way: &str) -> String {
+    match way.split_once(": ") {
+        Some((who, answer)) => format!("  settled by {who}, {answer}"),
+        None => format!("  settled by a reset, {way}"),
+    }
 }
 
 /// Two lines that say what a device is.
@@ -138,7 +147,7 @@ fn optional(text: Option<String>) -> String {
 }
 
 fn blocked(out: &mut String, r: &Report) {
-    heading(out, "Accesses blocked, with the reason");
+    heading(out, "Requests blocked, with the reason");
     let refused: Vec<(&DeviceReport, &String, u64)> =
         r.devices.iter().flat_map(|d| d.blocked.iter().map(move |(why, n)| (d, why, *n))).collect();
     if refused.is_empty() {
@@ -185,19 +194,19 @@ fn invariants(out: &mut String, r: &Report) {
         out,
         "isolation",
         &v.isolation,
-        "each access, let through or landed, lies in a mapping of the domain its device is attached to",
+        "Each access, let through or landed, lies in a mapping of the domain its device is attached to.",
     );
     invariant(
         out,
         "settled once",
         &v.settled_once,
-        "each last page request gets one answer, and no answer comes that nobody waits for",
+        "Each last page request gets one answer, and no answer comes that nobody waits for.",
     );
     invariant(
         out,
         "quiescence",
         &v.quiescence,
-        "after a detach no handler of it runs, and no access of it lands",
+        "After a detach no handler of it runs, and no access of it lands.",
     );
 }
 
@@ -208,7 +217,7 @@ fn invariant(out: &mut String, name: &str, check: &Check, says: &str) {
         count(check.checked),
         plural(check.violations, "violation")
     );
-    let _ = writeln!(out, "  {:14}  {says}", "");
+    let _ = writeln!(out, "    {says}");
     for described in &check.described {
         table::wrapped(out, "    VIOLATED  ", described);
     }

@@ -1,13 +1,14 @@
 //! The main scenario: engines copy a file through an IOMMU that pages their memory in on demand,
 //! and rogues beside them are stopped.
 
+mod watch;
+
+use self::watch::Watch;
 use crate::{
     board::Board,
-    life::Life,
-    machine::{self, INSTANCE, Machine, MachineConfig, MachineError, PAGE_REQUEST_EVENT},
-    oracle::Oracle,
+    machine::{self, INSTANCE, Machine, MachineConfig, MachineError},
     pager::{Backing, PAGE, Paging, Region, Space},
-    report::{DeviceReport, Report, Timing, percentile},
+    report::{DeviceReport, Report, Timing},
     sim::{Pool, SimConfig, SimPlatform, Strategy},
 };
 use parking_lot::Mutex;
@@ -19,7 +20,6 @@ pub use portcullis_models::adversary::{Action, Level};
 use portcullis_models::{
     bus::{Pasid, RequesterId},
     endpoint::{CopyEngine, Endpoint, Engine, Flood, FloodConfig, Job, JobEnd, Rogue, RogueConfig},
-    log::{AccessLog, Event, Settlement, What},
     mutation::Mutations,
 };
 use portcullis_pgtable::{Phys, Prot};
@@ -539,88 +539,6 @@ impl Scene {
         drop(results);
         self.iommu.remove_device(cx, device).map_err(|(_, e)| e.to_string())
     }
-}
-
-/// Everyone who reads the bus's log.
-#[derive(Clone)]
-struct Watch {
-    oracle: Oracle,
-    life: Life,
-    /// How groups were settled, by requester.
-    settled: Arc<Mutex<BTreeMap<(RequesterId, String), u64>>>,
-}
-
-impl Watch {
-    fn new(followed: RequesterId) -> Watch {
-        Watch {
-            oracle: Oracle::default(),
-            life: Life::of(followed, u32::from(PAGE_REQUEST_EVENT)),
-            settled: Arc::default(),
-        }
-    }
-
-    fn report(&self, actor: &Actor, board: &Board, results: &Results, input: &str) -> DeviceReport {
-        let mut report = DeviceReport {
-            id: actor.id.to_string(),
-            role: actor.name().into(),
-            pasid: actor.pasid.map(Pasid::get),
-            interrupts: board.interrupts_from(actor.id),
-            core: results.counters.get(&actor.place).copied().unwrap_or_default().into(),
-            pager: results.pagers.get(&actor.place).copied(),
-            ..DeviceReport::default()
-        };
-        if actor.role == Role::Engine {
-            let hash = results.outputs.get(actor.place).map(|o| sha256(o));
-            report.identical = Some(hash.as_deref() == Some(input));
-            report.sha256 = hash;
-        }
-        let settled = self.settled.lock();
-        let ours = settled.iter().filter(|((id, _), _)| *id == actor.id);
-        report.settled = ours.map(|((_, how), n)| (how.clone(), *n)).collect();
-        if let Some(unit) = board.complex.unit(0) {
-            let lookups = unit.lookups(actor.id);
-            report.iotlb_hits = lookups.hits;
-            report.iotlb_misses = lookups.misses;
-        }
-        if let Some(endpoint) = board.complex.endpoint(actor.place) {
-            let s = endpoint.statistics();
-            report.bytes = s.bytes_read + s.bytes_written;
-            report.accesses = s.accesses;
-            report.device_tlb_hits = s.dtlb_hits;
-            report.device_tlb_misses = s.dtlb_misses;
-            report.page_requests = s.page_requests;
-            report.groups = s.groups;
-            report.blocked =
-                s.blocked.iter().map(|((status, code), n)| (blocked(*status, *code), *n)).collect();
-            let mut latencies = s.latencies.clone();
-            latencies.sort_unstable();
-            report.response_p50_ns = percentile(&latencies, 50);
-            report.response_p99_ns = percentile(&latencies, 99);
-            report.order_violations = endpoint.violations().len();
-        }
-        report
-    }
-}
-
-fn blocked(status: portcullis_models::bus::Status, code: u8) -> String {
-    match portcullis_spec::vtd::fault::FaultReason::from_bits(code) {
-        Some(reason) => format!("{} ({code:#x}): {}", reason.name(), reason.description()),
-        None => format!("{status:?}"),
-    }
-}
-
-impl AccessLog for Watch {
-    fn event(&mut self, event: &Event) {
-        self.oracle.event(event);
-        self.life.event(event);
-        if let What::Settled { source, how, .. } = &event.what {
-            *self.settled.lock().entry((*source, in_words(*how))).or_default() += 1;
-        }
-    }
-}
-
-fn in_words(how: Settlement) -> String {
-    crate::oracle::settlement(how)
 }
 
 fn sha256(bytes: &[u8]) -> String {
