@@ -100,7 +100,7 @@ fn numbered(base: &Path, n: usize) -> PathBuf {
 }
 
 /// The error without its number, which says nothing that its text does not.
-fn reason(e: &io::Error) -> String {
+pub fn reason(e: &io::Error) -> String {
     let text = e.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -30,21 +30,19 @@ fn main() -> ExitCode {
     let arguments = match Portcullis::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            print(&error.to_string());
-            return ExitCode::SUCCESS;
+            return ended(print(&error.to_string()));
         }
         Err(error) => return refuse(&explanation(&error)),
     };
-    let done = match arguments.command {
-        None => {
-            print(&Portcullis::command().render_help().to_string());
-            return ExitCode::SUCCESS;
-        }
+    ended(match arguments.command {
+        None => print(&Portcullis::command().render_help().to_string()),
         Some(Command::Sim(arguments)) => sim::run(&arguments),
-    };
+    })
+}
+
+fn ended(done: Result<(), Failure>) -> ExitCode {
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Argument(why)) => refuse(&why),
         Err(Failure::Run(why)) => {
             complain(&why);
@@ -75,7 +73,12 @@ fn explanation(error: &clap::Error) -> String {
 }
 
 /// Writes to stdout. A reader that went away has seen enough.
-fn print(text: &str) {
+fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Run(format!("cannot write the report: {}", files::reason(&e))))
+        }
+        _ => Ok(()),
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// A bar on stderr over so many bytes.
 pub fn bar(bytes: u64) -> ProgressBar {
-    let style = "  {bar:40} {bytes} of {total_bytes}, {eta} left";
+    let style = "  [{bar:40}] {bytes} of {total_bytes} written";
     let bar = ProgressBar::new(bytes);
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style.progress_chars("=> "));

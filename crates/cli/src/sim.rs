@@ -5,6 +5,7 @@ use crate::{
     arguments::Simulation,
     files::{self, Outputs},
     print, progress,
+    table::plural,
     text::{self, Again},
 };
 use portcullis_machine::{
@@ -25,11 +26,12 @@ struct Whole<'a> {
     report: &'a Report,
 }
 
-/// Runs the copy scenario. True if every copy is identical and no invariant is broken.
+/// Runs the copy scenario and reports.
 ///
 /// # Errors
-/// When an argument or a file is of no use, or the run could not be made.
-pub fn run(arguments: &Simulation) -> Result<bool, Failure> {
+/// When an argument or a file is of no use, when the run could not be made, and when a copy differs
+/// or an invariant is broken.
+pub fn run(arguments: &Simulation) -> Result<(), Failure> {
     let engines = arguments.devices;
     let most = copy::most_input(engines).map_err(refused)?;
     let path = match &arguments.input {
@@ -48,7 +50,7 @@ pub fn run(arguments: &Simulation) -> Result<bool, Failure> {
 
     let name = shown(&path, arguments);
     if !arguments.json {
-        print(&text::headline(&name, &config, frames));
+        print(&text::headline(&name, &config, frames))?;
     }
     let bar = progress::bar(config.input.len() as u64 * engines as u64);
     config.progress = Some(progress::teller(&bar));
@@ -61,14 +63,27 @@ pub fn run(arguments: &Simulation) -> Result<bool, Failure> {
         let whole = Whole { input: name, again, report };
         let json = serde_json::to_string(&whole)
             .map_err(|e| Failure::Run(format!("cannot write the report: {e}")))?;
-        print(&(json + "\n"));
+        print(&(json + "\n"))?;
     } else {
-        print(&text::report(report, &again));
+        print(&text::report(report, &again))?;
     }
     if let Some(outputs) = outputs {
         outputs.write(&outcome.outputs)?;
     }
-    Ok(report.ok)
+    if report.ok { Ok(()) } else { Err(Failure::Run(broken(report))) }
+}
+
+fn broken(report: &Report) -> String {
+    let v = &report.invariants;
+    let violations = [&v.isolation, &v.settled_once, &v.quiescence].map(|check| check.violations);
+    let differ = report.devices.iter().filter(|d| d.identical == Some(false)).count() as u64;
+    format!(
+        "the run with seed {} failed: {}, {} that differ, {}",
+        report.seed,
+        plural(violations.iter().sum(), "violation"),
+        plural(differ, "copy"),
+        plural(report.problems.len() as u64, "other problem"),
+    )
 }
 
 /// The input's name in the report. Where an executable lies says nothing about the run.

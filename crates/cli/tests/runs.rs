@@ -166,3 +166,21 @@ fn a_full_disk_is_told_after_the_report() {
         .code(1)
         .stderr_eq("portcullis: cannot write copy: no space left on device\n");
 }
+
+/// A run whose reader goes away has not failed; one whose report is lost has.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_that_cannot_be_written_is_told() {
+    let here = folder("no-report");
+    fs::write(here.join("input"), bytes(10)).unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ended = std::process::Command::new(snapbox::cmd::cargo_bin("portcullis"))
+        .args(["sim", "--input", "input"])
+        .current_dir(&here)
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let line = "portcullis: cannot write the report: no space left on device\n";
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), line);
+}

@@ -130,8 +130,9 @@ pub fn vtd(platform: &SimPlatform) -> Box<dyn Driver> {
 /// core knows it. Returns its place, and what to tell the core of it.
 pub fn plug(platform: &SimPlatform, endpoint: Endpoint, trusted: bool) -> (usize, DeviceSpec) {
     let source = u32::from(endpoint.id().0);
-    // No step of a scenario runs while the machine has no board.
-    let place = platform.hardware::<Board, _>(|b| b.complex.add_endpoint(endpoint, Some(0))).unwrap_or(0);
+    let plugged = platform.hardware(|b: &mut Board| b.complex.add_endpoint(endpoint, Some(0)));
+    // On a platform without a board it is nowhere, and whoever asks for it is told so.
+    let place = plugged.unwrap_or(usize::MAX);
     let caps = DeviceCaps {
         pasid_bits: 20,
         ats: true,
