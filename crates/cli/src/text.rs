@@ -269,3 +269,30 @@ fn life(out: &mut String, r: &Report) {
         table::wrapped(out, &format!("  {time}"), text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_machine::scenario::copy;
+
+    #[test]
+    fn a_violation_is_told_and_is_no_success() {
+        let mut config = CopyConfig::new(vec![7; 20_000].into());
+        config.mutations.answer_twice = true;
+        let outcome = copy::run(&config).unwrap();
+        assert!(!outcome.report.ok);
+        let text = report(&outcome.report, "portcullis sim");
+        for part in ["FAILED: ", "    VIOLATED  ", " violations"] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        assert!(!text.contains("no invariant is broken"), "{text}");
+    }
+
+    #[test]
+    fn a_word_is_quoted_where_a_shell_would_change_it() {
+        assert_eq!(quoted("a/b-c_d.e"), "a/b-c_d.e");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+}
