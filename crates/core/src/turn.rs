@@ -16,7 +16,7 @@ pub enum Code {
     /// They are not, and will not be: the device must not retry.
     Invalid,
     /// Something is wrong with the device's interface as a whole. On PCIe this turns page requests
-    /// off for the function and all that share its interface ([V] 7.1.3): policy of the core, out
+    /// off for the function and all that share its interface (`[V]` 7.1.3): policy of the core, out
     /// of reach for resolvers.
     Failure,
 }
@@ -108,7 +108,8 @@ impl<'a> Turn<'a> {
         self.intake.overflow()
     }
 
-    /// Invalidations completed or failed: whoever waits for one should look again.
+    /// Invalidations completed or failed since the last turn: whoever waits for one should look
+    /// again. Said in every turn, it would have those who wait run turns without a pause.
     pub fn completed(&mut self) {
         self.intake.completed()
     }

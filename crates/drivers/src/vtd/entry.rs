@@ -1,8 +1,8 @@
 //! What entries contain, and when one store replaces one.
 //!
-//! Blocked is not present. An entry that was blocked keeps its other fields, which hardware ignores
-//! then (`[V]` 9.3, 9.6): the invalidations of a block that has to be repeated, and of the drain
-//! after it, still find the domain id there.
+//! Blocked is not present. An entry that was blocked keeps its domain id, which hardware ignores then
+//! (`[V]` 9.3, 9.6): the invalidations of a block that has to be repeated, and of the drain after it,
+//! still find it there.
 
 use super::unit::Unit;
 use portcullis::driver::{Change, Features, Incompatible, Target};
@@ -49,6 +49,16 @@ pub(super) fn legacy(unit: &Unit, features: Features, to: &Target) -> Result<Con
 /// TT of a context entry with a table.
 pub(super) fn translation_type(features: Features) -> TranslationType {
     if features.ats { TranslationType::DeviceTlb } else { TranslationType::Untranslated }
+}
+
+/// What is left of a context entry when it is blocked.
+pub(super) fn blocked_context(old: ContextEntry) -> ContextEntry {
+    ContextEntry::new().with_did(old.did())
+}
+
+/// What is left of a PASID-table entry when it is blocked.
+pub(super) fn blocked_pasid(old: PasidLow) -> PasidLow {
+    PasidLow::new().with_did(old.did())
 }
 
 /// The two halves of a PASID-table entry that this driver uses (`[V]` 9.6). The other two stay zero.

@@ -114,14 +114,16 @@ impl Items {
         self.translations(unit, at, old);
     }
 
-    /// What the IOTLB and the paging-structure caches may hold from a PASID-table entry.
+    /// What the IOTLB and the paging-structure caches may hold from a PASID-table entry. One that
+    /// was blocked does not say any more of which kind it was: the domain covers all kinds
+    /// (`[V]` table 23).
     pub(super) fn translations(&mut self, unit: &Unit, at: At, entry: PasidLow) {
         let did = entry.did();
         let desc = match entry.translation_type() {
-            Some(Pgtt::SecondStage | Pgtt::Nested) => drain_flags(unit, IotlbInv::domain(did)).desc(),
-            Some(Pgtt::FirstStage | Pgtt::PassThrough) | None => {
+            Some(Pgtt::FirstStage | Pgtt::PassThrough) => {
                 PasidIotlbInv::pasid_within(did, pasid_number(at.pasid)).desc()
             }
+            Some(Pgtt::SecondStage | Pgtt::Nested) | None => drain_flags(unit, IotlbInv::domain(did)).desc(),
         };
         self.push(Kind::Own, desc);
     }

@@ -222,12 +222,12 @@ fn a_drain_names_the_position_that_has_to_be_passed() {
     let seq = vtd.drain(at).unwrap();
     let mut queued = fake.queued();
     queued[4][1] = 0;
-    // Fence; IOTLB and device TLB of the PASID; a wait with SW, FN and PD.
+    // Fence; the domain's IOTLB and the PASID's device TLB; a wait with SW, FN and PD.
     assert_eq!(
         queued,
         [
             [0x45, 0, 0, 0],
-            [0x26 | 0x22 << 16 | 0x42 << 32, 0, 0, 0],
+            [0xe2 | 0x22 << 16, 0, 0, 0],
             [0x45, 0, 0, 0],
             [8 | 0x0113 << 16 | 0x42 << 32, 0x7fff_ffff_ffff_f800, 0, 0],
             [0x1_0000_00e5, 0, 0, 0],
