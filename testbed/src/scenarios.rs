@@ -12,8 +12,8 @@ mod invalidation;
 
 pub use access::{a_read_only_page, identity, large_pages, large_transfers, scattered_pages};
 pub use attaching::{
-    blocked_until_attached, detached, domain_switch, one_domain_for_two, switch_to_identity,
-    switch_to_nothing, two_devices_two_domains,
+    blocked_until_attached, detached, direct_region, domain_switch, one_domain_for_two, reset,
+    switch_to_identity, switch_to_nothing, two_devices_two_domains,
 };
 pub use entries::{address_width_of_a_first_stage, end_of_pass_through, present_bit};
 pub use faults::{faults_of_two_devices, too_wide, unknown_device, unmapped};

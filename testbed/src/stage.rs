@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::driver::TableRequest;
+use portcullis::error::{AddDeviceError, AttachError};
 use portcullis::{
-    Access, Attachment, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
-    FaultRecord, Identity, Owner, PageGroup, Platform, Replaced, Resolver, Scope, Sleep, Subscription,
-    Upstream, Waited,
+    Access, Attachment, Device, DeviceCaps, DeviceId, DeviceSpec, DirectRegion, Domain, DomainOptions,
+    External, FaultKind, FaultRecord, Identity, Owner, PageGroup, Platform, Replaced, Resolver, Scope, Sleep,
+    Subscription, Upstream, Waited,
 };
 use portcullis_machine::memory::Ram;
 use portcullis_models::bus::RequesterId;
@@ -33,6 +34,9 @@ pub const PAGE: u64 = FRAME_SIZE as u64;
 
 /// Bytes of a large page.
 pub const LARGE: u64 = 1 << 21;
+
+/// The oracle's number for what a device reaches by its direct regions.
+const DIRECT: u64 = u64::MAX;
 
 /// How long a fault may take to be told.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -113,6 +117,21 @@ impl<R: Rig> Stage<R> {
 
     /// Makes the core know a device: from here on it is blocked.
     pub fn add(&mut self, who: Who) -> Device<R::P> {
+        self.try_add(who, Vec::new()).expect("the device is added")
+    }
+
+    /// Makes the core know a device that reaches this page at its own address, whatever it is
+    /// attached to.
+    ///
+    /// # Errors
+    /// The core's.
+    pub fn add_with_direct(&mut self, who: Who, page: Phys) -> Result<Device<R::P>, AddDeviceError> {
+        self.rig.oracle().map(DIRECT, page.0, page.0, PAGE, true);
+        self.rig.oracle().attach(place(who), DIRECT);
+        self.try_add(who, vec![DirectRegion { start: page.0, len: PAGE, prot: RW }])
+    }
+
+    fn try_add(&mut self, who: Who, direct: Vec<DirectRegion>) -> Result<Device<R::P>, AddDeviceError> {
         let source = who.source();
         let spec = DeviceSpec {
             id: DeviceId(u64::from(source.0)),
@@ -120,9 +139,9 @@ impl<R: Rig> Stage<R> {
             trusted: false,
             caps: DeviceCaps::default(),
             control: self.rig.control(who),
-            direct: Vec::new(),
+            direct,
         };
-        self.rig.iommu().add_device(&self.cx, spec).expect("the device is added")
+        self.rig.iommu().add_device(&self.cx, spec)
     }
 
     /// A paging domain that the device can walk, with nothing mapped but its outlet.
@@ -190,15 +209,27 @@ impl<R: Rig> Stage<R> {
 
     /// Attaches a device.
     pub fn attach<A: Attachable<R::P>>(&self, device: &Device<R::P>, to: &A) -> Attached<R::P> {
-        let who = who(device);
-        let domain = to.domain();
+        self.try_attach(device, to).expect("the device is attached")
+    }
+
+    /// Attaches a device, if that is possible.
+    ///
+    /// # Errors
+    /// The core's.
+    pub fn try_attach<A: Attachable<R::P>>(
+        &self,
+        device: &Device<R::P>,
+        to: &A,
+    ) -> Result<Attached<R::P>, AttachError> {
+        let (who, domain) = (who(device), to.domain());
         self.rig.oracle().attach(place(who), domain.id());
-        let attachment = self
-            .rig
-            .iommu()
-            .attach(&self.cx, domain, device, None, Arc::new(()))
-            .expect("the device is attached");
-        Attached { attachment, who, domain: domain.id(), outlet: to.outlet() }
+        match self.rig.iommu().attach(&self.cx, domain, device, None, Arc::new(())) {
+            Ok(attachment) => Ok(Attached { attachment, who, domain: domain.id(), outlet: to.outlet() }),
+            Err(error) => {
+                self.rig.oracle().detached(place(who), domain.id());
+                Err(error)
+            }
+        }
     }
 
     /// Replaces an attachment, and tells whether the device could have seen a gap.

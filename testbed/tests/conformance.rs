@@ -55,6 +55,8 @@ conformance! {
     switch_to_nothing: legacy second_stage first_stage first_stage_with_all;
     two_devices_two_domains: legacy second_stage first_stage first_stage_with_all;
     one_domain_for_two: legacy second_stage first_stage first_stage_with_all;
+    direct_region: legacy second_stage first_stage first_stage_with_all;
+    reset: legacy second_stage first_stage first_stage_with_all;
     unknown_device: legacy second_stage first_stage first_stage_with_all;
     unmapped: legacy second_stage first_stage first_stage_with_all;
     too_wide: legacy second_stage first_stage first_stage_with_all;

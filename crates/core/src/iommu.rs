@@ -10,7 +10,7 @@ use crate::{
         AddressSpace, Blocked, Domain, DomainInner, DomainOptions, External, Identity, KernelDma, Kind,
         Nested, Owner, UserObject, instances_of,
     },
-    driver::{Caps, Driver, Features, HwLost, Stage, Start, StartError, TableRequest},
+    driver::{Caps, Driver, Features, HwLost, Start, StartError, TableRequest},
     error::{AddDeviceError, AttachError, DomainError, NotYet, OutOfMemory, RegisterError, Stale},
     group::Group,
     hub::{Hub, Job, Load},
@@ -214,7 +214,8 @@ impl<P: Platform> Iommu<P> {
         spec: &DeviceSpec,
         instance: &Arc<Instance<P>>,
     ) -> Result<(Arc<DomainInner<P>>, DomainTag), AddDeviceError> {
-        let request = TableRequest { stage: Stage::Second, ..TableRequest::default() };
+        // The second stage where there is one, but not every unit has it.
+        let request = TableRequest::default();
         let table = instance.driver().new_table(request)?;
         for r in &spec.direct {
             map_missing(&*table, r.start, r.len, r.prot)

@@ -1,6 +1,7 @@
 //! Devices come to domains, change them, share them and leave them.
 
 use portcullis::Replaced;
+use portcullis::error::AttachError;
 
 use crate::deviations::Cause;
 use crate::rig::{Form, Rig, Who};
@@ -170,4 +171,47 @@ pub fn one_domain_for_two<R: Rig>(s: &mut Stage<R>) {
     s.lands(Who::Second, IOVA, &[(page, 64)]);
     s.detach(at_second);
     s.write_stopped(Who::Second, IOVA, 64, Cause::Blocked);
+}
+
+/// A page that a device reaches whatever it is attached to, and nothing else by that right. Where a
+/// table can only be shown through blocked, the attach is refused rather than the page interrupted.
+pub fn direct_region<R: Rig>(s: &mut Stage<R>) {
+    let (region, page) = (s.page(), s.page());
+    let device = s.add_with_direct(Who::First, region).expect("the region can be mapped");
+    s.lands(Who::First, region.0, &[(region, 64)]);
+    s.write_stopped(Who::First, region.0 + PAGE, 64, Cause::NotMapped);
+    s.write_stopped(Who::First, IOVA, 64, Cause::NotMapped);
+    let space = s.space(&device);
+    s.map(&space, IOVA, page, PAGE, RW);
+    let attached = s.try_attach(&device, &space);
+    if s.rig.form() == Form::ScalableFirst {
+        assert!(matches!(attached, Err(AttachError::NotHitless(_))));
+    } else {
+        let at = attached.expect("the device is attached");
+        s.lands(Who::First, region.0, &[(region, 64)]);
+        s.lands(Who::First, IOVA, &[(page, 64)]);
+        s.unmap(&space, IOVA, PAGE);
+        s.detach(at);
+    }
+    s.lands(Who::First, region.0, &[(region, 64)]);
+    s.write_stopped(Who::First, IOVA, 64, Cause::NotMapped);
+    s.write_stopped(Who::First, page.0, 64, Cause::NotMapped);
+}
+
+/// A device that is reset has its attachment back, and no more than that.
+pub fn reset<R: Rig>(s: &mut Stage<R>) {
+    let device = s.add(Who::First);
+    let space = s.space(&device);
+    let page = s.page();
+    s.map(&space, IOVA, page, PAGE, RW);
+    let at = s.attach(&device, &space);
+    for _ in 0..2 {
+        s.lands(Who::First, IOVA, &[(page, 64)]);
+        device.reset(&s.cx).expect("the hardware answers");
+        s.write_stopped(Who::First, IOVA + PAGE, 64, Cause::NotMapped);
+        s.fetches(&at, IOVA, page, 64);
+    }
+    s.detach(at);
+    device.reset(&s.cx).expect("the hardware answers");
+    s.write_stopped(Who::First, IOVA, 64, Cause::Blocked);
 }
