@@ -176,7 +176,7 @@ pub static CACHED_PERMISSION: Deviation = Deviation {
 pub static FIRST_STAGE_WIDTH: Deviation = Deviation {
     name: "AW of a PASID-table entry with a first stage",
     forms: FIRST,
-    manual: "is ignored, FSPM tells the levels, [V] 9.6",
+    manual: "is reserved without a second stage and ignored with one, FSPM tells the levels, [V] 9.6",
     qemu: "limits the address: with AW=0 those of 2^29 and above are not canonical (SGN.1, 80h)",
     records: None,
 };

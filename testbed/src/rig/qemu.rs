@@ -92,7 +92,9 @@ impl QemuRig {
         qemu.memory().write_slice(&low, GuestAddress(IOVA_SPACE.start)).expect("low memory");
 
         let iommu = Iommu::new(platform.clone(), Config::default()).expect("memory");
-        let vtd = Vtd::new(platform.clone(), VTD, Options::default());
+        // See `deviations::FIRST_STAGE_WIDTH`.
+        let options = Options { first_stage_width: true, ..Options::default() };
+        let vtd = Vtd::new(platform.clone(), VTD, options);
         let cx = Sleep::in_sleepable_context();
         iommu.register(&cx, INSTANCE, Box::new(vtd), Start::Fresh).expect("the VT-d starts");
         QemuRig { form, qemu, platform, iommu, oracle: Oracle::default(), stock, tale, turn: 0, low }

@@ -61,6 +61,10 @@ use portcullis_pgtable::{FormatDesc, IoTable, Phys, Table, VTD_SECOND_STAGE, Vtd
 pub struct Options {
     /// Use legacy mode where the unit has scalable mode too.
     pub force_legacy: bool,
+    /// Write AW into PASID-table entries with a first stage too. The manual has it reserved where
+    /// there is no second stage, and ignored elsewhere (`[V]` 9.6); QEMU 11 takes it for the width
+    /// of first-stage addresses, and without it stops everything from 2^29 on.
+    pub first_stage_width: bool,
     /// Bits of the platform's physical addresses, from the DMAR table (`[V]` 8.1). Without it the
     /// unit's maximum guest address width is taken, which is at least as wide.
     pub host_address_width: Option<u8>,

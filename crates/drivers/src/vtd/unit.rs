@@ -32,6 +32,8 @@ pub(super) struct Unit {
     pub(super) ecap: Ecap,
     /// Scalable mode is used.
     pub(super) scalable: bool,
+    /// AW is written for a first stage too.
+    pub(super) first_stage_width: bool,
     /// Host address width.
     haw: u8,
 }
@@ -46,6 +48,7 @@ impl Unit {
             cap,
             ecap,
             scalable: ecap.smts() && !options.force_legacy,
+            first_stage_width: options.first_stage_width,
             haw: options.host_address_width.map_or(widest, |w| w.min(52)),
         }
     }

@@ -327,7 +327,9 @@ fn check_pasid_entry(
         || rest != 0
         || if ecap.hpts() { hpt & PasidHpt::RESERVED != 0 } else { hpt != 0 }
         || limits.bad_domain(low.did())
-        || (low.ssade() && !ecap.ssads())
+        || (low.ssade() && !(ecap.ssads() && ecap.ssts()))
+        || (!ecap.ssts() && (low.aw() != 0 || low.ssptptr() != 0))
+        || (!ecap.fsts() && (fs.fspm() != 0 || fs.wpe() || fs.fsptptr() != 0))
         || (low.pwsnp() && !ecap.smpwcs())
         || (low.pgsnp() && !ecap.sc())
         || (memory_type && !ecap.mts())

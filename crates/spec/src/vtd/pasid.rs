@@ -78,7 +78,8 @@ pub struct PasidLow {
     pub p: bool,
     /// FPD, bit 1: qualified faults are not recorded; holds with P clear too.
     pub fpd: bool,
-    /// AW, bits 4:2; see [`Agaw`]. Ignored for first stage and pass-through.
+    /// AW, bits 4:2; see [`Agaw`]. Reserved(0) if SSTS=0, else ignored for first stage and
+    /// pass-through.
     #[bits(3)]
     pub aw: u8,
     #[bits(1)]
