@@ -203,6 +203,11 @@ impl<P: Platform> Queue<P> {
         self.locked(|_, ring| ring.is_silent(source.0 as u16)).unwrap_or(false)
     }
 
+    /// Whether the queue was given up.
+    pub(super) fn is_lost(&self) -> bool {
+        self.locked(|_, ring| ring.lost).unwrap_or(false)
+    }
+
     /// A requester answers again, or is somebody else now.
     pub(super) fn forgive(&self, source: SourceId) {
         self.locked(|_, ring| ring.set_silent(source.0 as u16, false));
@@ -322,13 +327,12 @@ impl<P: Platform> Queue<P> {
         if ring.distance(ring.retired, slot) <= ring.used() { slot } else { ring.retired }
     }
 
-    /// Takes completions, deals with errors, and moves on what waits for room.
+    /// Takes completions, deals with errors, and moves on what waits for room. An empty queue has
+    /// errors too: a device may complete what nobody asked of it.
     fn look(&self, ring: &mut Ring) {
         self.reap(ring);
-        if ring.used() > 0 {
-            self.recover(ring);
-            self.reap(ring);
-        }
+        self.recover(ring);
+        self.reap(ring);
         self.pump(ring);
     }
 
@@ -441,6 +445,14 @@ impl Ring {
         let bit = 1 << (sid % 64);
         let word = &mut self.silent[usize::from(sid / 64)];
         *word = if silent { *word | bit } else { *word & !bit };
+    }
+
+    /// Whether an invalidation of a requester's TLB is unfinished.
+    pub(super) fn asks(&self, sid: u16) -> bool {
+        let asked = Kind::DeviceTlb(sid);
+        let mut in_use = (0..self.used()).map(|i| self.slots[(self.retired + i) % self.slots.len()].kind);
+        in_use.any(|kind| kind == SlotKind::Item(asked))
+            || self.backlog.iter().any(|(_, item)| item.kind == asked)
     }
 
     /// Notes that a submission failed. It stays unresolved until the rest of it is done; the first

@@ -224,6 +224,32 @@ fn one_suspect_needs_no_name() {
     assert_eq!(vtd.done(other), Poll::Ready(Ok(())));
 }
 
+/// Hardware still waits for what it sent before an earlier time-out.
+#[test]
+fn a_late_time_out_is_not_blamed_on_who_is_asked_now() {
+    let (fake, vtd) = two_devices();
+    const C: SourceId = SourceId(0x0300);
+    vtd.add_device(C, all_features()).unwrap();
+    let both = submit(&vtd, &[A, B]).unwrap();
+    let other = submit(&vtd, &[C]).unwrap();
+    fake.fetch(6, false);
+    time_out(&fake, A.0.into());
+    assert_eq!(vtd.done(other), Poll::Pending);
+    // Hardware goes on, and has not reached B again when B's first invalidation runs out.
+    fake.fetch(2, false);
+    time_out(&fake, B.0.into());
+    assert_eq!(vtd.done(other), Poll::Pending);
+    assert_eq!(asked(&fake), [u64::from(C.0)]);
+    // One of a device that is asked nothing any more: C goes unblamed, and is asked again.
+    fake.fetch(fake.queued().len() as u64 - 1, false);
+    time_out(&fake, B.0.into());
+    assert_eq!(vtd.done(other), Poll::Pending);
+    assert_eq!(asked(&fake), [u64::from(C.0)]);
+    fake.complete_all();
+    assert_eq!(vtd.done(other), Poll::Ready(Ok(())));
+    assert!(matches!(vtd.done(both), Poll::Ready(Err(InvError::DeviceTimeout(_)))));
+}
+
 #[test]
 fn suspects_are_asked_one_by_one() {
     let (fake, vtd) = two_devices();
@@ -320,6 +346,7 @@ fn a_unit_that_refuses_everything_is_lost() {
     assert_eq!(vtd.done(seq), Poll::Ready(Err(InvError::Lost(HwLost))));
     assert_eq!(submit(&vtd, &[A]), Err(SubmitError::Lost(HwLost)));
     assert_eq!(respond(&vtd, &SlotWord::new()), Offer::Lost);
+    assert_eq!(fake.get32(offset::FSTS), IQE, "left alone: it would come back with an event each time");
 }
 
 #[test]
