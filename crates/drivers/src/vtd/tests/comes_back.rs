@@ -365,11 +365,40 @@ fn a_bound_turn_leaves_records_for_the_next() {
     let (seen, more) = turn(&vtd, 3);
     assert_eq!((seen.len(), more), (4, More::Yes));
     assert_eq!(fake.get32(offset::FSTS) & 1, 1, "PFO waits for the last record");
-    fake.set32(offset::FSTS, fake.get32(offset::FSTS) & !0xff00 | 3 << 8);
+    // FRI stays at the record that was the first when PPF became set.
+    assert_eq!(fake.get32(offset::FSTS) & 0xff02, 2);
     let (seen, more) = turn(&vtd, 3);
     assert!(matches!(&seen[..], [Seen::Fault(_), Seen::Fault(o), Seen::Passed(0)]
         if o.kind == FaultKind::Overflow));
     assert_eq!((more, fake.get32(offset::FSTS) & 3), (More::No, 0));
+}
+
+/// All bits of the fault status share one event, which is sent only if none was set.
+#[test]
+fn what_comes_while_another_bit_is_served_is_looked_at_again() {
+    const ITE: u32 = 1 << 6;
+    let (fake, vtd) = scalable();
+    record(&fake, 0, 0x1000, F | 0x71 << 32 | 0x0113);
+    fake.after_write(0x22c, offset::FSTS, ITE);
+    let (seen, more) = turn(&vtd, 10);
+    assert!(matches!(seen[..], [Seen::Fault(_), Seen::Passed(0)]));
+    assert_eq!(more, More::Yes, "the time-out has no event of its own");
+    let (seen, more) = turn(&vtd, 10);
+    assert!(matches!(&seen[..], [Seen::Fault(f), Seen::Passed(0)] if f.code == ITE));
+    assert_eq!((more, fake.get32(offset::FSTS)), (More::No, 0));
+}
+
+#[test]
+fn a_completion_that_nobody_asked_for_does_not_silence_faults() {
+    const ICE: u32 = 1 << 5;
+    let (fake, vtd) = scalable();
+    fake.set64(offset::IQERCD, 0x0113 << 48);
+    fake.set32(offset::FSTS, ICE);
+    assert!(vtd.interrupt());
+    let (seen, more) = turn(&vtd, 10);
+    assert!(matches!(&seen[..], [Seen::Fault(f), Seen::Passed(0)]
+        if f.source == Some(SOURCE) && f.code == ICE));
+    assert_eq!((more, fake.get32(offset::FSTS)), (More::No, 0), "cleared although the queue is empty");
 }
 
 #[test]

@@ -37,6 +37,8 @@ struct State {
     released: Vec<Phys>,
     /// GCMD takes no effect.
     stuck: bool,
+    /// What hardware does next when a register is written: sets bits of another.
+    reactions: BTreeMap<u32, (u32, u32)>,
     frames_left: usize,
 }
 
@@ -56,6 +58,7 @@ impl Fake {
                 cleaned: Vec::new(),
                 released: Vec::new(),
                 stuck: false,
+                reactions: BTreeMap::new(),
                 frames_left: usize::MAX,
             })),
         };
@@ -88,6 +91,11 @@ impl Fake {
 
     pub(super) fn stick(&self, stuck: bool) {
         self.with(|s| s.stuck = stuck);
+    }
+
+    /// Once `at` was written, hardware sets `bits` in the register at `then`.
+    pub(super) fn after_write(&self, at: u32, then: u32, bits: u32) {
+        self.with(|s| s.reactions.insert(at, (then, bits)));
     }
 
     pub(super) fn limit_frames(&self, n: usize) {
@@ -206,6 +214,9 @@ impl Fake {
                 self.set32(offset::FSTS, fsts | u32::from(pending) << 1);
             }
             _ => self.set32(at, low),
+        }
+        if let Some((then, bits)) = self.with(|s| s.reactions.remove(&at)) {
+            self.set32(then, self.get32(then) | bits);
         }
     }
 
