@@ -181,6 +181,15 @@ impl<P: Platform> Queue<P> {
         self.locked(|_, ring| InvSeq(ring.issued)).unwrap_or(InvSeq(0))
     }
 
+    /// Everything up to here is done or failed.
+    pub(super) fn resolved(&self) -> InvSeq {
+        let look = |q: &Self, ring: &mut Ring| {
+            q.look(ring);
+            InvSeq(ring.resolved)
+        };
+        self.locked(look).unwrap_or(InvSeq(0))
+    }
+
     /// Looks for completions and errors. Returns whether somebody who waits should look again, and
     /// the errors that were met since the last call.
     pub(super) fn service(&self) -> (bool, Errors) {

@@ -276,13 +276,33 @@ fn an_overflow_during_the_drain_repeats_it() {
     let _ = vtd.drain(rid()).unwrap();
     fake.complete_all();
     assert_eq!(vtd.drain_end(rid()), DrainEnd::At(QueuePos(0)));
-    // Drains of other attachment points do not answer for this one.
+    assert_eq!(vtd.drain_end(rid()), DrainEnd::Again, "told once");
+}
+
+#[test]
+fn many_points_of_a_device_are_drained_at_once() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let ended = |at| vtd.drain_end(at) == DrainEnd::At(QueuePos(0));
+    // Four are under way; a fifth does not push one of them out.
     for n in 1..=4 {
         let _ = vtd.drain(with_pasid(n)).unwrap();
-        fake.complete_all();
     }
-    assert_eq!(vtd.drain_end(with_pasid(4)), DrainEnd::At(QueuePos(0)));
-    assert_eq!(vtd.drain_end(rid()), DrainEnd::Again);
+    assert_eq!(vtd.drain(with_pasid(5)), Err(portcullis::driver::SubmitError::Full));
+    let seq = vtd.drain(with_pasid(1)).unwrap();
+    fake.complete_all();
+    assert_eq!(vtd.done(seq), Poll::Ready(Ok(())));
+    assert!((1..=4).all(|n| ended(with_pasid(n))));
+
+    // One that was given up half-way keeps its place only until its fence is complete.
+    for n in 1..=4 {
+        let _ = vtd.drain(with_pasid(n)).unwrap();
+    }
+    fake.complete_all();
+    let _ = vtd.drain(with_pasid(5)).unwrap();
+    fake.complete_all();
+    assert!(ended(with_pasid(5)));
+    assert_eq!(vtd.drain_end(with_pasid(1)), DrainEnd::Again, "others do not answer for it");
 }
 
 #[test]
