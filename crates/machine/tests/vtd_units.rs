@@ -1,0 +1,343 @@
+//! The VT-d driver on units of many kinds: what the capability registers choose, walks that do not
+//! snoop, and faults that come in numbers.
+#![cfg(feature = "sim")]
+
+use parking_lot::Mutex;
+use portcullis::{
+    Config, DomainOptions, FaultKind, FaultRecord, InstanceId, Iommu, PageGroup, Platform, Resolver, Scope,
+    Sleep, Window, Woken,
+    driver::{Stage, Start, TableRequest},
+};
+use portcullis_drivers::vtd::{Msi, Options, Vtd};
+use portcullis_machine::{
+    board::{Board, BusMemory},
+    machine::plug,
+    memory::Ram,
+    sim::{Sim, SimConfig, SimPlatform},
+};
+use portcullis_models::{
+    adversary::Adversary,
+    bus::{AddressType, Operation, Request, RequesterId, Upstream},
+    complex::Complex,
+    endpoint::{Endpoint, Engine, Failure, Intent, Port},
+    log::Silent,
+    memory::{MemError, Memory},
+    vtd as model,
+};
+use portcullis_pgtable::Prot;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+const INSTANCE: InstanceId = InstanceId(0);
+const DEVICE: RequesterId = RequesterId(0x80);
+const IOVA: u64 = 0x4020_0000;
+const PAGE: u64 = 4096;
+const LARGE: u64 = 2 << 20;
+
+/// The mark of the page tables' entries that were cleaned. It is itself not cleaned: walks ignore it.
+const SETTLED: u64 = 1 << 53;
+
+/// Memory behind walks that do not snoop: counts what they read of the CPU's writes that were not
+/// cleaned. Of page tables it sees entries only, not their clearing: the page-table library's own
+/// tests have walkers that read cleaned bytes alone.
+struct NotSnooped {
+    bus: BusMemory,
+    stale: Arc<AtomicU64>,
+}
+
+impl NotSnooped {
+    fn look(&self, addr: u64) {
+        if self.bus.0.unclean_lines().contains(&(addr & !63)) {
+            self.stale.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Memory for NotSnooped {
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), MemError> {
+        self.bus.read(addr, buf)
+    }
+    fn write(&self, addr: u64, data: &[u8]) -> Result<(), MemError> {
+        self.bus.write(addr, data)
+    }
+    fn load64(&self, addr: u64) -> Result<u64, MemError> {
+        let entry = self.bus.load64(addr)?;
+        if entry != 0 && entry & SETTLED == 0 {
+            self.look(addr);
+        }
+        Ok(entry)
+    }
+    fn load128(&self, addr: u64) -> Result<u128, MemError> {
+        self.look(addr);
+        self.bus.load128(addr)
+    }
+    fn cas64(&self, addr: u64, old: u64, new: u64) -> Result<u64, MemError> {
+        self.bus.cas64(addr, old, new)
+    }
+}
+
+/// Ends of accesses, by ticket.
+type Ends = Arc<Mutex<BTreeMap<u64, Result<Vec<u8>, Failure>>>>;
+
+/// An engine without a will.
+struct Puppet(Ends);
+
+impl Engine for Puppet {
+    fn wants(&self, _: &Port) -> bool {
+        false
+    }
+    fn step(&mut self, _: &mut Port, _: &mut Adversary, _: usize) {}
+    fn ended(&mut self, _: &mut Port, ticket: u64, result: Result<Vec<u8>, Failure>) {
+        self.0.lock().insert(ticket, result);
+    }
+    fn reset(&mut self) {}
+}
+
+struct Nobody;
+
+impl<P: Platform> Resolver<P, ()> for Nobody {
+    fn resolve(&self, _: &Sleep<'_>, _: &Arc<()>, _: PageGroup<'_, P>) {}
+}
+
+/// What a test's task has in its hands.
+struct Hands {
+    platform: SimPlatform,
+    iommu: Iommu<SimPlatform>,
+    cx: Sleep<'static>,
+    ends: Ends,
+    stale: Arc<AtomicU64>,
+}
+
+impl Hands {
+    fn ram(&self) -> &Ram {
+        self.platform.ram()
+    }
+
+    fn port<R>(&self, f: impl FnOnce(&mut Port) -> R) -> R {
+        let on_board = |b: &mut Board| b.complex.endpoint_mut(0).map(|e| f(e.port_mut()));
+        self.platform.hardware(on_board).flatten().expect("the endpoint is plugged in")
+    }
+
+    fn rest(&self) {
+        assert_ne!(self.platform.sleep(&self.cx, 100_000), Woken::Shutdown);
+    }
+
+    /// A write of the device; whether it was let through.
+    fn writes(&self, iova: u64) -> bool {
+        let ticket = self.port(|p| p.access(iova, Intent::Write(vec![0x5a; 8])));
+        for _ in 0..1000 {
+            if let Some(end) = self.ends.lock().remove(&ticket) {
+                return end.is_ok();
+            }
+            self.rest();
+        }
+        panic!("the access does not end");
+    }
+}
+
+/// Runs a task on a machine with such a unit and one untrusted device, which is plugged in.
+fn on_unit(unit: model::Config, options: Options, task: impl FnOnce(Hands) + Send + 'static) {
+    let mut sim = Sim::new(SimConfig::new(1)).unwrap();
+    let stale = Arc::new(AtomicU64::new(0));
+    let memory = NotSnooped { bus: BusMemory(sim.platform().ram().clone()), stale: stale.clone() };
+    let mut complex = Complex::new(Arc::new(memory), Box::new(Silent));
+    complex.add_unit(Box::new(model::Vtd::new(unit)));
+    sim.set_hardware(Board::new(complex));
+    let iommu = Iommu::new(sim.platform().clone(), Config::default()).unwrap();
+    let core = iommu.clone();
+    sim.on_interrupt(move |_, _| {
+        if core.interrupt(INSTANCE) {
+            core.service(INSTANCE);
+        }
+    });
+    let core = iommu.clone();
+    sim.on_timer(move |_| core.tick());
+    let core = iommu.clone();
+    sim.workers(1, move |_| core.run_one(&Sleep::in_sleepable_context()));
+    sim.spawn("task", move |p| {
+        let cx = Sleep::in_sleepable_context();
+        let vtd = Vtd::new(p.clone(), Window(0), options);
+        iommu.register(&cx, INSTANCE, Box::new(vtd), Start::Fresh).expect("the unit starts");
+        task(Hands { platform: p.clone(), iommu, cx, ends: Ends::default(), stale });
+    });
+    sim.run().and_then(|()| sim.settle()).unwrap();
+    sim.finish().unwrap();
+}
+
+fn events() -> Options {
+    let msi = |data| Some(Msi { address: 0xfee0_0000, data });
+    Options {
+        fault_event: msi(0x30),
+        invalidation_event: msi(0x31),
+        page_request_event: msi(0x32),
+        ..Options::default()
+    }
+}
+
+fn plug_in(h: &Hands) -> portcullis::Device<SimPlatform> {
+    let endpoint = Endpoint::new(DEVICE, 1, Box::new(Puppet(h.ends.clone())));
+    let (_, spec) = plug(&h.platform, endpoint, false);
+    h.iommu.add_device(&h.cx, spec).unwrap()
+}
+
+/// The life of two domains: mapped, used, changed, replaced, left. Nothing stale may answer.
+fn two_domains(h: &Hands, stage: Stage) {
+    let device = plug_in(h);
+    let rw = Prot::READ | Prot::WRITE;
+    let table = TableRequest { stage, ..TableRequest::default() };
+    let options = DomainOptions { table, pasid_only: false };
+    let domain = || h.iommu.external_domain(&[&device], options, None::<Nobody>).unwrap();
+    let (one, two) = (domain(), domain());
+    let pages = h.ram().pages(2).unwrap();
+    one.map_range(IOVA, pages, 2 * PAGE, rw).unwrap();
+    two.map_range(IOVA + LARGE, pages, PAGE, rw).unwrap();
+    assert!(!h.writes(IOVA), "blocked at first");
+
+    let attached = h.iommu.attach(&h.cx, &one, &device, None, Arc::new(())).unwrap();
+    assert!(h.writes(IOVA) && h.writes(IOVA + PAGE));
+    assert!(!h.writes(IOVA + LARGE));
+    // The second page goes, and a new table comes where the walk has just met none.
+    let mut unmapping = one.unmapping();
+    unmapping.unmap(IOVA + PAGE, PAGE).unwrap();
+    unmapping.sync(&h.cx).unwrap();
+    one.map_range(IOVA + LARGE, pages, PAGE, rw).unwrap();
+    assert!(h.writes(IOVA) && !h.writes(IOVA + PAGE) && h.writes(IOVA + LARGE));
+
+    let (attached, old, _) =
+        h.iommu.replace(&h.cx, attached, &two, Arc::new(()), true).map_err(|_| ()).unwrap();
+    old.wait(&h.cx, None);
+    assert!(!h.writes(IOVA) && h.writes(IOVA + LARGE));
+    attached.begin_detach(&h.cx).wait(&h.cx, None);
+    assert!(!h.writes(IOVA + LARGE));
+    h.iommu.remove_device(&h.cx, device).map_err(|_| ()).unwrap();
+}
+
+type Choice = (&'static str, model::Config);
+
+fn not_snooping() -> [(Choice, Stage); 3] {
+    let walks = model::Config { coherent: false, walks_coherent: false, ..model::Config::default() };
+    let legacy = model::Config { coherent: false, ..model::Config::legacy() };
+    [
+        (("legacy", legacy), Stage::Second),
+        (("second stage", walks.clone()), Stage::Second),
+        (("first stage", walks), Stage::First),
+    ]
+}
+
+/// ECAP.C and SMPWCS clear: every line that a walk reads was cleaned before.
+#[test]
+fn walks_that_do_not_snoop_meet_nothing_stale() {
+    for ((name, unit), stage) in not_snooping() {
+        on_unit(unit, events(), move |h| {
+            h.ram().track_cleaning(true);
+            two_domains(&h, stage);
+            assert_eq!(h.stale.load(Ordering::Relaxed), 0, "{name}");
+        });
+    }
+}
+
+/// The same walks behind registers that say otherwise: the record does see what was not cleaned.
+#[test]
+fn walks_that_were_thought_to_snoop_meet_stale_lines() {
+    for ((name, unit), stage) in not_snooping() {
+        let unit = model::Config { coherent: true, walks_coherent: unit.scalable, ..unit };
+        on_unit(unit, events(), move |h| {
+            h.ram().track_cleaning(true);
+            two_domains(&h, stage);
+            assert_ne!(h.stale.load(Ordering::Relaxed), 0, "{name}");
+        });
+    }
+}
+
+#[test]
+fn every_choice_of_capabilities_is_served() {
+    let base = model::Config::default;
+    let legacy = model::Config::legacy;
+    let choices: [Choice; 15] = [
+        ("scalable", base()),
+        ("legacy", legacy()),
+        ("ESRTPS=0", model::Config { esrtps: false, ..base() }),
+        ("PSI=0", model::Config { page_selective: false, ..base() }),
+        ("legacy, PSI=0", model::Config { page_selective: false, ..legacy() }),
+        ("MAMV=0", model::Config { max_address_mask: 0, ..base() }),
+        (
+            "legacy, no large pages",
+            model::Config { second_stage_2m: false, second_stage_1g: false, ..legacy() },
+        ),
+        ("ND=0: 16 domains", model::Config { domain_id_bits: 4, ..base() }),
+        ("SC=0", model::Config { snoop_control: false, ..base() }),
+        ("PT=0", model::Config { pass_through: false, ..base() }),
+        ("first stage only", model::Config { second_stage: false, ..base() }),
+        ("second stage only", model::Config { first_stage: false, ..base() }),
+        ("C=1, SMPWCS=0", model::Config { walks_coherent: false, ..base() }),
+        (
+            "no PASID, no ATS",
+            model::Config {
+                pasid_bits: 0,
+                rid_pasid: false,
+                device_tlb: false,
+                page_requests: false,
+                page_request_drain: false,
+                stop_markers: false,
+                no_write_flag: false,
+                ..base()
+            },
+        ),
+        (
+            "waits overtake, no names",
+            model::Config { waits_in_order: false, names_suspects: false, ..base() },
+        ),
+    ];
+    for (_, unit) in choices {
+        on_unit(unit, events(), |h| two_domains(&h, Stage::Any));
+    }
+}
+
+/// Every record is delivered, however many registers there are beside what a turn hands over.
+#[test]
+fn a_turn_that_ends_early_leaves_no_fault_record_behind() {
+    let unit = model::Config { fault_records: 256, collapse_faults: false, ..model::Config::default() };
+    on_unit(unit, events(), |h| {
+        let _device = plug_in(&h);
+        let seen = h.iommu.observe(Scope::All, 512).unwrap();
+        for n in 0..200 {
+            h.port(|p| p.access(IOVA + n * PAGE, Intent::Read(8)));
+        }
+        for _ in 0..200 {
+            h.rest();
+        }
+        let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).collect();
+        let mut pages: Vec<_> = told.iter().filter_map(|f| f.address).collect();
+        pages.sort_unstable();
+        assert_eq!(pages, (0..200).map(|n| IOVA + n * PAGE).collect::<Vec<_>>());
+    });
+}
+
+/// An invalidation that nobody submitted is completed while the queue is empty: the error it leaves
+/// would keep every later fault from having an event.
+#[test]
+fn an_unasked_completion_does_not_silence_the_fault_event() {
+    on_unit(model::Config::default(), events(), |h| {
+        let _device = plug_in(&h);
+        let seen = h.iommu.observe(Scope::All, 64).unwrap();
+        h.port(|p| p.raw_message(Upstream::InvalidationCompletion { source: DEVICE, itags: 0x10 }));
+        h.rest();
+        let request = Request {
+            source: DEVICE,
+            prefix: None,
+            at: AddressType::Translated,
+            addr: IOVA,
+            op: Operation::Read(8),
+        };
+        h.port(|p| p.raw_request(request));
+        h.rest();
+        let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).collect();
+        let kinds: Vec<FaultKind> = told.iter().map(|f| f.kind).collect();
+        assert_eq!(kinds, [FaultKind::Configuration, FaultKind::Dma]);
+    });
+}
