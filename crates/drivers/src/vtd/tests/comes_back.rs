@@ -399,7 +399,7 @@ fn what_comes_while_another_bit_is_served_is_looked_at_again() {
     const ITE: u32 = 1 << 6;
     let (fake, vtd) = scalable();
     record(&fake, 0, 0x1000, F | 0x71 << 32 | 0x0113);
-    fake.after_write(0x22c, offset::FSTS, ITE);
+    fake.after_write(0x22c, |f| f.set32(offset::FSTS, f.get32(offset::FSTS) | ITE));
     let (seen, more) = turn(&vtd, 10);
     assert!(matches!(seen[..], [Seen::Fault(_), Seen::Passed(0)]));
     assert_eq!(more, More::Yes, "the time-out has no event of its own");
@@ -449,6 +449,18 @@ fn what_a_record_says() {
     // A code that the manual does not know.
     let f = decode(F | 0xee << 32);
     assert_eq!((f.code, f.reason), (0xee, Reason::Other));
+}
+
+#[test]
+fn a_completion_while_the_last_one_is_acknowledged_is_not_lost() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, Features::default()).unwrap();
+    let seq = vtd.cut_off(SOURCE).unwrap();
+    fake.set32(offset::ICS, 1);
+    // Before the write takes effect, so that IWC is clear afterwards.
+    fake.after_write(offset::ICS, Fake::complete_all);
+    assert_eq!(turn(&vtd, 10).0, [Seen::Completed, Seen::Passed(0)]);
+    assert_eq!(vtd.done(seq), Poll::Ready(Ok(())));
 }
 
 #[test]

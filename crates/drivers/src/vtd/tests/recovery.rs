@@ -161,6 +161,10 @@ fn a_named_time_out_costs_its_device_alone() {
     // Fetched up to the wait of the first submission: 2 IOTLB, fence, 2 device TLBs.
     fake.fetch(5, false);
     time_out(&fake, A.0.into());
+    // Hardware goes on where its head is as soon as the bit is clear.
+    fake.after_write(offset::FSTS, |f| {
+        assert!(asked(f).is_empty() && f.queued().iter().all(|d| is(d, DescType::Wait)));
+    });
     assert_eq!(vtd.done(other), Poll::Pending);
     assert_eq!(fake.get32(offset::FSTS) & ITE, 0, "hardware goes on");
     assert_eq!(asked(&fake), [u64::from(B.0), u64::from(B.0)], "A is not asked again");
