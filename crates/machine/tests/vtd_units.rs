@@ -4,8 +4,8 @@
 
 use parking_lot::Mutex;
 use portcullis::{
-    Config, DomainOptions, FaultKind, FaultRecord, InstanceId, Iommu, PageGroup, Platform, Resolver, Scope,
-    Sleep, Window, Woken,
+    Config, DomainOptions, FaultKind, FaultRecord, InstanceId, Iommu, PageGroup, Pasid, Platform, Resolver,
+    Scope, Sleep, Window, Woken,
     driver::{Stage, Start, TableRequest},
 };
 use portcullis_drivers::vtd::{Msi, Options, Vtd};
@@ -31,6 +31,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 const INSTANCE: InstanceId = InstanceId(0);
@@ -179,15 +180,15 @@ fn events() -> Options {
     }
 }
 
-fn plug_in(h: &Hands) -> portcullis::Device<SimPlatform> {
+fn plug_in(h: &Hands, trusted: bool) -> portcullis::Device<SimPlatform> {
     let endpoint = Endpoint::new(DEVICE, 1, Box::new(Puppet(h.ends.clone())));
-    let (_, spec) = plug(&h.platform, endpoint, false);
+    let (_, spec) = plug(&h.platform, endpoint, trusted);
     h.iommu.add_device(&h.cx, spec).unwrap()
 }
 
 /// The life of two domains: mapped, used, changed, replaced, left. Nothing stale may answer.
 fn two_domains(h: &Hands, stage: Stage) {
-    let device = plug_in(h);
+    let device = plug_in(h, false);
     let rw = Prot::READ | Prot::WRITE;
     let table = TableRequest { stage, ..TableRequest::default() };
     let options = DomainOptions { table, pasid_only: false };
@@ -303,7 +304,7 @@ fn every_choice_of_capabilities_is_served() {
 fn a_turn_that_ends_early_leaves_no_fault_record_behind() {
     let unit = model::Config { fault_records: 256, collapse_faults: false, ..model::Config::default() };
     on_unit(unit, events(), |h| {
-        let _device = plug_in(&h);
+        let _device = plug_in(&h, false);
         let seen = h.iommu.observe(Scope::All, 512).unwrap();
         for n in 0..200 {
             h.port(|p| p.access(IOVA + n * PAGE, Intent::Read(8)));
@@ -323,7 +324,7 @@ fn a_turn_that_ends_early_leaves_no_fault_record_behind() {
 #[test]
 fn an_unasked_completion_does_not_silence_the_fault_event() {
     on_unit(model::Config::default(), events(), |h| {
-        let _device = plug_in(&h);
+        let _device = plug_in(&h, false);
         let seen = h.iommu.observe(Scope::All, 64).unwrap();
         h.port(|p| p.raw_message(Upstream::InvalidationCompletion { source: DEVICE, itags: 0x10 }));
         h.rest();
@@ -339,5 +340,30 @@ fn an_unasked_completion_does_not_silence_the_fault_event() {
         let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).collect();
         let kinds: Vec<FaultKind> = told.iter().map(|f| f.kind).collect();
         assert_eq!(kinds, [FaultKind::Configuration, FaultKind::Dma]);
+    });
+}
+
+/// More drains of one device than the driver has places for: each gets its turn.
+#[test]
+fn many_pasids_of_a_device_are_detached_at_once() {
+    on_unit(model::Config::default(), events(), |h| {
+        let device = plug_in(&h, true);
+        let table = TableRequest { stage: Stage::First, ..TableRequest::default() };
+        let options = DomainOptions { table, pasid_only: true };
+        let domain = h.iommu.external_domain(&[&device], options, Some(Nobody)).unwrap();
+        let attached = (1..=12).map(|n| {
+            let pasid = Pasid::new(n);
+            h.iommu.attach(&h.cx, &domain, &device, pasid, Arc::new(())).unwrap()
+        });
+        let mut detaches: Vec<_> =
+            attached.collect::<Vec<_>>().into_iter().map(|a| a.start_detach()).collect();
+        let since = h.platform.now();
+        while !detaches.is_empty() {
+            detaches.retain_mut(|op| op.step().is_pending());
+            assert_ne!(h.platform.sleep(&h.cx, 1000), Woken::Shutdown);
+            let taken = h.platform.now().since(since);
+            assert!(taken < Duration::from_millis(10), "{} go on after {taken:?}", detaches.len());
+        }
+        h.iommu.remove_device(&h.cx, device).map_err(|_| ()).unwrap();
     });
 }
