@@ -4,8 +4,8 @@
 
 use parking_lot::Mutex;
 use portcullis::{
-    Config, DomainOptions, FaultKind, FaultRecord, InstanceId, Iommu, PageGroup, Pasid, Platform, Resolver,
-    Scope, Sleep, Window, Woken,
+    Config, DeviceSpec, DomainOptions, FaultKind, FaultRecord, InstanceId, Iommu, PageGroup, Pasid, Platform,
+    Resolver, Scope, Sleep, Window, Woken,
     driver::{Stage, Start, TableRequest},
 };
 use portcullis_drivers::vtd::{Msi, Options, Vtd};
@@ -24,7 +24,8 @@ use portcullis_models::{
     memory::{MemError, Memory},
     vtd as model,
 };
-use portcullis_pgtable::Prot;
+use portcullis_pgtable::{Prot, TableMem};
+use portcullis_spec::vtd::regs::offset;
 use std::{
     collections::BTreeMap,
     sync::{
@@ -115,6 +116,16 @@ struct Hands {
 }
 
 impl Hands {
+    fn start(&self, options: Options) {
+        let vtd = Vtd::new(self.platform.clone(), Window(0), options);
+        self.iommu.register(&self.cx, INSTANCE, Box::new(vtd), Start::Fresh).expect("the unit starts");
+    }
+
+    fn plug(&self, trusted: bool) -> DeviceSpec {
+        let endpoint = Endpoint::new(DEVICE, 1, Box::new(Puppet(self.ends.clone())));
+        plug(&self.platform, endpoint, trusted).1
+    }
+
     fn ram(&self) -> &Ram {
         self.platform.ram()
     }
@@ -143,6 +154,14 @@ impl Hands {
 
 /// Runs a task on a machine with such a unit and one untrusted device, which is plugged in.
 fn on_unit(unit: model::Config, options: Options, task: impl FnOnce(Hands) + Send + 'static) {
+    on_fresh_unit(unit, move |h| {
+        h.start(options);
+        task(h);
+    });
+}
+
+/// The same with the driver not started yet.
+fn on_fresh_unit(unit: model::Config, task: impl FnOnce(Hands) + Send + 'static) {
     let mut sim = Sim::new(SimConfig::new(1)).unwrap();
     let stale = Arc::new(AtomicU64::new(0));
     let memory = NotSnooped { bus: BusMemory(sim.platform().ram().clone()), stale: stale.clone() };
@@ -162,8 +181,6 @@ fn on_unit(unit: model::Config, options: Options, task: impl FnOnce(Hands) + Sen
     sim.workers(1, move |_| core.run_one(&Sleep::in_sleepable_context()));
     sim.spawn("task", move |p| {
         let cx = Sleep::in_sleepable_context();
-        let vtd = Vtd::new(p.clone(), Window(0), options);
-        iommu.register(&cx, INSTANCE, Box::new(vtd), Start::Fresh).expect("the unit starts");
         task(Hands { platform: p.clone(), iommu, cx, ends: Ends::default(), stale });
     });
     sim.run().and_then(|()| sim.settle()).unwrap();
@@ -181,9 +198,7 @@ fn events() -> Options {
 }
 
 fn plug_in(h: &Hands, trusted: bool) -> portcullis::Device<SimPlatform> {
-    let endpoint = Endpoint::new(DEVICE, 1, Box::new(Puppet(h.ends.clone())));
-    let (_, spec) = plug(&h.platform, endpoint, trusted);
-    h.iommu.add_device(&h.cx, spec).unwrap()
+    h.iommu.add_device(&h.cx, h.plug(trusted)).unwrap()
 }
 
 /// The life of two domains: mapped, used, changed, replaced, left. Nothing stale may answer.
@@ -341,6 +356,30 @@ fn an_unasked_completion_does_not_silence_the_fault_event() {
         let kinds: Vec<FaultKind> = told.iter().map(|f| f.kind).collect();
         assert_eq!(kinds, [FaultKind::Configuration, FaultKind::Dma]);
     });
+}
+
+/// What an earlier owner of the unit has put into its caches does not outlive the new root table.
+#[test]
+fn nothing_of_an_earlier_root_table_is_left() {
+    for esrtps in [false, true] {
+        on_fresh_unit(model::Config { esrtps, ..model::Config::legacy() }, |h| {
+            let _spec = h.plug(false);
+            let p = &h.platform;
+            let [root, contexts] = [(); 2].map(|()| p.frame().unwrap().publish());
+            // 00:10.0 passes through: P and TT 10b; AW 010b and domain 1.
+            p.store128(root, 0, u128::from(contexts.0 | 1));
+            p.store128(contexts, 0x80, 0x102 << 64 | 0b1001);
+            p.write64(Window(0), offset::RTADDR, root.0);
+            for command in [1 << 30, 1 << 31] {
+                p.write32(Window(0), offset::GCMD, command);
+                h.rest();
+            }
+            let page = h.ram().pages(1).unwrap();
+            assert!(h.writes(page.0), "the earlier owner's device");
+            h.start(events());
+            assert!(!h.writes(page.0));
+        });
+    }
 }
 
 /// More drains of one device than the driver has places for: each gets its turn.
