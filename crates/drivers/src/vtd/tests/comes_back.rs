@@ -7,7 +7,11 @@ use portcullis::{
 };
 use portcullis_spec::vtd::regs::offset;
 use portcullis_sync::slot::SlotWord;
-use std::{vec, vec::Vec};
+use std::{
+    sync::{Arc, Mutex},
+    vec,
+    vec::Vec,
+};
 
 #[derive(Debug, PartialEq)]
 enum Seen {
@@ -277,6 +281,48 @@ fn an_overflow_during_the_drain_repeats_it() {
     fake.complete_all();
     assert_eq!(vtd.drain_end(rid()), DrainEnd::At(QueuePos(0)));
     assert_eq!(vtd.drain_end(rid()), DrainEnd::Again, "told once");
+}
+
+/// PRO is clear already, and what it stood for is not forgotten yet.
+#[test]
+fn a_drain_that_ends_while_the_overflow_is_cleared_is_repeated() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let _ = vtd.drain(rid()).unwrap();
+    fake.complete_all();
+    fake.set32(offset::PRS, PRO);
+    let vtd = Arc::new(vtd);
+    let (other, seen) = (vtd.clone(), Arc::new(Mutex::new(None)));
+    let note = seen.clone();
+    // PPR is cleared first, PRO at the end of the turn.
+    fake.after_write(offset::PRS, |f| {
+        f.after_write(offset::PRS, move |f| {
+            assert_eq!(f.get32(offset::PRS), 0);
+            *note.lock().unwrap() = Some(other.drain_end(rid()));
+        });
+    });
+    let _ = turn(&vtd, 10);
+    assert_eq!(*seen.lock().unwrap(), Some(DrainEnd::Again));
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_not_asked_by_its_drain() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let seq = vtd.drain(rid()).unwrap();
+    fake.fetch(4, false);
+    fake.set64(offset::IQERCD, 0x0113 << 32);
+    fake.set32(offset::FSTS, 1 << 6);
+    assert_eq!(vtd.done(seq), Poll::Pending);
+    fake.complete_all();
+    let timed_out = portcullis::driver::InvError::DeviceTimeout(SOURCE);
+    assert_eq!(vtd.done(seq), Poll::Ready(Err(timed_out)));
+    let _ = vtd.cut_off(SOURCE).unwrap();
+    let seq = vtd.drain(rid()).unwrap();
+    assert!(fake.queued().iter().all(|d| d[0] & 0xf != 3));
+    fake.complete_all();
+    assert_eq!(vtd.done(seq), Poll::Ready(Ok(())), "it can send nothing: that is proof enough");
+    assert_eq!(vtd.drain_end(rid()), DrainEnd::At(QueuePos(0)));
 }
 
 #[test]

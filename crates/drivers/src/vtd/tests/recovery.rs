@@ -1,6 +1,6 @@
 //! The invalidation queue: wrap-around, room, and what happens when it stops.
 
-use super::*;
+use super::{fake::Did, *};
 use portcullis::{
     Answer, Code, VendorBits,
     driver::{Batch, CacheTag, HwLost, InvError, Offer, PageRequest, SubmitError},
@@ -97,6 +97,28 @@ fn the_ring_wraps() {
     }
     assert_eq!(vtd.done(InvSeq(1)), Poll::Ready(Ok(())));
     assert_eq!(fake.tail(), 200 * 4 % 128);
+}
+
+/// What was written to the queue's frame is visible before hardware is told to go on by `register`.
+fn visible_before(fake: &Fake, register: u32) {
+    let done = fake.done_around(fake.get64(offset::IQA) & !0xfff);
+    let told = done.iter().position(|d| *d == Did::Write(register)).unwrap();
+    let written = done[..told].iter().rposition(|d| matches!(d, Did::Store(..))).unwrap();
+    assert!(done[written..told].contains(&Did::Barrier), "{done:?}");
+}
+
+#[test]
+fn descriptors_are_visible_before_hardware_goes_on() {
+    let (fake, vtd) = two_devices();
+    fake.done_around(0);
+    let seq = submit(&vtd, &[A]).unwrap();
+    visible_before(&fake, offset::IQT);
+    let _ = submit(&vtd, &[B]).unwrap();
+    fake.fetch(3, false);
+    time_out(&fake, A.0.into());
+    fake.done_around(0);
+    let _ = vtd.done(seq);
+    visible_before(&fake, offset::FSTS);
 }
 
 #[test]
