@@ -8,7 +8,9 @@
 mod tables;
 
 use parking_lot::Mutex;
-use portcullis_pgtable::{FRAME_SIZE, NoMem, Phys};
+use portcullis_pgtable::FRAME_SIZE;
+#[doc(no_inline)]
+pub use portcullis_pgtable::{Fresh, NoMem, Phys, TableMem, Word};
 use portcullis_sync::wide::{self, AtomicU128};
 use std::{
     fmt,

@@ -170,6 +170,68 @@ impl Ram {
     }
 }
 
+/// Table memory of a platform that has its [`Ram`](crate::memory::Ram) in `self.0.ram` and adds
+/// nothing of its own.
+#[macro_export]
+macro_rules! table_mem_of_ram {
+    ($platform:ty) => {
+        impl $crate::memory::TableMem for $platform {
+            fn frame(&self) -> Result<$crate::memory::Fresh, $crate::memory::NoMem> {
+                self.0.ram.frame()
+            }
+            fn release(&self, frame: $crate::memory::Fresh) {
+                self.0.ram.release(frame);
+            }
+            fn reclaim(&self, table: $crate::memory::Phys) {
+                self.0.ram.reclaim(table);
+            }
+            fn load<W: $crate::memory::Word>(&self, table: $crate::memory::Phys, i: usize) -> W {
+                self.0.ram.load(table, i)
+            }
+            fn store<W: $crate::memory::Word>(&self, table: $crate::memory::Phys, i: usize, w: W) {
+                self.0.ram.store(table, i, w);
+            }
+            fn cas<W: $crate::memory::Word>(
+                &self,
+                table: $crate::memory::Phys,
+                i: usize,
+                old: W,
+                new: W,
+            ) -> Result<(), W> {
+                self.0.ram.cas(table, i, old, new)
+            }
+            fn load128(&self, table: $crate::memory::Phys, i: usize) -> u128 {
+                self.0.ram.load128(table, i)
+            }
+            fn store128(&self, table: $crate::memory::Phys, i: usize, w: u128) {
+                self.0.ram.store128(table, i, w);
+            }
+            fn fill_private<W: $crate::memory::Word>(
+                &self,
+                frame: &mut $crate::memory::Fresh,
+                range: std::ops::Range<usize>,
+                entry: impl FnMut(usize) -> W,
+            ) {
+                self.0.ram.fill_private(frame, range, entry);
+            }
+            fn run<W: $crate::memory::Word>(
+                &self,
+                table: $crate::memory::Phys,
+                range: std::ops::Range<usize>,
+                visit: impl FnMut(usize, &W::Atomic),
+            ) {
+                self.0.ram.run::<W>(table, range, visit);
+            }
+            fn barrier(&self) {
+                self.0.ram.barrier();
+            }
+            fn clean(&self, table: $crate::memory::Phys, bytes: std::ops::Range<usize>) {
+                self.0.ram.clean(table, bytes);
+            }
+        }
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
