@@ -223,6 +223,13 @@ impl Ram {
             .collect()
     }
 
+    /// Whether the 64-byte line at `address` is among the [`unclean_lines`](Ram::unclean_lines).
+    pub fn is_unclean(&self, address: u64) -> bool {
+        let Ok(offset) = self.offset(address, 1) else { return false };
+        let lines = self.0.cleaning.unclean[offset / FRAME_SIZE].load(Ordering::Relaxed);
+        lines & 1 << (offset % FRAME_SIZE / 64) != 0 && self.is_table(address)
+    }
+
     /// Copies memory at `address` into `buf`.
     ///
     /// # Errors

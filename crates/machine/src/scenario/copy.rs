@@ -1,6 +1,7 @@
 //! The main scenario: engines copy a file through an IOMMU that pages their memory in on demand,
 //! and rogues beside them are stopped.
 
+use super::PAGE_REQUEST_EVENT;
 use crate::{
     board::{Board, BusMemory},
     function::Function,
@@ -52,8 +53,6 @@ const ROGUE_PAGES: usize = 4;
 const ROGUE_OUTSIDE: u64 = 0x7000_0000;
 /// What a rogue does before it falls silent.
 const ROGUE_ACTIONS: u64 = 440;
-/// Data of the IOMMU's page-request interrupt.
-const PAGE_REQUEST_EVENT: u16 = 0x32;
 /// Nanoseconds between two looks at the engines.
 const WATCH_INTERVAL: u64 = 50_000;
 /// The one instance.
@@ -191,7 +190,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
     let watch = Watch::new(actors[0].id);
     sim.set_hardware(board(config, &sim, &watch));
     let iommu = Iommu::new(sim.platform().clone(), limits(config)).map_err(|_| CopyError::OutOfMemory)?;
-    wire(&mut sim, &iommu, config.workers);
+    super::wire(&mut sim, &iommu, config.workers);
 
     let results = Arc::new(Mutex::new(Results::default()));
     let scene = Scene {
@@ -301,20 +300,6 @@ fn board(config: &CopyConfig, sim: &Sim, watch: &Watch) -> Board {
     Board::new(complex)
 }
 
-/// Interrupts, the timer and the workers call the core, as a kernel's do.
-fn wire(sim: &mut Sim, iommu: &Iommu<SimPlatform>, workers: usize) {
-    let core = iommu.clone();
-    sim.on_interrupt(move |_, _| {
-        if core.interrupt(INSTANCE) {
-            core.service(INSTANCE);
-        }
-    });
-    let core = iommu.clone();
-    sim.on_timer(move |_| core.tick());
-    let core = iommu.clone();
-    sim.workers(workers.max(1), move |_| core.run_one(&Sleep::in_sleepable_context()));
-}
-
 /// What the main task leaves behind.
 #[derive(Default)]
 struct Results {
@@ -355,13 +340,7 @@ impl Scene {
     }
 
     fn play_out(&self, p: &SimPlatform, cx: &Sleep<'_>) -> Result<(), String> {
-        let msi = |data| Some(driver::Msi { address: 0xfee0_0000, data });
-        let options = driver::Options {
-            fault_event: msi(0x30),
-            invalidation_event: msi(0x31),
-            page_request_event: msi(PAGE_REQUEST_EVENT),
-            ..driver::Options::default()
-        };
+        let options = super::interrupts(driver::Options::default());
         let vtd = Vtd::new(p.clone(), Window(0), options);
         self.iommu.register(cx, INSTANCE, Box::new(vtd), Start::Fresh).map_err(|e| e.to_string())?;
         let faults = self.iommu.observe(Scope::All, 1024).map_err(|e| e.to_string())?;
