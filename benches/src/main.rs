@@ -3,6 +3,7 @@
 //! Absolute figures move with the machine and its load. All rows are measured in turns within one
 //! run, and the first row, one locked instruction, is the yardstick for the others.
 
+mod machine;
 mod pgtable;
 
 use std::time::Instant;
@@ -12,7 +13,7 @@ const ROUNDS: usize = 21;
 /// One line of the table.
 struct Row {
     name: String,
-    /// Pages that one call of `run` handles.
+    /// Pages, or accesses, that one call of `run` handles.
     pages: u64,
     run: Box<dyn FnMut()>,
 }
@@ -46,6 +47,8 @@ impl Row {
 
 fn main() {
     let mut rows = pgtable::rows();
+    let machine = machine::Bench::new();
+    rows.extend(machine.rows());
     let calls: Vec<u64> = rows.iter_mut().map(Row::calibrate).collect();
     let mut times = vec![Vec::with_capacity(ROUNDS); rows.len()];
     for _ in 0..ROUNDS {
@@ -53,9 +56,10 @@ fn main() {
             times[n].push(row.measure(calls[n]));
         }
     }
-    println!("{:<44} {:>10} {:>10}", "ns per page", "median", "min");
+    println!("{:<44} {:>10} {:>10}", "ns per page or access", "median", "min");
     for (row, times) in rows.iter().zip(&mut times) {
         times.sort_by(f64::total_cmp);
         println!("{:<44} {:>10.2} {:>10.2}", row.name, times[ROUNDS / 2], times[0]);
     }
+    machine.stop();
 }

@@ -2,10 +2,10 @@
 
 use crate::{
     attachment::{Attachment, Inner, Unfinished},
-    detach::{Detaching, drain},
-    device::DeviceInner,
+    detach::{Detaching, drain, let_go, settle_rest},
+    device::{DeviceInner, Holding},
     domain::{DomainInner, Kind},
-    driver::{CacheTag, Change, HwLost, Incompatible, Prepared},
+    driver::{CacheTag, Change, HwLost, Incompatible, PrepareError},
     error::{AttachError, OutOfMemory},
     group::{NotSo, Token},
     ids::{At, DomainTag, Key, Pasid},
@@ -17,6 +17,7 @@ use crate::{
 use alloc::{collections::VecDeque, sync::Arc};
 use core::future::poll_fn;
 use portcullis_pgtable::IoTable;
+use portcullis_sync::atomic::Ordering;
 
 /// What an attach is asked to do.
 pub(crate) struct Wanted<P: Platform> {
@@ -99,7 +100,9 @@ pub(crate) fn map_missing(
     let mut at = start;
     while at < end {
         match table.lookup(at) {
-            Some(leaf) if leaf.phys == Phys(at) => at = leaf.start.saturating_add(leaf.size),
+            Some(leaf) if leaf.phys == Phys(at) && leaf.prot.contains(prot) => {
+                at = leaf.start.saturating_add(leaf.size)
+            }
             Some(leaf) => return Err(MapError::AlreadyMapped { iova: at, phys: leaf.phys }),
             None => {
                 table.map(at, Phys(at), granule, prot)?;
@@ -116,33 +119,32 @@ pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<
     let at = wanted.at();
     let token = begin(&wanted, None).await?;
     wanted.map_direct()?;
-    let made = Made::new(wanted).await?;
-    let Some(target) = made.inner.domain.maybe_target(made.inner.tag) else {
-        return Ok(made.publish(token));
+    let made = Made::new(wanted, token, None).await?;
+    let inner = made.inner.clone();
+    let Some(target) = inner.domain.maybe_target(inner.tag) else {
+        return Ok(made.publish());
     };
-    let instance = made.inner.instance.clone();
-    let prepared = match instance.driver().prepare(at, target) {
+    let (instance, device) = (&inner.instance, &inner.device);
+    let (held, change) = match Holding::prepare(instance, at, target) {
         Ok(p) => p,
         Err(e) => return Err(made.undo(e.into()).await),
     };
-    let gap = prepared.change == Change::ThroughBlocked;
-    instance.driver().abandon(prepared);
-    if gap && made.inner.device.direct_only.is_some() && at.pasid.is_none() {
+    let gap = change == Change::ThroughBlocked;
+    if gap && device.direct_only.is_some() && at.pasid.is_none() {
         return Err(made.undo(AttachError::NotHitless(at)).await);
     }
     if let Err(e) = made.show() {
         return Err(made.undo(e).await);
     }
-    // An entry that an earlier life left there goes through blocked.
-    let cleared = if gap { hw(&instance, || instance.driver().block(at)).await } else { Ok(()) };
-    let installed = match cleared {
-        Ok(()) => made.inner.device.install(at, target).await,
-        lost => lost,
-    };
-    match installed {
-        Ok(()) => Ok(made.publish(token)),
-        Err(lost) => Err(made.lost(lost)),
+    if gap {
+        // An entry that an earlier life left there goes through blocked.
+        drop(held);
+        hw(instance, || instance.driver().block(at)).await?;
+        device.install(at, target).await?;
+    } else {
+        device.install_prepared(at, target, Some(held)).await?;
     }
+    Ok(made.publish())
 }
 
 /// How a replacement looked to the device.
@@ -165,16 +167,14 @@ pub(crate) async fn replace<P: Platform>(
     let token = begin(&wanted, Some(old.key)).await?;
     wanted.map_direct()?;
     let direct = wanted.pasid.is_none() && !wanted.device.direct.is_empty();
-    let made = Made::new(wanted).await?;
-    let instance = made.inner.instance.clone();
-    let driver = instance.driver();
-    let how = match made.inner.domain.maybe_target(made.inner.tag) {
-        None => Replaced::ThroughBlocked,
-        Some(target) => match driver.prepare(at, target).map(|p| abandoned(&instance, p)) {
-            Ok(Change::Hitless) => Replaced::Hitless,
-            Ok(Change::ThroughBlocked) => Replaced::ThroughBlocked,
-            Err(e) => return Err(made.undo(e.into()).await),
-        },
+    let made = Made::new(wanted, token, Some(old)).await?;
+    let inner = made.inner.clone();
+    let (instance, device) = (&inner.instance, &inner.device);
+    let target = inner.domain.maybe_target(inner.tag);
+    let (held, how) = match target.map(|t| Holding::prepare(instance, at, t)) {
+        Some(Ok((held, Change::Hitless))) => (Some(held), Replaced::Hitless),
+        Some(Ok((_, Change::ThroughBlocked))) | None => (None, Replaced::ThroughBlocked),
+        Some(Err(e)) => return Err(made.undo(e.into()).await),
     };
     if how == Replaced::ThroughBlocked && (direct || !gap_allowed) {
         return Err(made.undo(AttachError::NotHitless(at)).await);
@@ -183,61 +183,55 @@ pub(crate) async fn replace<P: Platform>(
         return Err(made.undo(e).await);
     }
     old.begin_leaving();
-    let unfinished = Unfinished(Some(old.clone()));
     old.gate.close();
-    let mut changed = Ok(());
     if how == Replaced::ThroughBlocked {
-        changed = hw(&instance, || driver.block(at)).await;
-        if changed.is_ok() {
-            changed = drain(&instance, at).await;
-        }
+        hw(instance, || instance.driver().block(at)).await?;
+        drain(instance, at).await?;
     }
-    if let (Ok(()), Some(target)) = (changed, made.inner.domain.maybe_target(made.inner.tag)) {
-        changed = made.inner.device.install(at, target).await;
+    if let Some(target) = target {
+        device.install_prepared(at, target, held).await?;
     }
-    if let Err(lost) = changed {
-        return Err(made.lost(lost));
-    }
-    poll_fn(|_| {
-        if instance.settle_all_of(old.key) {
-            return core::task::Poll::Ready(());
-        }
-        instance.service();
-        core::task::Poll::Pending
-    })
-    .await;
-    old.domain.tags.remove(instance.id(), at);
-    old.domain.release_tag(&instance);
-    if old.resolves() {
-        old.device.release_pri().await;
-    }
-    old.device.shared_slab().remove(old.key);
-    unfinished.done();
+    settle_rest(old).await;
+    let_go(old, Ok(())).await;
+    inner.replaces.with(Option::take);
+    let made = made.publish();
     old.finish();
-    Ok((made.publish(token), Detaching::new(old.clone()), how))
-}
-
-fn abandoned<P: Platform>(instance: &crate::instance::Instance<P>, prepared: Prepared) -> Change {
-    let change = prepared.change;
-    instance.driver().abandon(prepared);
-    change
+    Ok((made, Detaching::new(old.clone()), how))
 }
 
 async fn begin<P: Platform>(wanted: &Wanted<P>, from: Option<Key>) -> Result<Token<P>, AttachError> {
     poll_fn(|_| wanted.device.group.begin(wanted.pasid, from)).await.map_err(|e| match e {
         NotSo::Otherwise => AttachError::Occupied(wanted.at()),
         NotSo::NoRoom => AttachError::TooMany(wanted.device.id),
+        NotSo::Removed => PrepareError::UnknownSource(wanted.device.source).into(),
     })
 }
 
-/// An attachment that the hardware may not know yet.
+/// An attachment that the hardware may not know yet. Dropped on the way (the hardware was lost, the
+/// operation was given up), it goes to the reaper, which detaches it as it would any other.
 struct Made<P: Platform> {
     inner: Arc<Inner<P>>,
+    token: Option<Token<P>>,
+}
+
+impl<P: Platform> Drop for Made<P> {
+    fn drop(&mut self) {
+        if let Some(token) = self.token.take() {
+            self.inner.device.shared_slab().fill(self.inner.clone());
+            token.finish(Some(self.inner.key));
+            self.inner.replaces.with(|r| r.as_ref().map(|old| old.begin_leaving()));
+            drop(Unfinished(Some(self.inner.clone())));
+        }
+    }
 }
 
 impl<P: Platform> Made<P> {
     /// Allocates everything that an attachment needs, the right to page requests included.
-    async fn new(wanted: Wanted<P>) -> Result<Made<P>, AttachError> {
+    async fn new(
+        wanted: Wanted<P>,
+        token: Token<P>,
+        replaces: Option<&Arc<Inner<P>>>,
+    ) -> Result<Made<P>, AttachError> {
         let at = wanted.at();
         let Wanted { device, domain, handler, resolves, .. } = wanted;
         let instance = device.instance.clone();
@@ -253,14 +247,16 @@ impl<P: Platform> Made<P> {
             Err(e) => Err(e.into()),
         };
         let tag = tag.inspect_err(|_| device.shared_slab().remove(key))?;
-        let pri = if resolves { device.acquire_pri().await } else { Ok(()) };
-        if let Err(e) = pri {
-            domain.release_tag(&instance);
-            device.shared_slab().remove(key);
-            return Err(e);
-        }
         let inner = Arc::new(Inner::new(key, at, tag, device, domain, handler, resolves, pending));
-        Ok(Made { inner })
+        inner.replaces.with(|r| *r = replaces.cloned());
+        let made = Made { inner, token: Some(token) };
+        if resolves {
+            if let Err(e) = made.inner.device.acquire_pri().await {
+                return Err(made.undo(e).await);
+            }
+            made.inner.holds_pri.store(true, Ordering::Release);
+        }
+        Ok(made)
     }
 
     /// Publishes the cache tag for unmaps, then the attachment for the fault path. Both before
@@ -299,30 +295,21 @@ impl<P: Platform> Made<P> {
     }
 
     /// The hardware translates: the resolver may run.
-    fn publish(self, token: Token<P>) -> Attachment<P> {
-        self.enter(Phase::Attached);
+    fn publish(mut self) -> Attachment<P> {
+        // The key first: a resolver may use it before the caller has the attachment.
         self.inner.device.shared_slab().fill(self.inner.clone());
-        token.finish(Some(self.inner.key));
+        self.enter(Phase::Attached);
+        if let Some(token) = self.token.take() {
+            token.finish(Some(self.inner.key));
+        }
         self.inner.schedule_waiting();
-        Attachment::new(self.inner)
+        Attachment::new(self.inner.clone())
     }
 
     /// Takes back what was allocated; the hardware has seen nothing.
-    async fn undo(self, why: AttachError) -> AttachError {
-        let inner = self.inner;
-        inner.domain.release_tag(&inner.instance);
-        if inner.resolves() {
-            inner.device.release_pri().await;
-        }
-        inner.device.shared_slab().remove(inner.key);
+    async fn undo(mut self, why: AttachError) -> AttachError {
+        let_go(&self.inner, Ok(())).await;
+        drop(self.token.take());
         why
-    }
-
-    /// The hardware was lost with the entry half shown: it may use the domain for ever.
-    fn lost(self, lost: HwLost) -> AttachError {
-        self.inner.domain.keep_for_ever();
-        self.inner.lost.store(true, portcullis_sync::atomic::Ordering::Release);
-        self.inner.device.shared_slab().remove(self.inner.key);
-        AttachError::Lost(lost)
     }
 }

@@ -33,6 +33,10 @@ pub(crate) struct Inner<P: Platform> {
     resolves: bool,
     queue: P::Lock<Queue>,
     life: AtomicU32,
+    /// It counts among those that the device's page requests are on for.
+    pub(crate) holds_pri: AtomicBool,
+    /// What it replaces, while the hardware may still use that: who ends one ends both.
+    pub(crate) replaces: P::Lock<Option<Arc<Inner<P>>>>,
     /// The hardware was lost while it was detached.
     pub(crate) lost: AtomicBool,
 }
@@ -73,6 +77,8 @@ impl<P: Platform> Inner<P> {
             resolves,
             queue: platform.lock(Queue { pending, scheduled: false }),
             life: AtomicU32::new(LIVE),
+            holds_pri: AtomicBool::new(false),
+            replaces: platform.lock(None),
             lost: AtomicBool::new(false),
             device,
             domain,
@@ -109,32 +115,28 @@ impl<P: Platform> Inner<P> {
 
     /// Runs the resolver for one group. Sleepable context.
     pub(crate) fn handle_one(self: &Arc<Self>) {
-        if self.gate.enter() {
-            self.instance.hub.resolver_runs(1);
-            let _inside = Inside(self);
-            let handler = self.handler.with(|h| h.clone());
-            let next = self.queue.with(|q| q.pending.pop_front());
-            if let (Some(handler), Some((slot, generation))) = (handler, next)
-                && let Some(group) = PageGroup::take(&self.instance, slot, generation, self.key)
-            {
-                handler.handle(&Sleep::in_resolver(self.key), group);
-            }
+        let _turn = HandlerTurn(self);
+        if !self.gate.enter() {
+            return;
         }
-        let again = self.queue.with(|q| {
-            if self.gate.is_closed() {
-                q.pending.clear();
-            }
-            q.scheduled = !q.pending.is_empty();
-            q.scheduled
-        });
-        if again {
-            self.instance.hub.schedule(self.clone());
+        self.instance.hub.resolver_runs(1);
+        let _inside = Inside(self);
+        let handler = self.handler.with(|h| h.clone());
+        let next = self.queue.with(|q| q.pending.pop_front());
+        if let (Some(handler), Some((slot, generation))) = (handler, next)
+            && let Some(group) = PageGroup::take(&self.instance, slot, generation, self.key)
+        {
+            handler.handle(&Sleep::in_resolver(self.key), group);
         }
     }
 
     /// Claims the right to begin a detach. False if somebody did before.
     pub(crate) fn begin_leaving(&self) -> bool {
         self.life.compare_exchange(LIVE, LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.life.load(Ordering::Acquire) == LIVE
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -151,6 +153,26 @@ impl<P: Platform> Inner<P> {
             drop(handler);
             self.life.store(GONE, Ordering::Release);
             self.instance.hub.progressed();
+        }
+    }
+}
+
+/// A worker has an attachment's next group in its hands. On drop the next one gets its turn, also
+/// after a resolver that panicked.
+struct HandlerTurn<'a, P: Platform>(&'a Arc<Inner<P>>);
+
+impl<P: Platform> Drop for HandlerTurn<'_, P> {
+    fn drop(&mut self) {
+        let inner = self.0;
+        let again = inner.queue.with(|q| {
+            if inner.gate.is_closed() {
+                q.pending.clear();
+            }
+            q.scheduled = !q.pending.is_empty();
+            q.scheduled
+        });
+        if again {
+            inner.instance.hub.schedule(inner.clone());
         }
     }
 }
@@ -216,9 +238,10 @@ impl<P: Platform> Attachment<P> {
         P: 'static,
     {
         let inner = self.inner.take();
+        // Made here, so that an operation which is dropped before its first step detaches too.
+        let unfinished = Unfinished(inner.clone());
         Op::new(async move {
             let Some(inner) = inner else { return Detaching::nothing() };
-            let unfinished = Unfinished(Some(inner.clone()));
             inner.begin_leaving();
             detach(inner.clone()).await;
             unfinished.done();
@@ -239,6 +262,7 @@ impl<P: Platform> Unfinished<P> {
 impl<P: Platform> Drop for Unfinished<P> {
     fn drop(&mut self) {
         if let Some(inner) = self.0.take() {
+            inner.begin_leaving();
             let hub = inner.instance.hub.clone();
             hub.reap(inner);
         }

@@ -12,7 +12,10 @@ pub(crate) struct Credits {
 
 impl Credits {
     pub(crate) fn new(queue: u32, config: &Config) -> Credits {
-        Credits { left: queue.saturating_sub(config.credit_reserve), share: config.credits_per_device }
+        // Without any reserve, groups that wait for resolvers could fill every slot, and a request
+        // that is answered at once would wait for them in the hardware's queue, with all behind it.
+        let reserve = config.credit_reserve.max(1);
+        Credits { left: queue.saturating_sub(reserve), share: config.credits_per_device }
     }
 
     /// A share for a device that can have `wanted` requests outstanding, or `None` when nothing is

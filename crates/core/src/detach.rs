@@ -3,7 +3,7 @@
 
 use crate::{
     attachment::Inner,
-    driver::DrainEnd,
+    driver::{DrainEnd, HwLost},
     ids::At,
     instance::Instance,
     op::hw,
@@ -14,9 +14,6 @@ use crate::{
 use alloc::sync::Arc;
 use core::{future::poll_fn, task::Poll};
 use portcullis_sync::atomic::Ordering;
-
-/// Fences tried before a queue that overflows all the time is given up.
-const MOST_DRAINS: u32 = 256;
 
 /// An attachment that the hardware has let go of; handlers may still run with it.
 #[must_use = "handlers may still run: wait for them, or let go"]
@@ -83,7 +80,8 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         return;
     };
     instance.state.with(|s| {
-        if let Some(slot) = s.sources.get_mut(at.source).and_then(|src| src.slot(at.pasid)) {
+        let slot = s.sources.get_mut(at.source).and_then(|src| src.slot(at.pasid));
+        if let Some(slot) = slot.filter(|slot| slot.inner.key == inner.key) {
             slot.phase = Phase::Draining;
         }
     });
@@ -93,23 +91,22 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         Ok(()) => drain(instance, at).await,
         lost => lost,
     };
-    poll_fn(|_| {
-        if instance.settle_all_of(inner.key) {
-            return Poll::Ready(());
-        }
-        instance.service();
-        Poll::Pending
-    })
-    .await;
+    settle_rest(&inner).await;
+    // What a replacement that was given up half-way would have ended.
+    let replaced = inner.replaces.with(|r| r.clone());
+    if let Some(old) = &replaced {
+        settle_rest(old).await;
+    }
     // Responses must have left the queue before the place is used again ([V] 7.8).
     let drained = match drained {
         Ok(()) => fence(instance, at).await,
         lost => lost,
     };
     instance.drop_partials_at(at);
-    if drained.is_err() {
-        inner.lost.store(true, Ordering::Release);
-        inner.domain.keep_for_ever();
+    if let Some(old) = replaced {
+        let_go(&old, drained).await;
+        inner.replaces.with(Option::take);
+        old.finish();
     }
     let slot = instance.state.with(|s| {
         let src = s.sources.get_mut(at.source)?;
@@ -117,48 +114,85 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         Some(src.slots.swap_remove(i))
     });
     drop(slot);
-    if drained.is_ok() {
-        inner.domain.tags.remove(instance.id(), at);
-        inner.domain.release_tag(instance);
-    }
-    if inner.resolves() {
-        inner.device.release_pri().await;
-    }
-    inner.device.shared_slab().remove(inner.key);
+    let_go(&inner, drained).await;
     token.finish(None);
     inner.finish();
 }
 
+/// Answers what is left of an attachment, and waits until the answers are in the hardware's queue.
+pub(crate) async fn settle_rest<P: Platform>(inner: &Inner<P>) {
+    let instance = &inner.instance;
+    by_deadline(instance, || instance.settle_all_of(inner.key, inner.at)).await;
+}
+
+/// Gives back what an attachment holds. The hardware does not use it any more, unless it was lost:
+/// then its domain is kept for ever. May be given up and begun again until it is done.
+pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), HwLost>) {
+    if inner.holds_pri.load(Ordering::Acquire) {
+        inner.device.release_pri().await;
+        inner.holds_pri.store(false, Ordering::Release);
+    }
+    if drained.is_ok() {
+        inner.domain.tags.remove(inner.instance.id(), inner.at);
+        inner.domain.release_tag(&inner.instance);
+    } else {
+        inner.lost.store(true, Ordering::Release);
+        inner.domain.keep_for_ever();
+    }
+    inner.device.shared_slab().remove(inner.key);
+}
+
+/// Runs service turns until `done`. Hardware that does not let it come to that in time is lost,
+/// which ends it too.
+async fn by_deadline<P: Platform>(instance: &Arc<Instance<P>>, mut done: impl FnMut() -> bool) {
+    let since = instance.platform().now();
+    poll_fn(|_| {
+        if done() {
+            return Poll::Ready(());
+        }
+        if instance.platform().now().since(since) > instance.config().hardware_deadline {
+            instance.declare_lost();
+        }
+        instance.service();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Proves that no request that was sent before the block is still on its way.
-pub(crate) async fn drain<P: Platform>(
-    instance: &Arc<Instance<P>>,
-    at: At,
-) -> Result<(), crate::driver::HwLost> {
+pub(crate) async fn drain<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), HwLost> {
     if !makes_requests(instance, at) {
         return Ok(());
     }
-    for _ in 0..MOST_DRAINS {
+    // A queue that others keep full lets no fence prove anything: it is tried as long as the
+    // hardware has time, and emptied in between.
+    let since = instance.platform().now();
+    while instance.platform().now().since(since) <= instance.config().hardware_deadline {
         hw(instance, || instance.driver().drain(at)).await?;
         match instance.driver().drain_end(at) {
             DrainEnd::At(tail) => {
-                poll_fn(|_| {
-                    if instance.is_lost() || instance.state.with(|s| s.head >= tail) {
-                        return Poll::Ready(());
-                    }
-                    instance.service();
-                    Poll::Pending
-                })
-                .await;
-                return Ok(());
+                by_deadline(instance, || instance.is_lost() || instance.state.with(|s| s.head >= tail)).await;
+                return if instance.is_lost() { Err(HwLost) } else { Ok(()) };
             }
             DrainEnd::Again => instance.service(),
         }
+        look_again().await;
     }
     instance.declare_lost();
-    Err(crate::driver::HwLost)
+    Err(HwLost)
 }
 
-async fn fence<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), crate::driver::HwLost> {
+/// Lets the caller wait once.
+async fn look_again() {
+    let mut waited = false;
+    poll_fn(|_| match core::mem::replace(&mut waited, true) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
+}
+
+async fn fence<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), HwLost> {
     if !makes_requests(instance, at) {
         return Ok(());
     }

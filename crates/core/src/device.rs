@@ -4,7 +4,7 @@ use crate::{
     attachment::Inner,
     detach::drain,
     domain::DomainInner,
-    driver::{DeviceControl, Features, HwLost, Target},
+    driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
     error::AttachError,
     group::{Group, MergedBy},
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
@@ -98,7 +98,9 @@ pub(crate) struct DeviceInner<P: Platform> {
 #[derive(Default)]
 struct Pri {
     users: u32,
+    /// Credits that the device holds; kept when switching was given up half-way.
     share: u32,
+    on: bool,
     turning: bool,
 }
 
@@ -197,12 +199,29 @@ impl<P: Platform> DeviceInner<P> {
         hw(&self.instance, || driver.block(at)).await
     }
 
-    /// Shows a translation to the hardware. Prepares anew for each try, so that an invalidation
-    /// that was dropped is queued again.
+    /// Shows a translation to the hardware.
     pub(crate) async fn install(&self, at: At, target: Target) -> Result<(), HwLost> {
+        self.install_prepared(at, target, None).await
+    }
+
+    /// Shows what was prepared, if it still is. Prepares anew for each further try, so that an
+    /// invalidation that was dropped is queued again; where there is no memory for that at the
+    /// moment, it is tried again like a full queue.
+    pub(crate) async fn install_prepared(
+        &self,
+        at: At,
+        target: Target,
+        mut held: Option<Holding<'_, P>>,
+    ) -> Result<(), HwLost> {
         let driver = self.instance.driver();
         hw(&self.instance, || {
-            let prepared = driver.prepare(at, target).map_err(|_| HwLost)?;
+            let prepared = match held.as_mut().and_then(Holding::take) {
+                Some(prepared) => prepared,
+                None => driver.prepare(at, target).map_err(|e| match e {
+                    PrepareError::NoMem => SubmitError::Full,
+                    _ => SubmitError::Lost(HwLost),
+                })?,
+            };
             driver.commit(prepared).map_err(|(prepared, e)| {
                 driver.abandon(prepared);
                 e
@@ -216,20 +235,19 @@ impl<P: Platform> DeviceInner<P> {
         let limit = self.may_request_pages()?;
         poll_fn(|_| self.pri_turn()).await;
         let turn = Turning(self);
-        let users = self.pri.with(|p| p.users);
-        if users == 0 {
-            let share = self.instance.state.with(|s| s.credits.take(limit));
-            let Some(share) = share else { return Err(AttachError::NoCredits(self.id)) };
-            let switched = self.set_features(|f| f.pri = true).await;
-            if switched.is_err() {
-                self.instance.state.with(|s| s.credits.give_back(share));
+        if !self.pri.with(|p| p.on) {
+            let share = self.take_share(limit).ok_or(AttachError::NoCredits(self.id))?;
+            if let Err(lost) = self.set_features(|f| f.pri = true).await {
+                self.give_share_back();
+                return Err(lost.into());
             }
-            switched?;
             self.set_share(share);
             self.control.set_pri(Some(share));
-            self.pri.with(|p| p.share = share);
         }
-        self.pri.with(|p| p.users += 1);
+        self.pri.with(|p| {
+            p.on = true;
+            p.users += 1;
+        });
         drop(turn);
         Ok(())
     }
@@ -238,19 +256,32 @@ impl<P: Platform> DeviceInner<P> {
     pub(crate) async fn release_pri(&self) {
         poll_fn(|_| self.pri_turn()).await;
         let turn = Turning(self);
-        let (users, share) = self.pri.with(|p| {
-            p.users = p.users.saturating_sub(1);
-            (p.users, p.share)
-        });
-        if users == 0 && share > 0 {
+        if self.pri.with(|p| p.users <= 1) {
             self.control.set_pri(None);
             self.set_share(0);
+            self.pri.with(|p| p.on = false);
             if self.set_features(|f| f.pri = false).await.is_ok() {
-                self.instance.state.with(|s| s.credits.give_back(share));
-                self.pri.with(|p| p.share = 0);
+                self.give_share_back();
             }
         }
+        self.pri.with(|p| p.users = p.users.saturating_sub(1));
         drop(turn);
+    }
+
+    fn take_share(&self, limit: u32) -> Option<u32> {
+        let held = self.pri.with(|p| p.share);
+        if held > 0 {
+            return Some(held);
+        }
+        let share = self.instance.state.with(|s| s.credits.take(limit))?;
+        self.pri.with(|p| p.share = share);
+        Some(share)
+    }
+
+    /// Gives back the credits of a device that makes no page requests any more.
+    pub(crate) fn give_share_back(&self) {
+        let share = self.pri.with(|p| core::mem::take(&mut p.share));
+        self.instance.state.with(|s| s.credits.give_back(share));
     }
 
     /// The device's limit of outstanding page requests, if it may make any.
@@ -302,58 +333,50 @@ impl<P: Platform> DeviceInner<P> {
     }
 
     async fn reset(&self) -> Result<(), HwLost> {
-        // Nothing attached is changed by others meanwhile. Tokens come before the turn, as
+        // Nothing attached is changed by others meanwhile. That comes before the turn, as tokens do
         // everywhere.
-        let mut parked = Vec::new();
-        for inner in self.attached() {
-            let token = poll_fn(|_| self.group.begin(inner.at.pasid, Some(inner.key))).await;
-            if let (Ok(token), true) = (token, parked.try_reserve(1).is_ok()) {
-                parked.push((token, inner));
-            }
-        }
+        let frozen = poll_fn(|_| self.group.freeze()).await;
         poll_fn(|_| self.pri_turn()).await;
         let turn = Turning(self);
         let instance = &self.instance;
-        instance.state.with(|s| {
-            if let Some(src) = s.sources.get_mut(self.source) {
-                src.resetting = true;
-            }
-        });
+        self.set_resetting(true);
         hw(instance, || instance.driver().cut_off(self.source)).await?;
         instance.void_all_of(self.source);
         self.control.reset();
         // What the device sent before is still on its way: it comes out, and is discarded ([V] 7.9).
         drain(instance, At { source: self.source, pasid: None }).await?;
         instance.void_all_of(self.source);
-        instance.state.with(|s| {
-            if let Some(src) = s.sources.get_mut(self.source) {
-                src.quarantined = false;
-            }
-        });
+        instance.absolve(self.source);
         hw(instance, || instance.driver().restore(self.source)).await?;
-        if let Some((domain, tag)) = &self.direct_only {
-            self.install(At { source: self.source, pasid: None }, domain.target(*tag)).await?;
-        }
-        for (_, inner) in &parked {
+        let mut last = None;
+        let mut requester_id = false;
+        while let Some(inner) = self.attached_after(last) {
             if let Some(target) = inner.domain.maybe_target(inner.tag) {
                 self.install(inner.at, target).await?;
             }
+            requester_id |= inner.at.pasid.is_none();
+            last = Some(inner.at);
+        }
+        if let (Some((domain, tag)), false) = (&self.direct_only, requester_id) {
+            self.install(At { source: self.source, pasid: None }, domain.target(*tag)).await?;
         }
         self.enable();
-        let share = self.pri.with(|p| p.share);
-        if share > 0 {
+        let (on, share) = self.pri.with(|p| (p.on, p.share));
+        if on {
             self.control.set_pri(Some(share));
         }
-        instance.state.with(|s| {
+        self.set_resetting(false);
+        drop(turn);
+        drop(frozen);
+        Ok(())
+    }
+
+    fn set_resetting(&self, resetting: bool) {
+        self.instance.state.with(|s| {
             if let Some(src) = s.sources.get_mut(self.source) {
-                src.resetting = false;
+                src.resetting = resetting;
             }
         });
-        drop(turn);
-        for (token, inner) in parked {
-            token.finish(Some(inner.key));
-        }
-        Ok(())
     }
 
     /// PASID, then ATS: the order that PCIe asks for.
@@ -377,16 +400,43 @@ impl<P: Platform> DeviceInner<P> {
         self.control.set_pasid(false);
     }
 
-    fn attached(&self) -> Vec<Arc<Inner<P>>> {
-        let mut list = Vec::new();
-        if list.try_reserve_exact(self.instance.config().attachments_per_device).is_ok() {
-            self.instance.state.with(|s| {
-                if let Some(src) = s.sources.get(self.source) {
-                    list.extend(src.slots.iter().map(|slot| slot.inner.clone()));
-                }
-            });
+    /// What is attached at the next place.
+    fn attached_after(&self, last: Option<At>) -> Option<Arc<Inner<P>>> {
+        self.instance.state.with(|s| {
+            let slots = s.sources.get(self.source)?.slots.iter();
+            let later = slots.map(|slot| &slot.inner).filter(|inner| Some(inner.at) > last);
+            later.min_by_key(|inner| inner.at).cloned()
+        })
+    }
+}
+
+/// A prepared entry in the core's hands; abandoned on drop.
+pub(crate) struct Holding<'a, P: Platform> {
+    instance: &'a Instance<P>,
+    prepared: Option<Prepared>,
+}
+
+impl<'a, P: Platform> Holding<'a, P> {
+    pub(crate) fn prepare(
+        instance: &'a Instance<P>,
+        at: At,
+        target: Target,
+    ) -> Result<(Self, Change), PrepareError> {
+        let prepared = instance.driver().prepare(at, target)?;
+        let change = prepared.change;
+        Ok((Holding { instance, prepared: Some(prepared) }, change))
+    }
+
+    fn take(&mut self) -> Option<Prepared> {
+        self.prepared.take()
+    }
+}
+
+impl<P: Platform> Drop for Holding<'_, P> {
+    fn drop(&mut self) {
+        if let Some(p) = self.prepared.take() {
+            self.instance.driver().abandon(p);
         }
-        list
     }
 }
 

@@ -245,6 +245,10 @@ impl<P: Platform> DomainInner<P> {
         }
     }
 
+    fn is_unused(&self) -> bool {
+        self.uses.with(|uses| uses.is_empty())
+    }
+
     /// Hardware that was lost may still read the table.
     pub(crate) fn keep_for_ever(&self) {
         self.kept.store(true, Ordering::Release);
@@ -307,7 +311,7 @@ impl<P: Platform, O: Owner> Domain<P, O> {
 
     /// Whether nothing is attached to the domain.
     pub fn is_unused(&self) -> bool {
-        self.inner.tags.is_empty()
+        self.inner.is_unused()
     }
 }
 

@@ -23,8 +23,15 @@ pub(crate) struct Group<P: Platform> {
     hub: Arc<Hub<P>>,
     pub(crate) member: DeviceId,
     pub(crate) merged_by: MergedBy,
+    state: P::Lock<State>,
+}
+
+struct State {
     /// What is attached where. An absent place is free.
-    places: P::Lock<Vec<Place>>,
+    places: Vec<Place>,
+    /// The group changes as a whole: no transition of a place begins.
+    frozen: bool,
+    removed: bool,
 }
 
 struct Place {
@@ -49,6 +56,7 @@ pub(crate) struct Token<P: Platform> {
 pub(crate) enum NotSo {
     Otherwise,
     NoRoom,
+    Removed,
 }
 
 impl<P: Platform> Group<P> {
@@ -59,7 +67,7 @@ impl<P: Platform> Group<P> {
             hub: hub.clone(),
             member,
             merged_by: MergedBy::Nothing,
-            places: hub.platform.lock(places),
+            state: hub.platform.lock(State { places, frozen: false, removed: false }),
         })
     }
 
@@ -69,7 +77,13 @@ impl<P: Platform> Group<P> {
         pasid: Option<Pasid>,
         from: Option<Key>,
     ) -> Poll<Result<Token<P>, NotSo>> {
-        self.places.with(|places| {
+        self.state.with(|State { places, frozen, removed }| {
+            if *removed {
+                return Poll::Ready(Err(NotSo::Removed));
+            }
+            if *frozen {
+                return Poll::Pending;
+            }
             let i = match places.iter().position(|p| p.pasid == pasid) {
                 Some(i) => i,
                 None if places.len() < places.capacity() => {
@@ -93,13 +107,33 @@ impl<P: Platform> Group<P> {
         })
     }
 
-    /// Whether nothing is attached and no transition runs.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.places.with(|p| p.is_empty())
+    /// Keeps every place as it is, once no transition runs.
+    pub(crate) fn freeze(self: &Arc<Self>) -> Poll<Frozen<P>> {
+        self.state.with(|s| {
+            if s.frozen || s.places.iter().any(|p| p.busy) {
+                return Poll::Pending;
+            }
+            s.frozen = true;
+            Poll::Ready(Frozen { group: self.clone() })
+        })
+    }
+
+    /// Lets nothing be attached any more. False if something is, or a transition runs.
+    pub(crate) fn remove(&self) -> bool {
+        self.state.with(|s| {
+            let idle = s.places.is_empty() && !s.frozen;
+            s.removed |= idle;
+            idle
+        })
+    }
+
+    /// Takes [`remove`](Self::remove) back.
+    pub(crate) fn restore(&self) {
+        self.state.with(|s| s.removed = false);
     }
 
     fn end(&self, pasid: Option<Pasid>, now: Option<Key>) {
-        self.places.with(|places| {
+        self.state.with(|State { places, .. }| {
             let Some(i) = places.iter().position(|p| p.pasid == pasid) else { return };
             if now.is_none() {
                 places.swap_remove(i);
@@ -109,6 +143,18 @@ impl<P: Platform> Group<P> {
             }
         });
         self.hub.progressed();
+    }
+}
+
+/// The right to change a group as a whole; given back on drop.
+pub(crate) struct Frozen<P: Platform> {
+    group: Arc<Group<P>>,
+}
+
+impl<P: Platform> Drop for Frozen<P> {
+    fn drop(&mut self) {
+        self.group.state.with(|s| s.frozen = false);
+        self.group.hub.progressed();
     }
 }
 

@@ -17,8 +17,8 @@ const MOST_ERRORS: u32 = 4096;
 enum Stage {
     Submit,
     Wait(InvSeq),
-    Cut(SourceId),
-    CutWait(SourceId, InvSeq),
+    /// A device that timed out is being cut off, before anything else.
+    Cut(SourceId, InvSeq),
 }
 
 /// The progress of one piece of work.
@@ -38,6 +38,18 @@ impl HwOp {
         self.since = None;
     }
 
+    /// What comes after an error: the work again, unless that never ends.
+    fn failed<P: Platform>(&mut self, instance: &Instance<P>, e: InvError) -> Result<Stage, SubmitError> {
+        self.errors += 1;
+        match e {
+            _ if self.errors > MOST_ERRORS => return Err(SubmitError::Lost(HwLost)),
+            InvError::Lost(l) => return Err(SubmitError::Lost(l)),
+            InvError::DeviceTimeout(s) => instance.quarantine(s),
+            InvError::Aborted => {}
+        }
+        Ok(Stage::Submit)
+    }
+
     /// Goes as far as possible without waiting. `submit` is called again when what it submitted
     /// was dropped, so it must be idempotent.
     pub(crate) fn step<P: Platform>(
@@ -50,29 +62,18 @@ impl HwOp {
                 return Poll::Ready(Err(HwLost));
             }
             let asked = match self.stage {
-                Stage::Submit => submit().map(Stage::Wait),
-                Stage::Cut(s) => instance.driver().cut_off(s).map(|q| Stage::CutWait(s, q)),
-                Stage::Wait(q) | Stage::CutWait(_, q) => match instance.driver().done(q) {
-                    Poll::Pending => Err(SubmitError::Full),
-                    Poll::Ready(Ok(())) => match self.stage {
-                        Stage::CutWait(..) => Ok(Stage::Submit),
-                        _ => return Poll::Ready(Ok(())),
-                    },
-                    Poll::Ready(Err(e)) => {
-                        self.errors += 1;
-                        match e {
-                            _ if self.errors > MOST_ERRORS => Err(SubmitError::Lost(HwLost)),
-                            InvError::Lost(l) => Err(SubmitError::Lost(l)),
-                            InvError::DeviceTimeout(s) => {
-                                instance.quarantine(s);
-                                Ok(Stage::Cut(s))
-                            }
-                            InvError::Aborted => Ok(match self.stage {
-                                Stage::CutWait(s, _) => Stage::Cut(s),
-                                _ => Stage::Submit,
-                            }),
-                        }
+                Stage::Submit => match instance.suspect() {
+                    Some(s) => instance.driver().cut_off(s).map(|q| Stage::Cut(s, q)),
+                    None => submit().map(Stage::Wait),
+                },
+                Stage::Wait(q) | Stage::Cut(_, q) => match (instance.driver().done(q), &self.stage) {
+                    (Poll::Pending, _) => Err(SubmitError::Full),
+                    (Poll::Ready(Ok(())), Stage::Cut(s, _)) => {
+                        instance.was_cut(*s);
+                        Ok(Stage::Submit)
                     }
+                    (Poll::Ready(Ok(())), _) => return Poll::Ready(Ok(())),
+                    (Poll::Ready(Err(e)), _) => self.failed(instance, e),
                 },
             };
             match asked {

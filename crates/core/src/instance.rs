@@ -46,6 +46,8 @@ pub(crate) struct State<P: Platform> {
     pub(crate) requests: Requests,
     pub(crate) credits: Credits,
     pub(crate) head: QueuePos,
+    /// Devices that are marked and not cut off yet.
+    suspects: u32,
     sequence: u64,
     tags: Vec<u64>,
 }
@@ -70,6 +72,7 @@ impl<P: Platform> Instance<P> {
             requests: Requests::new(slots)?,
             credits: Credits::new(caps.page_requests, &hub.config),
             head: QueuePos(0),
+            suspects: 0,
             sequence: 0,
             tags,
         };
@@ -134,19 +137,25 @@ impl<P: Platform> Instance<P> {
             return;
         }
         loop {
-            self.turn.store(RUNNING, Ordering::Release);
+            // A swap, so that what a second caller saw before it asked is seen by this turn.
+            self.turn.swap(RUNNING, Ordering::AcqRel);
             let mut intake = TurnIntake::new(self);
             let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget));
             let full = !self.send_unsent();
             self.expire();
             self.hub.progressed();
             if more == More::Yes || full {
-                self.platform().timer_at(self.platform().now() + NEXT_TURN);
+                self.turn_soon();
             }
             if self.turn.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return;
             }
         }
+    }
+
+    /// Asks for another turn, for work that no interrupt will announce.
+    pub(crate) fn turn_soon(&self) {
+        self.platform().timer_at(self.platform().now() + NEXT_TURN);
     }
 
     /// Completes a driver's record and tells the observers.
@@ -181,10 +190,14 @@ impl<P: Platform> Instance<P> {
         self.hub.tell(&record, domain);
     }
 
-    /// Marks a device whose own TLB does not answer. The caller cuts it off.
+    /// Marks a device whose own TLB does not answer. It is cut off before any other work of the
+    /// hardware.
     pub(crate) fn quarantine(&self, source: SourceId) {
         let first = self.state.with(|s| {
-            s.sources.get_mut(source).is_some_and(|src| !core::mem::replace(&mut src.quarantined, true))
+            let first =
+                s.sources.get_mut(source).is_some_and(|src| !core::mem::replace(&mut src.quarantined, true));
+            s.suspects += u32::from(first);
+            first
         });
         if first {
             self.report(RawFault {
@@ -198,6 +211,40 @@ impl<P: Platform> Instance<P> {
                 code: 0,
             });
         }
+    }
+
+    /// A device that is marked and not cut off yet. Whoever has work for the hardware does that
+    /// first: until then the device may use what an invalidation no longer asks it about.
+    pub(crate) fn suspect(&self) -> Option<SourceId> {
+        self.state.with(|s| match s.suspects {
+            0 => None,
+            _ => s.sources.iter_mut().find(|src| src.quarantined && !src.cut).map(|src| src.id),
+        })
+    }
+
+    /// A marked device is cut off now: what it still waits for is answered.
+    pub(crate) fn was_cut(&self, source: SourceId) {
+        let newly = self.state.with(|s| {
+            let newly = s
+                .sources
+                .get_mut(source)
+                .is_some_and(|src| src.quarantined && !core::mem::replace(&mut src.cut, true));
+            s.suspects -= u32::from(newly);
+            newly
+        });
+        if newly {
+            self.settle_source(source);
+        }
+    }
+
+    /// Ends a quarantine.
+    pub(crate) fn absolve(&self, source: SourceId) {
+        self.state.with(|s| {
+            if let Some(src) = s.sources.get_mut(source) {
+                s.suspects -= u32::from(src.quarantined && !src.cut);
+                (src.quarantined, src.cut) = (false, false);
+            }
+        });
     }
 
     pub(crate) fn is_quarantined(&self, source: SourceId) -> bool {
@@ -231,6 +278,6 @@ impl<P: Platform> Instance<P> {
 
     /// Whether the device at `at` may hold translations that an invalidation must wait for.
     pub(crate) fn may_cache(&self, at: At) -> bool {
-        self.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.ats && !src.quarantined))
+        self.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.ats && !src.cut))
     }
 }

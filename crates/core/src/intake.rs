@@ -30,7 +30,7 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
             .state
             .with(|s| s.file(&self.instance.words, request, wellformed, now, self.instance));
         match filed {
-            Filed::Kept => {}
+            Filed::Kept | Filed::Void => {}
             Filed::NoRoom => return Taken::NoRoom,
             Filed::Answer(slot, generation, why) => {
                 if let Some(reason) = why {
@@ -71,13 +71,7 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
     fn overflow(&mut self) {
         self.instance.state.with(|s| {
             let State { sources, requests, .. } = s;
-            for source in sources.iter_mut() {
-                while let Some(p) = source.partials.pop() {
-                    source.counters.partials_dropped += u64::from(p.chain.len);
-                    source.outstanding -= p.chain.len;
-                    requests.drop_chain(p.chain);
-                }
-            }
+            sources.iter_mut().for_each(|source| source.drop_partials(requests, |_| true));
         });
         self.instance.report(RawFault {
             source: None,
@@ -116,6 +110,8 @@ fn refused(request: &PageRequest, reason: Reason) -> RawFault {
 enum Filed<P: Platform> {
     /// A first request of a group, kept until the last one comes.
     Kept,
+    /// Of a device that is being reset: nobody waits for it any more.
+    Void,
     /// A group, kept for an attachment that is still being made or whose resolver is at work.
     Waits,
     /// A group, and its resolver must be woken.
@@ -147,14 +143,19 @@ impl<P: Platform> State<P> {
         let mut spoilt = None;
         let mut first = Chain::default();
         let mut device = None;
-        let mut charged = false;
+        let mut charge = 0;
         match sources.get_mut(request.source) {
             None => spoilt = Some(Reason::Blocked),
             Some(source) => {
                 device = Some(source.device);
                 source.counters.requests += 1;
+                if source.resetting {
+                    source.counters.groups += u64::from(request.last);
+                    source.counters.void += u64::from(request.last);
+                    return Filed::Void;
+                }
                 let full = source.outstanding >= source.share;
-                if source.share == 0 || source.quarantined || source.resetting {
+                if source.share == 0 || source.quarantined {
                     source.counters.unauthorised += 1;
                     spoilt = Some(Reason::RequestType);
                 } else if !wellformed {
@@ -172,12 +173,13 @@ impl<P: Platform> State<P> {
                         spoilt = spoilt.or(Some(Reason::Quota));
                     }
                     first = p.chain;
+                    charge = first.len;
                 }
                 source.counters.groups += 1;
                 // What was kept for the group stays charged until it is settled; the last request
-                // is charged like the others, unless the device was over its share already.
+                // is charged like the others, unless the group reaches nobody anyway.
                 if spoilt.is_none() {
-                    charged = true;
+                    charge += 1;
                     source.outstanding += 1;
                 }
                 let slot = source.slots.iter().find(|s| s.pasid == request.pasid);
@@ -205,7 +207,7 @@ impl<P: Platform> State<P> {
             device,
             owner,
             unsent: false,
-            charged,
+            charge,
             until: config.group_deadline.filter(|_| owner.is_some()).map(|d| now + d),
         });
         match deliver {

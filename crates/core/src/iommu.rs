@@ -5,16 +5,16 @@ use crate::{
     attachment::Attachment,
     config::Config,
     detach::{Detaching, detach},
-    device::{Device, DeviceInner, DeviceSpec},
+    device::{Device, DeviceInner, DeviceSpec, Holding},
     domain::{
         AddressSpace, Blocked, Domain, DomainInner, DomainOptions, External, Identity, KernelDma, Kind,
         Nested, Owner, UserObject, instances_of,
     },
-    driver::{Caps, Driver, Features, Start, StartError, TableRequest},
+    driver::{Caps, Driver, Features, HwLost, Stage, Start, StartError, TableRequest},
     error::{AddDeviceError, AttachError, DomainError, NotYet, OutOfMemory, RegisterError, Stale},
     group::Group,
     hub::{Hub, Job, Load},
-    ids::{At, InstanceId, Key, Pasid},
+    ids::{At, DomainTag, InstanceId, Key, Pasid, SourceId},
     instance::Instance,
     observer::{Scope, Subscription},
     op::{Op, block_on, hw},
@@ -155,11 +155,15 @@ impl<P: Platform> Iommu<P> {
             entry.take().into_iter().for_each(|e| s.sources.insert(e));
             Ok(())
         })?;
-        let added = instance.driver().add_device(source, features);
-        let made = match added {
-            Ok(()) => self.make_device(cx, spec, &instance, source),
-            Err(e) => Err(e.into()),
-        };
+        let added = instance.driver().add_device(source, features).map_err(AddDeviceError::from);
+        let made = added.and_then(|()| {
+            self.make_device(cx, spec, &instance, source).inspect_err(|_| {
+                let cut = block_on(hub, cx, hw(&instance, || instance.driver().cut_off(source)));
+                if matches!(cut, Ok(Ok(()))) {
+                    instance.driver().remove_device(source);
+                }
+            })
+        });
         if made.is_err() {
             let gone = instance.state.with(|s| s.sources.remove(source));
             drop(gone);
@@ -174,34 +178,52 @@ impl<P: Platform> Iommu<P> {
         cx: &Sleep<'_>,
         spec: DeviceSpec,
         instance: &Arc<Instance<P>>,
-        source: crate::SourceId,
+        source: SourceId,
     ) -> Result<Device<P>, AddDeviceError> {
-        let hub = &self.shared.hub;
-        let group = Arc::new(Group::new(hub, spec.id).ok_or(OutOfMemory)?);
-        let direct_only = if spec.direct.is_empty() {
-            None
-        } else {
-            let request = TableRequest { stage: crate::driver::Stage::Second, ..TableRequest::default() };
-            let table = instance.driver().new_table(request)?;
-            for r in &spec.direct {
-                map_missing(&*table, r.start, r.len, r.prot)
-                    .map_err(|why| AddDeviceError::Direct { start: r.start, why })?;
-            }
-            let kind = Kind::Table(ManuallyDrop::new(table));
-            let domain =
-                Arc::new(DomainInner::new(&self.shared, kind, false, core::slice::from_ref(instance))?);
-            let tag = domain.acquire_tag(instance)?.ok_or(AddDeviceError::TooMany(instance.id()))?;
-            Some((domain, tag))
+        let group = Arc::new(Group::new(&self.shared.hub, spec.id).ok_or(OutOfMemory)?);
+        let direct_only = match spec.direct.is_empty() {
+            true => None,
+            false => Some(self.direct_only(&spec, instance)?),
         };
         let inner = DeviceInner::new(spec, source, instance.clone(), group, self.shared.clone(), direct_only);
         let device = Device { inner: Arc::new(inner) };
         if let Some((domain, tag)) = &device.inner.direct_only {
             let at = At { source, pasid: None };
             let target = domain.target(*tag);
-            block_on(hub, cx, device.inner.install(at, target))
-                .map_err(|_| AddDeviceError::Lost(crate::driver::HwLost))??;
+            let shown = match Holding::prepare(instance, at, target) {
+                Ok((held, _)) => {
+                    let show = device.inner.install_prepared(at, target, Some(held));
+                    match block_on(&self.shared.hub, cx, show) {
+                        Ok(Ok(())) => return Ok(device),
+                        // The hardware may use it for ever.
+                        _ => domain.keep_for_ever(),
+                    }
+                    HwLost.into()
+                }
+                Err(e) => e.into(),
+            };
+            domain.release_tag(instance);
+            return Err(shown);
         }
         Ok(device)
+    }
+
+    /// A domain that maps exactly a device's direct regions, and its tag.
+    fn direct_only(
+        &self,
+        spec: &DeviceSpec,
+        instance: &Arc<Instance<P>>,
+    ) -> Result<(Arc<DomainInner<P>>, DomainTag), AddDeviceError> {
+        let request = TableRequest { stage: Stage::Second, ..TableRequest::default() };
+        let table = instance.driver().new_table(request)?;
+        for r in &spec.direct {
+            map_missing(&*table, r.start, r.len, r.prot)
+                .map_err(|why| AddDeviceError::Direct { start: r.start, why })?;
+        }
+        let kind = Kind::Table(ManuallyDrop::new(table));
+        let domain = Arc::new(DomainInner::new(&self.shared, kind, false, core::slice::from_ref(instance))?);
+        let tag = domain.acquire_tag(instance)?.ok_or(AddDeviceError::TooMany(instance.id()))?;
+        Ok((domain, tag))
     }
 
     /// Forgets a device to which nothing is attached. Its features are switched off, and whatever
@@ -212,18 +234,24 @@ impl<P: Platform> Iommu<P> {
     pub fn remove_device(&self, cx: &Sleep<'_>, device: Device<P>) -> Result<(), (Device<P>, AttachError)> {
         let inner = &device.inner;
         let (instance, source) = (&inner.instance, inner.source);
-        if !inner.group.is_idle() {
+        if !inner.group.remove() {
             let at = At { source, pasid: None };
             return Err((device.clone(), AttachError::Occupied(at)));
         }
         inner.disable();
         let cut = block_on(&self.shared.hub, cx, hw(instance, || instance.driver().cut_off(source)));
-        match cut {
-            Ok(Ok(())) => {}
-            Ok(Err(lost)) => return Err((device.clone(), AttachError::Lost(lost))),
-            Err(_) => return Err((device.clone(), AttachError::Shutdown)),
+        let failed = match cut {
+            Ok(Ok(())) => None,
+            Ok(Err(lost)) => Some(AttachError::Lost(lost)),
+            Err(_) => Some(AttachError::Shutdown),
+        };
+        if let Some(e) = failed {
+            inner.group.restore();
+            return Err((device.clone(), e));
         }
+        inner.give_share_back();
         instance.void_all_of(source);
+        instance.absolve(source);
         let gone = instance.state.with(|s| s.sources.remove(source));
         drop(gone);
         instance.driver().remove_device(source);
@@ -384,12 +412,9 @@ impl<P: Platform> Iommu<P> {
         let Some(inner) = old.into_inner() else { return Err((None, AttachError::Shutdown)) };
         let device = Device { inner: inner.device.clone() };
         let wanted = self.wanted(domain, &device, inner.at.pasid, data);
-        match block_on(&self.shared.hub, cx, replace(&inner, wanted, gap_allowed)) {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(e @ AttachError::Lost(_))) => Err((None, e)),
-            Ok(Err(e)) => Err((Some(Attachment::new(inner)), e)),
-            Err(_) => Err((None, AttachError::Shutdown)),
-        }
+        block_on(&self.shared.hub, cx, replace(&inner, wanted, gap_allowed))
+            .unwrap_or(Err(AttachError::Shutdown))
+            .map_err(|e| (inner.is_live().then(|| Attachment::new(inner)), e))
     }
 
     /// Begins to detach by key, as a resolver does that has no [`Attachment`] in its hands. The

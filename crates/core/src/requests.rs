@@ -21,8 +21,8 @@ pub(crate) struct Group {
     pub(crate) owner: Option<Key>,
     /// The answer is decided and found no room in the hardware's queue.
     pub(crate) unsent: bool,
-    /// The last request counts against the device's share.
-    pub(crate) charged: bool,
+    /// How many of its requests count against the device's share.
+    pub(crate) charge: u32,
     pub(crate) until: Option<Time>,
 }
 

@@ -7,6 +7,7 @@ use crate::{
     instance::{Instance, State},
     platform::{Platform, ShortLock, Time},
     requests::Group,
+    sources::{Partial, Source},
     turn::{Answer, Code},
 };
 use portcullis_sync::slot::{Generation, SlotWord, State as Slot};
@@ -26,26 +27,39 @@ fn batch<'a>(groups: impl Iterator<Item = (u32, &'a Group)>) -> Batch {
     (out, n)
 }
 
+impl<P: Platform> State<P> {
+    /// Gives a group's requests back to the device's share: when its answer is decided, which is
+    /// before the device can see it and ask again.
+    fn uncharge(&mut self, slot: u32, generation: Generation) -> Option<&mut Source<P>> {
+        let group = self.requests.group(slot, generation)?;
+        let charge = core::mem::take(&mut group.charge);
+        let source = self.sources.get_mut(group.last.source)?;
+        source.outstanding = source.outstanding.saturating_sub(charge);
+        Some(source)
+    }
+}
+
 impl<P: Platform> Instance<P> {
     /// Decides a group's answer and sends it if the hardware has room. False if somebody decided
     /// before. Any context.
     pub(crate) fn settle(&self, slot: u32, generation: Generation, code: Code) -> bool {
         let Some(word) = self.words.get(slot as usize) else { return false };
-        if !word.answer(generation, code.to_bits()) {
-            return false;
-        }
-        self.state.with(|s| {
-            let State { sources, requests, .. } = s;
-            let source = requests.group(slot, generation).map(|g| g.last.source);
-            if let Some(src) = source.and_then(|id| sources.get_mut(id)) {
+        let decided = self.state.with(|s| {
+            if !word.answer(generation, code.to_bits()) {
+                return false;
+            }
+            if let Some(src) = s.uncharge(slot, generation) {
                 match code {
                     Code::Success => src.counters.success += 1,
                     Code::Invalid | Code::Failure => src.counters.invalid += 1,
                 }
             }
+            true
         });
-        self.offer(slot, generation);
-        true
+        if decided {
+            self.offer(slot, generation);
+        }
+        decided
     }
 
     /// Sends a decided answer. Whoever comes first sends it, and whoever saw it sent frees the slot.
@@ -54,10 +68,12 @@ impl<P: Platform> Instance<P> {
         let Some(last) = self.state.with(|s| s.requests.group(slot, generation).map(|g| g.last)) else {
             return true;
         };
-        let offer = if self.config().answer_taken_early() {
+        if self.config().answer_taken_early() {
             return self.offer_taken_early(slot, generation, word, &last);
-        } else {
-            self.driver().page_response(&Answer::new(&last, word, generation))
+        }
+        let offer = match self.is_lost() {
+            true => Offer::Lost,
+            false => self.driver().page_response(&Answer::new(&last, word, generation)),
         };
         match offer {
             Offer::Done => {}
@@ -69,9 +85,12 @@ impl<P: Platform> Instance<P> {
                         .is_some_and(|g| !core::mem::replace(&mut g.unsent, true));
                     requests.unsent += u32::from(newly);
                 });
+                // Nothing says when the queue has room again.
+                self.turn_soon();
                 return false;
             }
             Offer::Lost => {
+                self.declare_lost();
                 word.void(generation);
             }
         }
@@ -102,22 +121,20 @@ impl<P: Platform> Instance<P> {
         true
     }
 
-    /// Frees a slot whose answer went out or is void.
+    /// Frees a slot whose answer went out or is void: word and record together, so that nobody
+    /// finds a record whose word is free.
     fn release(&self, slot: u32, generation: Generation) {
-        let freed = self.words.get(slot as usize).is_some_and(|w| w.free(generation));
-        if !freed {
-            return;
-        }
-        self.state.with(|s| {
-            let State { sources, requests, .. } = s;
-            if let Some(group) = requests.vacate(slot, generation)
-                && let Some(src) = sources.get_mut(group.last.source)
-            {
-                let kept = group.first.len + u32::from(group.charged);
-                src.outstanding = src.outstanding.saturating_sub(kept);
+        let freed = self.state.with(|s| {
+            let freed = self.words.get(slot as usize).is_some_and(|w| w.free(generation));
+            if freed {
+                s.uncharge(slot, generation);
+                s.requests.vacate(slot, generation);
             }
+            freed
         });
-        self.hub.progressed();
+        if freed {
+            self.hub.progressed();
+        }
     }
 
     /// Sends what found no room before. False if some still finds none.
@@ -139,11 +156,15 @@ impl<P: Platform> Instance<P> {
     }
 
     /// Answers Invalid whatever of an attachment still waits, and offers what is decided and not
-    /// sent. True when nothing of it is left.
-    pub(crate) fn settle_all_of(&self, key: Key) -> bool {
+    /// sent of it and of its place: what came while it drained belongs to nobody. True when
+    /// nothing is left.
+    pub(crate) fn settle_all_of(&self, key: Key, at: At) -> bool {
+        let of = |g: &Group| match g.owner {
+            Some(owner) => owner == key,
+            None => g.last.source == at.source && g.last.pasid == at.pasid,
+        };
         loop {
-            let (found, n) =
-                self.state.with(|s| batch(s.requests.groups().filter(|(_, g)| g.owner == Some(key))));
+            let (found, n) = self.state.with(|s| batch(s.requests.groups().filter(|(_, g)| of(g))));
             for (slot, generation) in &found[..n] {
                 let Some(g) = *generation else { continue };
                 self.settle(*slot, g, Code::Invalid);
@@ -151,72 +172,87 @@ impl<P: Platform> Instance<P> {
                     return false;
                 }
             }
-            if n < BATCH {
-                return n == 0
-                    || self.state.with(|s| !s.requests.groups().any(|(_, g)| g.owner == Some(key)));
+            if n == 0 {
+                return true;
             }
         }
+    }
+
+    /// Answers Invalid what a device that was cut off still waits for.
+    pub(crate) fn settle_source(&self, source: SourceId) {
+        loop {
+            let (found, n) = self.state.with(|s| {
+                let pending = |slot: u32, g: &Group| {
+                    let word = self.words.get(slot as usize).map(SlotWord::peek);
+                    word == Some((g.generation, Slot::Pending))
+                };
+                batch(s.requests.groups_of(source).filter(|(slot, g)| pending(*slot, g)))
+            });
+            for (slot, generation) in &found[..n] {
+                generation.map(|g| self.settle(*slot, g, Code::Invalid));
+            }
+            if n == 0 {
+                break;
+            }
+        }
+        self.drop_partials(source, |_| true);
     }
 
     /// Makes everything void that a device had outstanding: no answer goes out.
     pub(crate) fn void_all_of(&self, source: SourceId) {
         loop {
             let (found, n) = self.state.with(|s| batch(s.requests.groups_of(source)));
-            let mut progress = false;
             for (slot, generation) in &found[..n] {
                 let (Some(g), Some(word)) = (*generation, self.words.get(*slot as usize)) else { continue };
-                if word.void(g) {
-                    self.state.with(|s| {
-                        if let Some(src) = s.sources.get_mut(source) {
-                            src.counters.void += 1;
-                        }
-                    });
-                }
+                self.state.with(|s| {
+                    if word.void(g)
+                        && let Some(src) = s.sources.get_mut(source)
+                    {
+                        src.counters.void += 1;
+                    }
+                });
                 self.release(*slot, g);
-                progress |= word.peek() != (g, Slot::Sent);
             }
-            if n < BATCH || !progress {
+            if n == 0 {
                 break;
             }
         }
-        self.state.with(|s| {
-            let State { sources, requests, .. } = s;
-            if let Some(src) = sources.get_mut(source) {
-                while let Some(p) = src.partials.pop() {
-                    src.counters.partials_dropped += u64::from(p.chain.len);
-                    src.outstanding = src.outstanding.saturating_sub(p.chain.len);
-                    requests.drop_chain(p.chain);
-                }
-            }
-        });
+        self.drop_partials(source, |_| true);
     }
 
     /// Drops the first requests of groups that a detached attachment point will not complete.
     pub(crate) fn drop_partials_at(&self, at: At) {
+        self.drop_partials(at.source, |p| p.pasid == at.pasid);
+    }
+
+    fn drop_partials(&self, source: SourceId, which: impl Fn(&Partial) -> bool) {
         self.state.with(|s| {
             let State { sources, requests, .. } = s;
-            let Some(src) = sources.get_mut(at.source) else { return };
-            let mut i = 0;
-            while let Some(p) = src.partials.get(i) {
-                if p.pasid == at.pasid {
-                    src.counters.partials_dropped += u64::from(p.chain.len);
-                    src.outstanding = src.outstanding.saturating_sub(p.chain.len);
-                    requests.drop_chain(p.chain);
-                    src.partials.swap_remove(i);
-                } else {
-                    i += 1;
-                }
+            if let Some(src) = sources.get_mut(source) {
+                src.drop_partials(requests, which);
             }
         });
     }
 
-    /// Ends what has waited too long: partials are dropped, groups are answered Invalid.
+    /// Ends what has waited too long: partials are dropped, groups are answered Invalid. Asks for
+    /// the timer again, since the one that fired may have replaced the one for the next deadline.
     pub(crate) fn expire(&self) {
         let now = self.platform().now();
-        if !self.state.with(|s| s.requests.next_deadline.is_some_and(|t| t <= now)) {
-            return;
+        let next = match self.state.with(|s| s.requests.next_deadline) {
+            Some(t) if t <= now => self.end_late(now),
+            next => next,
+        };
+        if let Some(t) = next {
+            self.platform().timer_at(t);
         }
-        self.drop_late_partials(now);
+    }
+
+    /// Returns the next deadline.
+    fn end_late(&self, now: Time) -> Option<Time> {
+        self.state.with(|s| {
+            let State { sources, requests, .. } = s;
+            sources.iter_mut().for_each(|src| src.drop_partials(requests, |p| p.until <= now));
+        });
         loop {
             let (found, n) = self
                 .state
@@ -230,35 +266,12 @@ impl<P: Platform> Instance<P> {
                 break;
             }
         }
-        let next = self.state.with(|s| {
+        self.state.with(|s| {
             let partials = s.sources.iter_mut().flat_map(|src| src.partials.iter().map(|p| p.until)).min();
             let groups = s.requests.groups().filter_map(|(_, g)| g.until).min();
-            let next = [partials, groups].into_iter().flatten().min();
-            s.requests.next_deadline = next;
-            next
-        });
-        if let Some(t) = next {
-            self.platform().timer_at(t);
-        }
-    }
-
-    fn drop_late_partials(&self, now: Time) {
-        self.state.with(|s| {
-            let State { sources, requests, .. } = s;
-            for src in sources.iter_mut() {
-                let mut i = 0;
-                while let Some(p) = src.partials.get(i) {
-                    if p.until <= now {
-                        src.counters.partials_dropped += u64::from(p.chain.len);
-                        src.outstanding = src.outstanding.saturating_sub(p.chain.len);
-                        requests.drop_chain(p.chain);
-                        src.partials.swap_remove(i);
-                    } else {
-                        i += 1;
-                    }
-                }
-            }
-        });
+            s.requests.next_deadline = [partials, groups].into_iter().flatten().min();
+            s.requests.next_deadline
+        })
     }
 
     fn expire_group(&self, slot: u32, generation: Generation) {

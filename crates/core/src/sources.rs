@@ -7,7 +7,7 @@ use crate::{
     error::OutOfMemory,
     ids::{DeviceId, Pasid, SourceId},
     platform::{Platform, Time},
-    requests::Chain,
+    requests::{Chain, Requests},
 };
 use alloc::{sync::Arc, vec::Vec};
 
@@ -71,7 +71,10 @@ pub(crate) struct Source<P: Platform> {
     pub(crate) id: SourceId,
     pub(crate) device: DeviceId,
     pub(crate) features: Features,
+    /// Its own TLB does not answer: it is to be cut off, or was.
     pub(crate) quarantined: bool,
+    /// The IOMMU refuses whatever it sends, so that nothing need be asked of its TLB.
+    pub(crate) cut: bool,
     /// Between the block and the end of a reset: what the device sent before is void.
     pub(crate) resetting: bool,
     /// The device's share of outstanding page requests; 0 while it may make none.
@@ -100,6 +103,7 @@ impl<P: Platform> Source<P> {
             device,
             features,
             quarantined: false,
+            cut: false,
             resetting: false,
             share: 0,
             outstanding: 0,
@@ -115,6 +119,20 @@ impl<P: Platform> Source<P> {
 
     pub(crate) fn domain_at(&self, pasid: Option<Pasid>) -> Option<u64> {
         self.slots.iter().find(|s| s.pasid == pasid).map(|s| s.inner.domain.id)
+    }
+
+    /// Drops collected first requests of groups.
+    pub(crate) fn drop_partials(&mut self, requests: &mut Requests, which: impl Fn(&Partial) -> bool) {
+        let Source { partials, counters, outstanding, .. } = self;
+        partials.retain(|p| {
+            let goes = which(p);
+            if goes {
+                counters.partials_dropped += u64::from(p.chain.len);
+                *outstanding = outstanding.saturating_sub(p.chain.len);
+                requests.drop_chain(p.chain);
+            }
+            !goes
+        });
     }
 
     /// Takes out the collected first requests of a group.

@@ -110,8 +110,4 @@ impl<P: Platform> TagList<P> {
             Some(chunk)
         })
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.with(|list| list.is_empty())
-    }
 }

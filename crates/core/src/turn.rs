@@ -16,7 +16,7 @@ pub enum Code {
     /// They are not, and will not be: the device must not retry.
     Invalid,
     /// Something is wrong with the device's interface as a whole. On PCIe this turns page requests
-    /// off for the function and all that share its interface ([V] 7.1.3): policy of the core, out
+    /// off for the function and all that share its interface (`[V]` 7.1.3): policy of the core, out
     /// of reach for resolvers.
     Failure,
 }

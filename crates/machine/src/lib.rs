@@ -4,7 +4,6 @@
 //! on [`threads`], on real threads and the real clock. Both are the same
 //! [`Platform`](portcullis::Platform) over the same [`memory`] and the same [`hardware`].
 
-#[cfg(feature = "sim")]
 pub mod board;
 pub mod costs;
 #[cfg(feature = "sim")]

@@ -13,6 +13,7 @@ use crate::{
 use parking_lot::{Condvar, Mutex};
 use portcullis::{Platform, Sleep, Time, Woken};
 use std::{
+    any::Any,
     fmt,
     hash::{BuildHasher, RandomState},
     panic::resume_unwind,
@@ -191,6 +192,16 @@ impl ThreadPlatform {
     /// The machine's memory.
     pub fn ram(&self) -> &Ram {
         &self.0.ram
+    }
+
+    /// Calls `f` with the hardware, if it is an `H`. The hardware does not step meanwhile.
+    pub fn hardware<H: Hardware, R>(&self, f: impl FnOnce(&mut H) -> R) -> Option<R> {
+        let mut bench = self.0.hardware.lock();
+        let hardware: &mut dyn Any = bench.hardware.as_deref_mut()?;
+        let r = hardware.downcast_mut().map(f);
+        drop(bench);
+        self.0.touched.notify_one();
+        r
     }
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use portcullis_models::adversary::{Adversary, Level};
 use portcullis_models::bus::{AddressType, Operation};
 use portcullis_models::complex::Work;
 use portcullis_models::iommu::Width;
@@ -339,10 +340,7 @@ fn a_fence_holds_back_what_follows() {
         rig.submit(&[respond]);
         rig.news();
         // With an adversary about, a response may pass a wait, and never a fence.
-        rig.complex.set_adversary(portcullis_models::adversary::Adversary::new(
-            portcullis_models::adversary::Level::Mild,
-            1,
-        ));
+        rig.complex.set_adversary(Adversary::new(Level::Mild, 1));
         for _ in 0..50 {
             let works = rig.works();
             let next = works.iter().rev().find(|w| !held(w) && !matches!(w, Work::Upstream(_)));
@@ -353,6 +351,23 @@ fn a_fence_holds_back_what_follows() {
         assert_eq!(sent, !fence);
         rig.now += 1_000_000;
         rig.settle();
+    }
+}
+
+#[test]
+fn a_wait_may_overtake_another_where_the_unit_keeps_to_the_letter() {
+    for waits_in_order in [true, false] {
+        let mut rig = Rig::scalable(Config { waits_in_order, ..Config::default() });
+        let place = rig.complex.place_of(B).unwrap();
+        rig.complex.endpoint_mut(place).unwrap().set_deaf(true);
+        rig.complex.set_adversary(Adversary::new(Level::Mild, 1));
+        rig.submit_wait(&[DevTlbInv::all(B.0).desc()], |w| w);
+        let second = rig.submit_wait(&[IotlbInv::global().desc()], |w| w);
+        for _ in 0..100 {
+            rig.now += 1000;
+            rig.settle();
+        }
+        assert_eq!(rig.status() == second, !waits_in_order);
     }
 }
 

@@ -6,6 +6,7 @@ use common::*;
 use portcullis_models::bus::{AddressType, MsiSource, Operation, Status};
 use portcullis_models::iommu::Width;
 use portcullis_models::log::What;
+use portcullis_models::memory::Memory;
 use portcullis_models::mutation::Mutations;
 use portcullis_models::vtd::Config;
 use portcullis_spec::vtd::fault::FaultReason;
@@ -111,7 +112,7 @@ fn first_stage_sets_accessed_and_dirty_if_it_may() {
     let t = Tables::new(&rig.ram, 0, true);
     pasid_entry(&rig.ram, 9, 1, t.base, 5);
     t.map(&rig.ram, 0x7000, DATA, true);
-    let entry = |rig: &Rig| portcullis_models::memory::Memory::load64(&*rig.ram, t.entry(0x7000)).unwrap();
+    let entry = |rig: &Rig| rig.ram.load64(t.entry(0x7000)).unwrap();
     assert_eq!(rig.go(A, Some(9), 0x7000, Operation::Read(4)), Ok(DATA));
     assert_eq!(entry(&rig) & 0x60, 0x20, "accessed, not dirty");
     assert_eq!(rig.go(A, Some(9), 0x7000, Operation::Write(vec![1])), Ok(DATA));
@@ -125,6 +126,29 @@ fn first_stage_sets_accessed_and_dirty_if_it_may() {
     rig.ram.put64(PASID_TABLE + 10 * 64, 1 << 6 | 1);
     t.map(&rig.ram, 0xa000, DATA, true);
     assert_eq!(rig.go(A, Some(10), 0xa000, Operation::Read(4)), Err(FaultReason::Sfs9.bits()));
+}
+
+#[test]
+fn second_stage_keeps_flags_where_the_entry_asks_for_it() {
+    for (walks_coherent, expected) in [(true, Ok(DATA)), (false, Err(FaultReason::Sss5.bits()))] {
+        let (mut rig, t) = second_stage(Config { walks_coherent, ..Config::default() });
+        let low = PASID_TABLE + u64::from(RID_A) * 64;
+        rig.ram.put64(low, t.base | 1 << 9 | 2 << 2 | 2 << 6 | 1);
+        rig.ram.put64(low + 8, 5 | u64::from(walks_coherent) << 23);
+        t.map(&rig.ram, 0x7000, DATA, true);
+        assert_eq!(rig.store(A, 0x7000), expected);
+        let entry = rig.ram.load64(t.entry(0x7000)).unwrap();
+        assert_eq!(entry & 0x300, if walks_coherent { 0x300 } else { 0 });
+    }
+}
+
+#[test]
+fn a_table_out_of_reach_faults() {
+    let (mut rig, t) = second_stage(Config::default());
+    rig.ram.put64(t.base + 0x2000, 0x100_0000 | 3);
+    assert_eq!(rig.load(A, 0x7000), Err(FaultReason::Sss1.bits()));
+    rig.ram.put64(ROOT, 0x100_0000 | 1);
+    assert_eq!(rig.load(B, 0x7000), Err(FaultReason::Sct1.bits()));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Requesters and what they translate through: entries stored together with the invalidations that
-//! the change needs ([V] 6.2.2.1, 6.2.3.1, table 28).
+//! the change needs (`[V]` 6.2.2.1, 6.2.3.1, table 28).
 //!
 //! The core has one transition at a time at an attachment point, and changes a requester's features
 //! while nothing else happens to it. So an entry that was read stays what it is until it is stored.
@@ -156,7 +156,7 @@ impl<P: Platform> Vtd<P> {
             (old.with_p(false).into_bits(), 0)
         } else {
             let old = ContextEntry::from_bits(old);
-            (old.with_p(false).into_bits(), old.did())
+            (entry::blocked_context(old).into_bits(), old.did())
         };
         let mut items = Items::new();
         items.all_below_context(&self.unit, CcInv::device(did, source.0 as u16));
@@ -267,7 +267,7 @@ impl<P: Platform> Vtd<P> {
         if entry::change(&old, new) == Change::ThroughBlocked {
             // The caller was told to block first. An entry is never torn for that: it is blocked
             // now, and shown when this is called again.
-            let blocked = old.low.with_p(false).into_bits();
+            let blocked = entry::blocked_pasid(old.low).into_bits();
             self.queue.submit(&items, End::default(), || self.tables.store(place, blocked))?;
             return Err(SubmitError::Full);
         }
@@ -306,14 +306,14 @@ impl<P: Platform> Vtd<P> {
         let new = if device.directory.is_none() {
             let old = ContextEntry::from_bits(old);
             items.context_entry(&self.unit, at.source, old);
-            old.with_p(false).into_bits()
+            entry::blocked_context(old).into_bits()
         } else {
             let old = PasidLow::from_bits(old);
             items.pasid_entry(&self.unit, at, old);
             // Until the drain is over, page requests on their way are answered by hardware, each
             // with a fault that says nothing new (SPT.2).
             let quiet = device.features.pri;
-            old.with_p(false).with_fpd(quiet).into_bits()
+            entry::blocked_pasid(old).with_fpd(quiet).into_bits()
         };
         self.ask(&mut items, &device, at.pasid);
         self.queue.submit(&items, End::default(), || self.tables.store(place, new))

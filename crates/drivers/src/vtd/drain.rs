@@ -1,4 +1,4 @@
-//! The drain of page requests and responses ([V] 7.10).
+//! The drain of page requests and responses (`[V]` 7.10).
 //!
 //! The tail that is read right after a block proves nothing: requests may still be in the fabric.
 //! Behind a fence, which lets older responses out first, the device's TLB is invalidated. Its

@@ -1,8 +1,8 @@
 //! What entries contain, and when one store replaces one.
 //!
-//! Blocked is not present. An entry that was blocked keeps its other fields, which hardware ignores
-//! then ([V] 9.3, 9.6): the invalidations of a block that has to be repeated, and of the drain
-//! after it, still find the domain id there.
+//! Blocked is not present. An entry that was blocked keeps its domain id, which hardware ignores then
+//! (`[V]` 9.3, 9.6): the invalidations of a block that has to be repeated, and of the drain after it,
+//! still find it there.
 
 use super::unit::Unit;
 use portcullis::driver::{Change, Features, Incompatible, Target};
@@ -13,11 +13,11 @@ use portcullis_spec::vtd::{
     pasid::{Fspm, PASID_DIR_ENTRY_SIZE, PasidFirstStage, PasidLow, Pgtt},
 };
 
-/// PDTS of a directory that fills a frame: 2^(PDTS+7) entries ([V] 9.4).
+/// PDTS of a directory that fills a frame: 2^(PDTS+7) entries (`[V]` 9.4).
 pub(super) const PDTS: u8 = (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE).ilog2() as u8 - 7;
 
 /// PAT of a PASID-table entry where memory types exist: the processor's values after reset, WB, WT,
-/// UC- and UC, twice ([V] 9.6).
+/// UC- and UC, twice (`[V]` 9.6).
 const PAT: u32 = 0x0746_0746;
 
 /// A tag as the 16 bits of a DID field. The core keeps to [`Unit::caps`].
@@ -25,7 +25,7 @@ fn did(tag: portcullis::DomainTag) -> Result<u16, Incompatible> {
     u16::try_from(tag.0).map_err(|_| Incompatible::Other("the domain tag does not fit 16 bits"))
 }
 
-/// The context entry of legacy mode that shows a requester `to` ([V] 9.3).
+/// The context entry of legacy mode that shows a requester `to` (`[V]` 9.3).
 pub(super) fn legacy(unit: &Unit, features: Features, to: &Target) -> Result<ContextEntry, Incompatible> {
     let entry = ContextEntry::new().with_p(true);
     match *to {
@@ -51,7 +51,17 @@ pub(super) fn translation_type(features: Features) -> TranslationType {
     if features.ats { TranslationType::DeviceTlb } else { TranslationType::Untranslated }
 }
 
-/// The two halves of a PASID-table entry that this driver uses ([V] 9.6). The other two stay zero.
+/// What is left of a context entry when it is blocked.
+pub(super) fn blocked_context(old: ContextEntry) -> ContextEntry {
+    ContextEntry::new().with_did(old.did())
+}
+
+/// What is left of a PASID-table entry when it is blocked.
+pub(super) fn blocked_pasid(old: PasidLow) -> PasidLow {
+    PasidLow::new().with_did(old.did())
+}
+
+/// The two halves of a PASID-table entry that this driver uses (`[V]` 9.6). The other two stay zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PasidHalves {
     pub(super) low: PasidLow,
@@ -91,7 +101,7 @@ pub(super) fn pasid(unit: &Unit, to: &Target) -> Result<PasidHalves, Incompatibl
 
 /// How `new` can take the place of `old`. One store covers the low half only, so a first stage
 /// takes the place of something that is present only through blocked, unless its own half is there
-/// already ([V] 6.2.3.1).
+/// already (`[V]` 6.2.3.1).
 pub(super) fn change(old: &PasidHalves, new: &PasidHalves) -> Change {
     let uses_first_stage = new.low.translation_type() == Some(Pgtt::FirstStage);
     if old.low.p() && uses_first_stage && old.first_stage != new.first_stage {
@@ -101,7 +111,7 @@ pub(super) fn change(old: &PasidHalves, new: &PasidHalves) -> Change {
     }
 }
 
-/// The context entry of scalable mode for a requester with these features ([V] 9.4). Requests
+/// The context entry of scalable mode for a requester with these features (`[V]` 9.4). Requests
 /// without PASID use PASID 0, which the core never gives out.
 pub(super) fn scalable_context(features: Features, directory: Phys) -> ScalableContext {
     ScalableContext::new()

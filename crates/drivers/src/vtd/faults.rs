@@ -1,4 +1,4 @@
-//! Fault recording ([V] 7.2, 7.3, 11.4.7): every record is handed over, and an overflow is told.
+//! Fault recording (`[V]` 7.2, 7.3, 11.4.7): every record is handed over, and an overflow is told.
 
 use super::{queue::Errors, regs::Regs, unit::Unit};
 use portcullis::{Access, FaultKind, Pasid, Platform, RawFault, Reason, SourceId, Turn, driver::More};
@@ -131,7 +131,7 @@ pub(super) fn decode(record: Frcd) -> RawFault {
     }
 }
 
-/// The manual's reasons ([V] tables 30 and 15) in the words that all vendors share.
+/// The manual's reasons (`[V]` tables 30 and 15) in the words that all vendors share.
 fn reason(r: FaultReason) -> Reason {
     use FaultReason as F;
     match r {

@@ -1,8 +1,8 @@
-//! What has to be invalidated for which change ([V] 6.5.2, table 28), as lists of descriptors.
+//! What has to be invalidated for which change (`[V]` 6.5.2, table 28), as lists of descriptors.
 //!
 //! Hardware keeps the serial order context cache, PASID cache, IOTLB, device TLB by itself, with one
 //! gap: nothing orders a device-TLB invalidation without PASID after a PASID-based IOTLB
-//! invalidation ([V] 6.5.2.12). A fence stands before every group of device-TLB invalidations.
+//! invalidation (`[V]` 6.5.2.12). A fence stands before every group of device-TLB invalidations.
 
 use super::unit::Unit;
 use portcullis::{
@@ -90,7 +90,7 @@ impl Items {
         self.push(Kind::Response, desc);
     }
 
-    /// Everything, in the order context cache, PASID cache, IOTLB ([V] 6.6): for a new root table,
+    /// Everything, in the order context cache, PASID cache, IOTLB (`[V]` 6.6): for a new root table,
     /// and for a change to a context entry whose domains are not tracked.
     pub(super) fn all_below_context(&mut self, unit: &Unit, context: CcInv) {
         self.push(Kind::Own, context.desc());
@@ -114,14 +114,16 @@ impl Items {
         self.translations(unit, at, old);
     }
 
-    /// What the IOTLB and the paging-structure caches may hold from a PASID-table entry.
+    /// What the IOTLB and the paging-structure caches may hold from a PASID-table entry. One that
+    /// was blocked does not say any more of which kind it was: the domain covers all kinds
+    /// (`[V]` table 23).
     pub(super) fn translations(&mut self, unit: &Unit, at: At, entry: PasidLow) {
         let did = entry.did();
         let desc = match entry.translation_type() {
-            Some(Pgtt::SecondStage | Pgtt::Nested) => drain_flags(unit, IotlbInv::domain(did)).desc(),
-            Some(Pgtt::FirstStage | Pgtt::PassThrough) | None => {
+            Some(Pgtt::FirstStage | Pgtt::PassThrough) => {
                 PasidIotlbInv::pasid_within(did, pasid_number(at.pasid)).desc()
             }
+            Some(Pgtt::SecondStage | Pgtt::Nested) | None => drain_flags(unit, IotlbInv::domain(did)).desc(),
         };
         self.push(Kind::Own, desc);
     }
@@ -188,7 +190,7 @@ impl Items {
         items
     }
 
-    /// [V] 6.5.2.4. Any address mask is allowed here, whatever MAMV says.
+    /// `[V]` 6.5.2.4. Any address mask is allowed here, whatever MAMV says.
     fn first_stage(&mut self, tag: &CacheTag, blocks: &[Block], batch: &Batch<'_>) {
         let (did, pasid) = (tag.tag.0 as u16, pasid_number(tag.at.pasid));
         for block in blocks {
@@ -201,7 +203,7 @@ impl Items {
         }
     }
 
-    /// [V] 6.5.2.3: by page where hardware can, else the domain.
+    /// `[V]` 6.5.2.3: by page where hardware can, else the domain.
     fn second_stage(&mut self, unit: &Unit, tag: &CacheTag, blocks: &[Block], batch: &Batch<'_>) {
         let did = tag.tag.0 as u16;
         let by_page = unit.cap.psi() && blocks.iter().all(|b| b.log2 <= unit.cap.mamv());
@@ -216,7 +218,7 @@ impl Items {
     }
 }
 
-/// DR and DW where hardware has them: from major version 2 on it always drains ([V] 6.5.2.3).
+/// DR and DW where hardware has them: from major version 2 on it always drains (`[V]` 6.5.2.3).
 fn drain_flags(unit: &Unit, desc: IotlbInv) -> IotlbInv {
     desc.with_dr(unit.cap.drd()).with_dw(unit.cap.dwd())
 }

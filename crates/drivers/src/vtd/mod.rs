@@ -1,4 +1,4 @@
-//! Intel VT-d, after revision 5.10 of its specification ([V]).
+//! Intel VT-d, after revision 5.10 of its specification (`[V]`).
 //!
 //! Legacy or scalable mode by capability. [`Vtd`] is the driver of one unit; the files below are its
 //! parts:
@@ -61,7 +61,7 @@ use portcullis_pgtable::{FormatDesc, IoTable, Phys, Table, VTD_SECOND_STAGE, Vtd
 pub struct Options {
     /// Use legacy mode where the unit has scalable mode too.
     pub force_legacy: bool,
-    /// Bits of the platform's physical addresses, from the DMAR table ([V] 8.1). Without it the
+    /// Bits of the platform's physical addresses, from the DMAR table (`[V]` 8.1). Without it the
     /// unit's maximum guest address width is taken, which is at least as wide.
     pub host_address_width: Option<u8>,
     /// The message of faults and of queue errors; none where the embedder polls.

@@ -1,4 +1,4 @@
-//! The page-request queue ([V] 7.4, 7.5, 11.4.11): what devices ask, in the order they asked.
+//! The page-request queue (`[V]` 7.4, 7.5, 11.4.11): what devices ask, in the order they asked.
 
 use super::{queue::Queue, regs::Regs, unit::PRQ_ENTRIES};
 use portcullis::{
@@ -194,7 +194,7 @@ pub(super) fn decode(d: page_req::PageRequest, high: u128) -> Decoded {
 }
 
 /// Whether an address fits a second stage of 48 bits, or the upper half that a first stage of 4
-/// levels has ([V] 3.6). The table that it meets knows its own width.
+/// levels has (`[V]` 3.6). The table that it meets knows its own width.
 fn is_canonical(address: u64) -> bool {
     let upper = address >> 47;
     upper <= 1 || upper == u64::MAX >> 47
@@ -209,7 +209,7 @@ pub(super) fn response(vendor: VendorBits) -> PageGroupResponse {
     PageGroupResponse::respond(d.rid(), pasid, d.prgi(), ResponseCode::Success)
 }
 
-/// The wire code ([V] table 32).
+/// The wire code (`[V]` table 32).
 pub(super) fn wire_code(code: Code) -> ResponseCode {
     match code {
         Code::Success => ResponseCode::Success,

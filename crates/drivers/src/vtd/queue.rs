@@ -1,4 +1,4 @@
-//! The invalidation queue ([V] 6.5.2, 11.4.9): submissions in, completions out, nobody waits.
+//! The invalidation queue (`[V]` 6.5.2, 11.4.9): submissions in, completions out, nobody waits.
 //!
 //! A submission is a list of descriptors and a wait descriptor behind it, which writes a status word
 //! of its own when all before it is done. Submissions are numbered, and are resolved in order.
@@ -7,7 +7,7 @@
 //!
 //! A submission that asks a device ends in a fence (FN=1). So nothing behind it, page-group responses
 //! above all, is sent before the device has answered, and after a time-out it is certain what was
-//! not sent ([V] 6.5.2.11).
+//! not sent (`[V]` 6.5.2.11).
 
 use super::{
     invalidate::{Item, Items, Kind},
@@ -36,7 +36,7 @@ const FAILURES: usize = 256;
 /// How a submission ends.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct End {
-    /// PD: completes behind the page requests received so far ([V] 6.5.2.9).
+    /// PD: completes behind the page requests received so far (`[V]` 6.5.2.9).
     pub(super) drain: bool,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Queue<P: Platform> {
     pub(super) mem: P,
     width: DescWidth,
     /// Completions raise the invalidation completion event.
-    interrupt: bool,
+    pub(super) interrupt: bool,
     ring: P::Lock<Option<Ring>>,
 }
 
@@ -266,7 +266,7 @@ impl<P: Platform> Queue<P> {
     }
 
     /// Puts a wait that reports to the status word of its own slot: waits may complete out of order
-    /// ([V] 6.5.2.12), so one word for all would not do.
+    /// (`[V]` 6.5.2.12), so one word for all would not do.
     fn put_wait(&self, ring: &mut Ring, seq: u64, kind: SlotKind, wait: InvWait) {
         let desc = self.reporting(ring, ring.tail, wait);
         self.put(ring, seq, kind, desc);
@@ -292,7 +292,7 @@ impl<P: Platform> Queue<P> {
         self.width.bytes() / 8
     }
 
-    /// Writes a descriptor. The queue is always snooped ([V] 11.4.3, C).
+    /// Writes a descriptor. The queue is always snooped (`[V]` 11.4.3, C).
     pub(super) fn write(&self, ring: &Ring, slot: usize, desc: Desc) {
         let words = self.words();
         for (i, word) in desc.iter().take(words).enumerate() {

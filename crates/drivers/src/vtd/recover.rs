@@ -1,4 +1,4 @@
-//! What happens when the invalidation queue stops ([V] 6.5.2.11).
+//! What happens when the invalidation queue stops (`[V]` 6.5.2.11).
 //!
 //! After a time-out nothing from the oldest pending device-TLB invalidation on is guaranteed. All
 //! that is unfinished is taken out of the ring and queued again, in order: invalidations may be
@@ -129,7 +129,8 @@ impl<P: Platform> Queue<P> {
         ring.retired = head;
         if let Some(slot) = last {
             ring.slots[slot].kind = SlotKind::Mark;
-            let wait = self.reporting(ring, slot, InvWait::new());
+            let wait = InvWait::new().with_interrupt(self.interrupt);
+            let wait = self.reporting(ring, slot, wait);
             self.write(ring, slot, wait);
         }
     }

@@ -1,4 +1,4 @@
-//! The register window, by the manual's names ([V] chapter 11).
+//! The register window, by the manual's names (`[V]` chapter 11).
 
 use portcullis::{Platform, Window};
 use portcullis_spec::vtd::regs::{
@@ -7,7 +7,7 @@ use portcullis_spec::vtd::regs::{
 };
 use portcullis_spec::vtd::{join, regs::Cap};
 
-/// A message that an event of the unit is signalled by ([V] 5.1.6): in xAPIC mode an address in
+/// A message that an event of the unit is signalled by (`[V]` 5.1.6): in xAPIC mode an address in
 /// 0xFEEx_xxxx and a vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msi {
@@ -20,11 +20,11 @@ pub struct Msi {
 /// Which of the three events of the unit: their registers have the same layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Faults and invalidation queue errors ([V] 11.4.7.2).
+    /// Faults and invalidation queue errors (`[V]` 11.4.7.2).
     Fault,
-    /// Completion of a wait descriptor with IF ([V] 11.4.9.5).
+    /// Completion of a wait descriptor with IF (`[V]` 11.4.9.5).
     Invalidation,
-    /// Page requests ([V] 11.4.11.5).
+    /// Page requests (`[V]` 11.4.11.5).
     PageRequest,
 }
 
@@ -83,7 +83,7 @@ impl<P: Platform> Regs<P> {
     }
 
     /// Changes one field of the global command, starting from the status with the one-shot bits
-    /// masked out ([V] 11.4.4.1).
+    /// masked out (`[V]` 11.4.4.1).
     pub(super) fn command(&self, change: impl FnOnce(Gcmd) -> Gcmd) {
         let command = change(self.gsts().as_command());
         self.write32(offset::GCMD, command.into_bits());
@@ -111,7 +111,7 @@ impl<P: Platform> Regs<P> {
     }
 
     /// The fault recording register at byte offset `at`, or `None` while its F bit is clear. F is
-    /// looked at first: hardware sets it after the rest ([V] 11.4.7.6).
+    /// looked at first: hardware sets it after the rest (`[V]` 11.4.7.6).
     pub(super) fn frcd(&self, at: u32) -> Option<Frcd> {
         let high = self.read64(at + 8);
         let record = Frcd::from_bits(join(0, high));

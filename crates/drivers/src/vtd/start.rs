@@ -1,4 +1,4 @@
-//! Bringing a unit up, a step a call ([V] 6.5.2, 6.6, 11.4.4.1).
+//! Bringing a unit up, a step a call (`[V]` 6.5.2, 6.6, 11.4.4.1).
 //!
 //! Translation that firmware left on is switched off first. Where firmware protects memory by the
 //! protected regions, these stay on until translation is on again, with every requester blocked.
@@ -185,7 +185,7 @@ impl<P: Platform> Vtd<P> {
         }
     }
 
-    /// Global invalidation, unless hardware did it with the root table pointer ([V] 6.6).
+    /// Global invalidation, unless hardware did it with the root table pointer (`[V]` 6.6).
     fn invalidate_all(&self) -> Result<InvSeq, StartError> {
         if self.unit.cap.esrtps() {
             return Ok(InvSeq(0));

@@ -14,7 +14,7 @@ use portcullis_spec::vtd::{
 
 use super::entry::PasidHalves;
 
-/// Requests without PASID are translated by this entry: RID_PASID is left 0 ([V] 9.4).
+/// Requests without PASID are translated by this entry: RID_PASID is left 0 (`[V]` 9.4).
 pub(super) const RID_PASID: u32 = 0;
 
 /// The number that indexes a requester's PASID structures.
@@ -22,7 +22,7 @@ pub(super) fn pasid_number(pasid: Option<Pasid>) -> u32 {
     pasid.map_or(RID_PASID, Pasid::get)
 }
 
-/// Sixteen bytes of a structure that hardware reads as one ([V] 6.2.2.1, 6.2.3.1).
+/// Sixteen bytes of a structure that hardware reads as one (`[V]` 6.2.2.1, 6.2.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     table: Phys,
@@ -106,7 +106,7 @@ impl<P: Platform> Tables<P> {
     }
 
     /// The context entry of a requester: in scalable mode its low half, which has all fields
-    /// ([V] 9.4).
+    /// (`[V]` 9.4).
     pub(super) fn context(&self, root: Phys, source: SourceId) -> Option<Place> {
         let table = self.context_table(root, source)?;
         let devfn = (source.0 & 0xff) as usize;

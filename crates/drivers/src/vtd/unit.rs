@@ -12,7 +12,7 @@ use portcullis_spec::vtd::{
     regs::{Cap, Ecap, Ver},
 };
 
-/// Requests without PASID cannot be translated there, and no mapping may lead there ([V] 3.15;
+/// Requests without PASID cannot be translated there, and no mapping may lead there (`[V]` 3.15;
 /// LGN.4 and SGN.8 in table 30).
 static INTERRUPT_RANGE: [(u64, u64); 1] = [(INTERRUPT_RANGE_START, INTERRUPT_RANGE_LAST)];
 
@@ -20,7 +20,7 @@ static INTERRUPT_RANGE: [(u64, u64); 1] = [(INTERRUPT_RANGE_START, INTERRUPT_RAN
 const DIRECTORY_PASID_BITS: u32 =
     (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE * PASID_TABLE_ENTRIES).ilog2();
 
-/// Entries of the page-request queue, which is one frame; it holds one request less ([V] 7.4.1).
+/// Entries of the page-request queue, which is one frame; it holds one request less (`[V]` 7.4.1).
 pub(super) const PRQ_ENTRIES: u32 =
     (portcullis_pgtable::FRAME_SIZE / portcullis_spec::vtd::page_req::PAGE_REQ_SIZE) as u32;
 
@@ -86,8 +86,8 @@ impl Unit {
         self.scalable && self.ecap.fsts()
     }
 
-    /// Page requests need scalable mode ([V] 7.4), and a drain that can be proved: without PDS the
-    /// PD flag is reserved ([V] 6.5.2.9).
+    /// Page requests need scalable mode (`[V]` 7.4), and a drain that can be proved: without PDS the
+    /// PD flag is reserved (`[V]` 6.5.2.9).
     pub(super) fn page_requests(&self) -> bool {
         self.scalable && self.ecap.dt() && self.ecap.prs() && self.ecap.pds()
     }
@@ -96,18 +96,18 @@ impl Unit {
         if self.scalable && self.ecap.pasid() { self.ecap.pasid_bits().min(DIRECTORY_PASID_BITS) } else { 0 }
     }
 
-    /// Whether reads of root, context and PASID structures snoop ([V] 11.4.3, C).
+    /// Whether reads of root, context and PASID structures snoop (`[V]` 11.4.3, C).
     pub(super) fn coherent_structures(&self) -> bool {
         self.ecap.c()
     }
 
     /// Whether reads of page tables snoop: C in legacy mode, else SMPWC with PWSNP, which this
-    /// driver always sets ([V] 3.10, 9.6).
+    /// driver always sets (`[V]` 3.10, 9.6).
     pub(super) fn coherent_tables(&self) -> bool {
         if self.scalable { self.ecap.smpwcs() } else { self.ecap.c() }
     }
 
-    /// AW for a pass-through entry of legacy mode: the largest that hardware supports ([V] 9.3).
+    /// AW for a pass-through entry of legacy mode: the largest that hardware supports (`[V]` 9.3).
     pub(super) fn widest_agaw(&self) -> Option<Agaw> {
         Agaw::ALL.iter().rev().copied().find(|a| self.cap.supports(*a))
     }

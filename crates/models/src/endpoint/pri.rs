@@ -65,6 +65,11 @@ impl Groups {
         self.open.values().map(|g| g.requests).sum()
     }
 
+    /// True where a free index is not certain.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open.len() >= usize::from(Self::INDICES)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }

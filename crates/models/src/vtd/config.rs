@@ -71,6 +71,10 @@ pub struct Config {
     pub stop_markers: bool,
     /// Device-TLB invalidations under way at once, 1 to 32.
     pub itags: u8,
+    /// Waits complete in the order of the queue. The manual asks for less: a wait stands behind what
+    /// follows the wait before it (`[V]` 6.5.2.12), so where this is false one may overtake another
+    /// that is held up by a device. It takes an adversary for that to happen.
+    pub waits_in_order: bool,
     /// Nanoseconds until a device-TLB invalidation has timed out.
     pub device_tlb_timeout: u64,
     /// IQERCD.ITESID and ICESID name a requester; older hardware leaves them 0.
@@ -114,6 +118,7 @@ impl Default for Config {
             page_request_drain: true,
             stop_markers: true,
             itags: 32,
+            waits_in_order: true,
             device_tlb_timeout: 1_000_000_000,
             names_suspects: true,
             iotlb_entries: 1 << 20,

@@ -80,7 +80,7 @@ impl Vtd {
         Vtd {
             limits: Limits { cap: regs.cap, ecap: regs.ecap, haw: config.host_address_width },
             iotlb: Iotlb::new(config.iotlb_entries),
-            queue: Queue::new(config.itags),
+            queue: Queue::new(&config),
             config,
             regs,
             tables: Tables::default(),

@@ -1,7 +1,7 @@
 //! Queued invalidation (`[V]` 6.5.2): descriptors are fetched, executed in any order that the manual
 //! allows, and waited for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use portcullis_spec::vtd::qi::{
     CcGranularity, DescWidth, Descriptor, InvWait, IotlbGranularity, PageGroupResponse,
@@ -9,9 +9,9 @@ use portcullis_spec::vtd::qi::{
 };
 use portcullis_spec::vtd::regs::{Iqei, Ttm};
 
-use super::Vtd;
 use super::iotlb::{Pages, Stage, Tag};
 use super::translate::Use;
+use super::{Config, Vtd};
 use crate::adversary::Action;
 use crate::bus::{Downstream, Pasid, RequesterId, Responder, ResponseCode};
 use crate::iommu::Cx;
@@ -40,16 +40,22 @@ pub(super) struct Queue {
     ops: VecDeque<Op>,
     next_seq: u64,
     itags: Vec<Option<Pending>>,
-    /// Accesses that an executed invalidation has to see finished, with its place.
-    drains: BTreeMap<u64, u64>,
+    /// Accesses that an executed invalidation has to see finished, each with its place.
+    drains: BTreeSet<(u64, u64)>,
+    /// Waits complete in the order of the queue.
+    waits_in_order: bool,
 }
 
 impl Queue {
     /// Descriptors fetched ahead.
     const DEPTH: usize = 16;
 
-    pub(super) fn new(itags: u8) -> Self {
-        Queue { itags: vec![None; usize::from(itags.clamp(1, 32))], ..Queue::default() }
+    pub(super) fn new(config: &Config) -> Self {
+        Queue {
+            itags: vec![None; usize::from(config.itags.clamp(1, 32))],
+            waits_in_order: config.waits_in_order,
+            ..Queue::default()
+        }
     }
 
     /// Nothing more is fetched behind a fence.
@@ -63,7 +69,7 @@ impl Queue {
     }
 
     pub(super) fn finished(&mut self, access: u64) {
-        self.drains.remove(&access);
+        self.drains.retain(|(a, _)| *a != access);
     }
 
     /// Forgets what has been fetched: queued invalidation is being disabled.
@@ -103,9 +109,14 @@ impl Queue {
                 !ahead().any(|d| matches!(d, D::DevTlb(_) | D::PasidDevTlb(_) | D::PageGroupResponse(_)))
             }
             D::Wait(w) => {
-                index == 0
-                    && !self.itags.iter().flatten().any(|p| p.seq < op.seq)
-                    && !self.drains.values().any(|&seq| seq < op.seq)
+                // All behind the previous wait; all of the queue where waits keep their order.
+                let since = |o: &&Op| o.seq < op.seq && matches!(o.descriptor, D::Wait(_));
+                let previous = self.ops.iter().filter(since).map(|o| o.seq).max();
+                let from = previous.filter(|_| !self.waits_in_order).map_or(0, |s| s + 1);
+                let covered = |seq: u64| (from..op.seq).contains(&seq);
+                !self.ops.iter().any(|o| covered(o.seq))
+                    && !self.itags.iter().flatten().any(|p| covered(p.seq))
+                    && !self.drains.iter().any(|&(_, seq)| covered(seq))
                     && (!w.pd() || accepted >= op.page_requests)
             }
         }
@@ -282,7 +293,7 @@ impl Vtd {
         let Some(seq) = seq else { return };
         for (&access, used) in &self.begun {
             if matches!(used, Use::Translated(tag, page) if which(tag, *page)) {
-                self.queue.drains.entry(access).or_insert(seq);
+                self.queue.drains.insert((access, seq));
             }
         }
     }

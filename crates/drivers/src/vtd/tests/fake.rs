@@ -128,8 +128,9 @@ impl Fake {
     pub(super) fn slot(&self, slot: u64) -> Desc {
         let at = (self.get64(offset::IQA) & !0xfff) + (slot << self.queue_shift());
         let mut desc = [0; 4];
-        for i in 0..if self.wide() { 4 } else { 2 } {
-            desc[i] = self.peek(at + 8 * i as u64);
+        let words = if self.wide() { 4 } else { 2 };
+        for (i, word) in desc.iter_mut().take(words).enumerate() {
+            *word = self.peek(at + 8 * i as u64);
         }
         desc
     }

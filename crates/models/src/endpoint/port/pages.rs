@@ -51,6 +51,7 @@ impl Port {
         any(|s| *s == State::NeedPage)
             && !any(|s| matches!(s, State::Translating { .. } | State::Ready))
             && self.credits() != Some(0)
+            && !self.groups.is_full()
     }
 
     /// Forms a group of the pages that are missing, as far as credits and indices go.
