@@ -35,10 +35,10 @@ pub fn churn(setting: &Setting) -> Ending {
         let all: Vec<Room> = paged.iter().chain(&fixed).cloned().collect();
         cast(0, &trusted[0], None, &all);
         cast(1, &trusted[1], Some(2), &all);
-        cast(2, &trusted[1], Some(300), &paged);
+        cast(2, &trusted[1], Some(200), &paged);
         cast(3, &untrusted, None, &fixed);
         let works =
-            [(&trusted[0], None), (&trusted[1], Some(2)), (&trusted[1], Some(300)), (&untrusted, None)];
+            [(&trusted[0], None), (&trusted[1], Some(2)), (&trusted[1], Some(200)), (&untrusted, None)];
         for (n, (actor, pasid)) in works.into_iter().enumerate() {
             let actor = actor.clone();
             tasks.push(Box::new(move |stage, cx| accesses(stage, cx, 10 + n as u64, &actor, pasid)));

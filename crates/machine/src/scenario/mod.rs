@@ -21,11 +21,13 @@ use portcullis_drivers::vtd::{Msi, Options};
 pub type Scenario = fn(&Setting) -> Ending;
 
 /// The small scenarios, by name. Each expects a unit in scalable mode unless it sets its own.
-pub const ALL: [(&str, Scenario); 17] = [
+pub const ALL: [(&str, Scenario); 19] = [
     ("page requests", paging::page_requests),
     ("pasids", paging::pasids),
     ("queue overflow", paging::queue_overflow),
     ("page request at detach", paging::request_at_detach),
+    ("page requests switched off", paging::requests_switched_off),
+    ("answer at detach", paging::answer_at_detach),
     ("reset with requests outstanding", paging::reset_with_requests),
     ("sleeping resolvers", paging::sleeping_resolvers),
     ("unmap", caches::unmap),

@@ -14,6 +14,10 @@ use portcullis_models::{
 
 const BASE: u64 = 0x4000_0000;
 const OUTSIDE: u64 = 0x7000_0000;
+/// What the untrusted rogue does before it falls silent.
+const MISDEEDS: u64 = 440;
+/// Page requests of the flood.
+const FLOOD: u64 = 1_200;
 
 /// A device that is not trusted and has no ATS: it reads and writes outside of what it has, forges
 /// translated requests and page requests, answers invalidations that nobody asked it for, and
@@ -23,7 +27,7 @@ pub fn untrusted_rogue(setting: &Setting) -> Ending {
         stage.start(cx)?;
         let ram = stage.platform.ram();
         let engine = Rogue::new(RogueConfig {
-            budget: 440,
+            budget: MISDEEDS,
             outside: OUTSIDE..OUTSIDE + (1 << 24),
             physical: ram.base()..ram.base() + ram.size() as u64,
             pasids: Pasid::new(5).into_iter().collect(),
@@ -38,14 +42,11 @@ pub fn untrusted_rogue(setting: &Setting) -> Ending {
         for n in 0..16 {
             reads_own(cx, &neighbour, Some(5), &home, BASE + n * PAGE)?;
         }
+        stage.until(cx, "a hundred refusals", || stage.tally().blocked >= 100)?;
         rogue.until_silent(cx)?;
         let counters = rogue.device.counters();
         if home.answered().0 == 0 || counters.success != 0 {
             return Err(format!("the rogue had a page request granted: {counters:?}"));
-        }
-        let tally = stage.tally();
-        if tally.blocked < 100 {
-            return Err(format!("only {} requests of a rogue were refused", tally.blocked));
         }
         lodger.detach(cx)?;
         honest.detach(cx)
@@ -57,7 +58,7 @@ pub fn untrusted_rogue(setting: &Setting) -> Ending {
 pub fn flooding_rogue(setting: &Setting) -> Ending {
     perform("flooding rogue", setting, |stage, cx| {
         stage.start(cx)?;
-        let engine = Flood::new(FloodConfig { budget: 1_200, pages: BASE..BASE + 8 * PAGE });
+        let engine = Flood::new(FloodConfig { budget: FLOOD, pages: BASE..BASE + 8 * PAGE });
         let rogue = stage.device_with(cx, 0x6608, true, Box::new(engine))?;
         let neighbour = stage.device(cx, 0x08, true)?;
         let swamp = stage.paged_room(&[&rogue], Table::Any, BASE..BASE + 8 * PAGE, Manner::Serve(0))?;
@@ -67,11 +68,13 @@ pub fn flooding_rogue(setting: &Setting) -> Ending {
         for n in 0..16 {
             reads_own(cx, &neighbour, None, &home, BASE + n * PAGE)?;
         }
-        rogue.until_silent(cx)?;
-        let counters = rogue.device.counters();
-        if counters.quota == 0 || counters.requests < 100 {
-            return Err(format!("the flood was not held to its share: {counters:?}"));
-        }
+        let sent = || rogue.endpoint(|e| e.statistics().page_requests).unwrap_or(0);
+        stage.until(cx, "the end of the flood", || sent() >= FLOOD)?;
+        let held = || {
+            let counters = rogue.device.counters();
+            counters.quota > 0 && counters.requests >= 100
+        };
+        stage.until(cx, "a flood that is held to its share", held)?;
         lodger.detach(cx)?;
         honest.detach(cx)
     })

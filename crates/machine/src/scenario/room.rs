@@ -48,6 +48,7 @@ struct Inside {
     range: Range<u64>,
     manner: Mutex<Manner>,
     pages: Mutex<BTreeMap<u64, Page>>,
+    entered: Mutex<u64>,
     served: Mutex<u64>,
     refused: Mutex<u64>,
 }
@@ -55,7 +56,8 @@ struct Inside {
 #[derive(Clone, Copy)]
 struct Page {
     frame: Phys,
-    /// False while it is being mapped.
+    /// False while it is being mapped, and from its unmap until that is synced: nobody else may
+    /// use its address meanwhile.
     there: bool,
 }
 
@@ -113,6 +115,7 @@ impl Stage {
             range,
             manner,
             pages: Mutex::default(),
+            entered: Mutex::default(),
             served: Mutex::default(),
             refused: Mutex::default(),
         };
@@ -139,6 +142,11 @@ impl Room {
     /// Groups answered with Success and with Invalid so far.
     pub fn answered(&self) -> (u64, u64) {
         (*self.inside.served.lock(), *self.inside.refused.lock())
+    }
+
+    /// Groups that its resolver was given so far.
+    pub fn entered(&self) -> u64 {
+        *self.inside.entered.lock()
     }
 
     /// The frame that is mapped at a page.
@@ -198,23 +206,30 @@ impl Room {
         let mut unmapping = self.domain.unmapping();
         let mut frames = Vec::new();
         for &iova in pages {
-            let Some(frame) = self.take(iova) else { continue };
+            let Some(frame) = self.leaves(iova) else { continue };
             unmapping.unmap(iova, PAGE).map_err(|e| e.to_string())?;
             frames.push((iova, frame));
         }
         unmapping.sync(cx).map_err(|e| e.to_string())?;
         for (iova, frame) in frames {
-            self.stage.oracle.unmapped(self.id(), iova);
-            self.stage.platform.ram().free_page(frame);
+            self.left(iova, frame);
         }
         Ok(())
     }
 
-    /// Takes a page out of the book, so that nobody else unmaps it.
-    pub(super) fn take(&self, iova: u64) -> Option<Phys> {
+    /// Marks a page as leaving, so that nobody else unmaps it, and returns its frame.
+    fn leaves(&self, iova: u64) -> Option<Phys> {
         let mut pages = self.inside.pages.lock();
-        let there = pages.get(&iova).is_some_and(|p| p.there);
-        if there { pages.remove(&iova).map(|p| p.frame) } else { None }
+        let page = pages.get_mut(&iova).filter(|p| p.there)?;
+        page.there = false;
+        Some(page.frame)
+    }
+
+    /// The sync of a page's unmap has returned.
+    fn left(&self, iova: u64, frame: Phys) {
+        self.stage.oracle.unmapped(self.id(), iova);
+        self.inside.pages.lock().remove(&iova);
+        self.stage.platform.ram().free_page(frame);
     }
 
     fn tenant(&self, actor: &Actor, pasid: Option<u32>) -> Arc<Tenant> {
@@ -330,6 +345,7 @@ impl Resolver<SimPlatform, Tenant> for Host {
             oracle.delivered(tenant.place, tenant.epoch, index);
         }
         let inside = &tenant.room.inside;
+        *inside.entered.lock() += 1;
         let manner = *inside.manner.lock();
         let (ns, serve) = match manner {
             Manner::Serve(ns) => (ns, true),

@@ -4,7 +4,7 @@
 use crate::{
     board::{Board, BusMemory},
     function::Function,
-    memory::Ram,
+    memory::MemoryError,
     oracle::{Oracle, Place, Verdict, settlement},
     sim::{Plant, Pool, Sim, SimConfig, SimPlatform, Strategy, Stuck},
 };
@@ -32,10 +32,12 @@ pub const INSTANCE: InstanceId = InstanceId(0);
 
 /// Bytes of memory.
 const MEMORY: usize = 16 << 20;
-/// Nanoseconds between two looks at something that the hardware does.
+/// Nanoseconds between the first two looks at something that the hardware does.
 const LOOK: u64 = 2_000;
-/// Looks after which an access is given up.
-const PATIENCE: u32 = 2_000_000;
+/// Nanoseconds between two looks at most.
+const LONGEST_LOOK: u64 = 256_000;
+/// Looks after which a wait is given up.
+const PATIENCE: u32 = 200_000;
 
 /// Puts another driver in front of the real one.
 pub type Wrap = Arc<dyn Fn(&SimPlatform, Box<dyn Driver>) -> Box<dyn Driver> + Send + Sync>;
@@ -126,8 +128,6 @@ pub struct Tally {
     pub blocked: u64,
     /// Interrupts that endpoints sent.
     pub interrupts: u64,
-    /// Table entries that the walker read although software had not cleaned them.
-    pub unclean: u64,
 }
 
 impl Tally {
@@ -214,10 +214,6 @@ pub fn perform(
             ending.problems.extend(endpoint.violations().iter().map(|v| format!("{id}: {v}")));
         }
     }
-    if ending.tally.unclean > 0 {
-        let n = ending.tally.unclean;
-        ending.problems.push(format!("{n} table entries were walked that nobody had cleaned"));
-    }
     ending
 }
 
@@ -235,11 +231,13 @@ impl Stage {
             numbers: Arc::default(),
         };
         let ram = stage.platform.ram().clone();
-        let incoherent = !setting.unit.coherent && !setting.unit.walks_coherent;
-        ram.track_cleaning(incoherent);
-        let memory = Watched { memory: BusMemory(ram.clone()), ram, tally: stage.tally.clone() };
+        // One of two that are not snooped, structures or page tables, is not told from the other.
+        let snooped = setting.unit.coherent || setting.unit.walks_coherent;
+        ram.track_cleaning(!snooped);
+        let memory: Arc<dyn Memory> =
+            if snooped { Arc::new(BusMemory(ram)) } else { Arc::new(Unsnooped(BusMemory(ram))) };
         let notes = Notes { oracle: stage.oracle.clone(), tally: stage.tally.clone() };
-        let mut complex = Complex::new(Arc::new(memory), Box::new(notes));
+        let mut complex = Complex::new(memory, Box::new(notes));
         complex.set_adversary(Adversary::new(setting.adversary, setting.seed ^ 0x5ce7_e000));
         complex.set_mutations(setting.mutations);
         complex.add_unit(Box::new(model::Vtd::new(setting.unit.clone())));
@@ -318,13 +316,26 @@ impl Stage {
                 *left.lock() -= 1;
             });
         }
-        while *left.lock() > 0 {
-            self.sleep(cx, 5 * LOOK)?;
-        }
-        Ok(())
+        self.until(cx, "the end of its tasks", || *left.lock() == 0)
     }
 
-    /// Plugs an endpoint in, with the engine that `engine` makes, and adds its device.
+    /// Waits until something has come true.
+    ///
+    /// # Errors
+    /// When it does not, or the run ends.
+    pub fn until(&self, cx: &Sleep<'_>, what: &str, mut done: impl FnMut() -> bool) -> Result<(), String> {
+        let mut pause = LOOK;
+        for _ in 0..PATIENCE {
+            if done() {
+                return Ok(());
+            }
+            self.sleep(cx, pause)?;
+            pause = (pause * 2).min(LONGEST_LOOK);
+        }
+        Err(format!("waited in vain for {what}"))
+    }
+
+    /// Plugs an endpoint in that does what it is told, and adds its device.
     ///
     /// # Errors
     /// The core's reason.
@@ -412,13 +423,12 @@ impl Actor {
     /// # Errors
     /// When it does not end.
     pub fn end(&self, cx: &Sleep<'_>, ticket: u64) -> Result<Result<Vec<u8>, Failure>, String> {
-        for _ in 0..PATIENCE {
-            if let Some(result) = self.results.lock().remove(&ticket) {
-                return Ok(result);
-            }
-            self.stage.sleep(cx, LOOK)?;
-        }
-        Err(format!("{}: access {ticket} did not end", self.id))
+        let mut result = None;
+        self.stage.until(cx, "the end of an access", || {
+            result = self.results.lock().remove(&ticket);
+            result.is_some()
+        })?;
+        result.ok_or_else(|| format!("{}: access {ticket} did not end", self.id))
     }
 
     /// One access, begun and ended.
@@ -538,41 +548,36 @@ impl AccessLog for Notes {
     }
 }
 
-/// Memory that looks whether a walker which does not snoop reads what was not cleaned.
-struct Watched {
-    memory: BusMemory,
-    ram: Ram,
-    tally: Arc<Mutex<Tally>>,
-}
+/// Memory as walkers see it that do not snoop.
+struct Unsnooped(BusMemory);
 
-impl Watched {
-    fn walked(&self, addr: u64) {
-        if self.ram.is_unclean(addr) {
-            self.tally.lock().unclean += 1;
-        }
+fn refused(e: MemoryError) -> MemError {
+    match e {
+        MemoryError::Misaligned(addr) => MemError::Misaligned { addr },
+        MemoryError::OutOfRange { address, len } => MemError::OutOfRange { addr: address, len },
+        MemoryError::Map { base, size } => MemError::OutOfRange { addr: base, len: size },
+        MemoryError::NotAtomic(_) => MemError::NoAtomics { addr: 0 },
     }
 }
 
-impl Memory for Watched {
+impl Memory for Unsnooped {
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), MemError> {
-        self.memory.read(addr, buf)
+        self.0.read(addr, buf)
     }
 
     fn write(&self, addr: u64, data: &[u8]) -> Result<(), MemError> {
-        self.memory.write(addr, data)
+        self.0.write(addr, data)
     }
 
     fn load64(&self, addr: u64) -> Result<u64, MemError> {
-        self.walked(addr);
-        self.memory.load64(addr)
+        self.0.0.walk64(addr).map_err(refused)
     }
 
     fn load128(&self, addr: u64) -> Result<u128, MemError> {
-        self.walked(addr);
-        self.memory.load128(addr)
+        self.0.0.walk128(addr).map_err(refused)
     }
 
     fn cas64(&self, addr: u64, old: u64, new: u64) -> Result<u64, MemError> {
-        self.memory.cas64(addr, old, new)
+        self.0.cas64(addr, old, new)
     }
 }
