@@ -16,9 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::qtest::{Qtest, QtestError};
+use portcullis_machine::memory::{MemoryError, Ram};
+
 pub use devices::{DmaFailure, Edu, TestDev};
 pub use pci::{Bdf, PciConfig};
 
@@ -27,6 +29,10 @@ pub const COMMAND_VARIABLE: &str = "PORTCULLIS_QEMU";
 
 /// Bytes of guest memory, all of it from physical address 0.
 pub const MEMORY_BYTES: usize = 256 << 20;
+
+/// Where the upper part of guest memory begins, which a [`Ram`] can be made of. Below are the holes
+/// and shadows of a PC.
+pub const UPPER_MEMORY: u64 = 64 << 20;
 
 /// Where q35 has the registers of its VT-d.
 pub const VTD_REGISTERS: u64 = 0xfed9_0000;
@@ -56,8 +62,8 @@ pub enum QemuError {
         source: io::Error,
     },
     /// Guest memory could not be mapped.
-    #[error("cannot map guest memory")]
-    Map(#[from] vm_memory::mmap::FromRangesError),
+    #[error("cannot map guest memory: {0}")]
+    Map(String),
     /// QEMU exited, or does not talk.
     #[error("QEMU does not talk; it wrote: {said}")]
     Silent {
@@ -86,6 +92,7 @@ pub enum QemuError {
 pub struct Qemu {
     qtest: Arc<Qtest>,
     memory: GuestMemoryMmap,
+    upper: Arc<MmapRegion>,
     _process: Process,
 }
 
@@ -128,8 +135,7 @@ impl Qemu {
             .open(&ram)
             .map_err(host("make guest memory"))?;
         file.set_len(MEMORY_BYTES as u64).map_err(host("size guest memory"))?;
-        let backing = Some(FileOffset::new(file, 0));
-        let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY_BYTES, backing)])?;
+        let (memory, upper) = map_memory(Arc::new(file)).map_err(QemuError::Map)?;
 
         let errors = folder.0.join("errors");
         let stderr = File::create(&errors).map_err(host("keep QEMU's messages"))?;
@@ -153,7 +159,7 @@ impl Qemu {
 
         drop(folder); // Both sides have open what was in it, so even a killed test leaves nothing.
 
-        let qemu = Self { qtest: Arc::new(qtest), memory, _process: process };
+        let qemu = Self { qtest: Arc::new(qtest), memory, upper, _process: process };
         let pci = PciConfig::new(qemu.qtest.clone());
         for (i, (at, id)) in DEVICES.into_iter().enumerate() {
             pci.expect(at, id)?;
@@ -172,6 +178,15 @@ impl Qemu {
     #[must_use]
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+
+    /// Guest memory from [`UPPER_MEMORY`] on, as memory that gives out frames. Each call begins
+    /// with all of them free: one for each QEMU.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotAtomic`] where 16-byte accesses would take a lock.
+    pub fn ram(&self) -> Result<Ram, MemoryError> {
+        Ram::over(UPPER_MEMORY, self.upper.clone())
     }
 
     /// PCI configuration space.
@@ -198,6 +213,20 @@ const DEVICES: [(Bdf, u32); 3] = [(EDUS[0], Edu::ID), (EDUS[1], Edu::ID), (TESTD
 /// The BAR of the device at `index` in [`DEVICES`]: none is larger than 1 MiB.
 const fn bar_of(index: usize) -> u64 {
     BARS + ((index as u64) << 20)
+}
+
+/// Maps the two parts of guest memory.
+fn map_memory(file: Arc<File>) -> Result<(GuestMemoryMmap, Arc<MmapRegion>), String> {
+    let map = |start: u64, size: usize| -> Result<_, String> {
+        let part = FileOffset::from_arc(file.clone(), start);
+        let region = Arc::new(MmapRegion::from_file(part, size).map_err(|e| e.to_string())?);
+        let guest = GuestRegionMmap::with_arc(region.clone(), GuestAddress(start));
+        Ok((guest.ok_or("it does not fit the address space")?, region))
+    };
+    let (low, _) = map(0, UPPER_MEMORY as usize)?;
+    let (high, upper) = map(UPPER_MEMORY, MEMORY_BYTES - UPPER_MEMORY as usize)?;
+    let memory = GuestMemoryMmap::from_regions(vec![low, high]).map_err(|e| e.to_string())?;
+    Ok((memory, upper))
 }
 
 fn arguments(socket: &Path, ram: &Path, vtd: &str) -> Vec<String> {

@@ -11,7 +11,10 @@ use portcullis_machine::{
     },
     sim::Pool,
 };
-use portcullis_models::{adversary::Level, vtd::Config};
+use portcullis_models::{
+    adversary::{Action, Level},
+    vtd::Config,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Seeds for each scenario. `PORTCULLIS_SEEDS` asks for so many where 20 are usual.
@@ -170,7 +173,7 @@ fn two_hundred_hostile_copies() {
     let input: std::sync::Arc<[u8]> = (0..24_000u32).map(|i| ((i * i) >> 7) as u8).collect();
     let pool = Pool::default();
     let mut schedules = BTreeSet::new();
-    let mut actions: BTreeMap<String, u64> = BTreeMap::new();
+    let mut actions: BTreeMap<Action, u64> = BTreeMap::new();
     let all = seeds(200);
     let n = all.end;
     for seed in all {
@@ -188,7 +191,7 @@ fn two_hundred_hostile_copies() {
         }
     }
     assert!(schedules.len() as u64 >= n * 95 / 100, "{} schedules over {n} seeds", schedules.len());
-    assert_eq!(actions.len(), portcullis_models::adversary::Action::ALL.len());
+    assert_eq!(actions.len(), Action::ALL.len());
     for (action, n) in actions {
         assert!(n > 0, "the adversary never did this: {action}");
     }

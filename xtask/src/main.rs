@@ -4,6 +4,7 @@
 
 mod apt;
 mod boot;
+mod json;
 mod process;
 mod qemu;
 mod sim;
@@ -19,7 +20,7 @@ usage: cargo xtask COMMAND
   test [--only GROUP] [--list]   run every check, or one group of them, or list the groups
   qemu                           find or fetch QEMU, and print the path of its command
   boot                           build the freestanding image and boot it in QEMU
-  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 2000), loom
+  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom
   help                           print this
 
 Output of the steps is kept in target/xtask/logs.";
@@ -82,7 +83,7 @@ fn parse(args: &[String]) -> Result<Command, String> {
         "test" => Command::Test { only: None, list: false },
         "qemu" => Command::Qemu,
         "boot" => Command::Boot,
-        "soak" => Command::Soak { seeds: 2000 },
+        "soak" => Command::Soak { seeds: 200 },
         other => return Err(format!("no command `{other}`")),
     };
     while let Some((option, more)) = rest.split_first() {

@@ -1,11 +1,12 @@
 //! The simulation, run through the command line as a user runs it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::{Layout, process};
+use crate::{Layout, json, process};
 
 /// What is run.
 pub enum Sweep {
@@ -22,31 +23,75 @@ const INPUT_BYTES: usize = 1 << 20;
 /// A run takes seconds at most; one that takes this long hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 
-pub fn check(sweep: &Sweep, at: &Layout, log: &Path) -> Result<(), String> {
+/// What the run without arguments may take.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs a sweep. What it found, if that is worth a line.
+pub fn check(sweep: &Sweep, at: &Layout, log: &Path) -> Result<Option<String>, String> {
     let portcullis = build(at, log)?;
     match sweep {
-        Sweep::Default => match simulate(&portcullis, &["sim"], log)?.trim() {
-            "" => Err("it reported nothing".into()),
-            _ => Ok(()),
-        },
+        Sweep::Default => {
+            let report = simulate(&portcullis, &["sim"], log, DEFAULT_LIMIT)?;
+            match report.contains("The life of one page request") {
+                true => Ok(None),
+                false => Err("its report does not come to its end".into()),
+            }
+        }
         Sweep::Hostile { seeds } => {
             let input = input(at)?;
+            let mut met = Met::default();
             for seed in 0..*seeds {
                 let report = hostile(&portcullis, &input, seed, log)?;
-                without_timing(&report).map_err(|why| format!("seed {seed}: {why}"))?;
+                met.add(&report).map_err(|why| format!("seed {seed}: {why}"))?;
             }
-            Ok(())
+            met.verdict(*seeds).map(Some)
         }
         Sweep::Repeat { seed } => {
             let input = input(at)?;
             let first = hostile(&portcullis, &input, *seed, log)?;
             let again = hostile(&portcullis, &input, *seed, log)?;
             if without_timing(&first)? == without_timing(&again)? {
-                Ok(())
+                Ok(None)
             } else {
                 Err(format!("seed {seed} gave two different reports"))
             }
         }
+    }
+}
+
+/// What the runs of a sweep met, all together.
+#[derive(Default)]
+struct Met {
+    schedules: BTreeSet<String>,
+    actions: BTreeMap<String, u64>,
+}
+
+impl Met {
+    fn add(&mut self, report: &str) -> Result<(), String> {
+        if json::member(report, "ok")? != "true" {
+            return Err("the report is not ok, though the exit code says so".into());
+        }
+        self.schedules.insert(json::member(report, "schedule_hash")?.into());
+        let actions = json::member(report, "adversary_actions")?;
+        for (kind, n) in json::members(actions).ok_or("the actions are no object")? {
+            let n: u64 = n.parse().map_err(|_| format!("`{n}` is not a number of actions"))?;
+            *self.actions.entry(kind.into()).or_default() += n;
+        }
+        Ok(())
+    }
+
+    /// Every kind of action must have occurred, and nearly every seed be a schedule of its own.
+    fn verdict(&self, seeds: u64) -> Result<String, String> {
+        let distinct = self.schedules.len() as u64;
+        if distinct * 20 < seeds * 19 {
+            return Err(format!("{seeds} seeds gave only {distinct} different schedules"));
+        }
+        let never: Vec<_> = self.actions.iter().filter(|(_, n)| **n == 0).map(|(kind, _)| kind).collect();
+        if !never.is_empty() || self.actions.is_empty() {
+            return Err(format!("the adversary never did: {never:?}"));
+        }
+        let actions: Vec<_> = self.actions.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        Ok(format!("{distinct} different schedules; {}", actions.join(", ")))
     }
 }
 
@@ -63,11 +108,11 @@ fn build(at: &Layout, log: &Path) -> Result<PathBuf, String> {
 fn hostile(portcullis: &Path, input: &Path, seed: u64, log: &Path) -> Result<String, String> {
     let (input, number) = (input.display().to_string(), seed.to_string());
     let args = ["sim", "--adversary", "hostile", "--json", "--input", &input, "--seed", &number];
-    simulate(portcullis, &args, log).map_err(|how| format!("seed {seed}: {how}"))
+    simulate(portcullis, &args, log, LIMIT).map_err(|how| format!("seed {seed}: {how}"))
 }
 
-fn simulate(portcullis: &Path, args: &[&str], log: &Path) -> Result<String, String> {
-    let ended = process::run(Command::new(portcullis).args(args), log, Some(LIMIT))
+fn simulate(portcullis: &Path, args: &[&str], log: &Path, limit: Duration) -> Result<String, String> {
+    let ended = process::run(Command::new(portcullis).args(args), log, Some(limit))
         .map_err(|error| format!("cannot start {}: {error}", portcullis.display()))?;
     ended.success()?;
     Ok(ended.output)
@@ -89,30 +134,12 @@ fn input(at: &Layout) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// The report with the object under its key "timing" cut out.
-fn without_timing(report: &str) -> Result<String, String> {
-    let key = "\"timing\":";
-    let start = report.find(key).ok_or("the report has no \"timing\"")?;
-    let mut depth = 0_u32;
-    let mut in_string = false;
-    let mut escaped = false;
-    for (i, byte) in report.bytes().enumerate().skip(start + key.len()) {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' if !in_string => depth += 1,
-            b'}' if !in_string && depth == 0 => break,
-            b'}' if !in_string => {
-                depth -= 1;
-                if depth == 0 {
-                    return Ok(format!("{}{}", &report[..start], &report[i + 1..]));
-                }
-            }
-            _ => {}
-        }
-    }
-    Err("\"timing\" is not an object".into())
+/// The report's members but "timing", which it must have.
+fn without_timing(report: &str) -> Result<Vec<(&str, &str)>, String> {
+    json::member(report, "timing")?;
+    let mut members = json::members(report).unwrap_or_default();
+    members.retain(|(key, _)| *key != "timing");
+    Ok(members)
 }
 
 #[cfg(test)]
@@ -120,10 +147,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timing_is_cut_out_whole() {
-        let report = r#"{"a":1,"timing":{"b":{"c":"}"},"d":"\"}"},"e":2}"#;
-        assert_eq!(without_timing(report).unwrap(), r#"{"a":1,,"e":2}"#);
-        assert!(without_timing(r#"{"timing":3}"#).is_err());
+    fn reports_are_compared_without_their_timing() {
+        let report = |seconds: &str| format!(r#"{{"a":1,"timing":{{"seconds":{seconds}}},"e":2}}"#);
+        let (one, two) = (report("0.5"), report("0.7"));
+        assert_eq!(without_timing(&one), without_timing(&two));
+        assert_eq!(without_timing(&one).unwrap(), [("a", "1"), ("e", "2")]);
         assert!(without_timing(r#"{"a":1}"#).is_err());
+    }
+
+    #[test]
+    fn a_sweep_needs_different_schedules_and_every_kind_of_action() {
+        let report = |hash: u64, evict: u64| {
+            format!(
+                r#"{{"ok":true,"schedule_hash":"{hash}","adversary_actions":{{"delay":1,"evict":{evict}}}}}"#
+            )
+        };
+        let sweep = |reports: &[String]| {
+            let mut met = Met::default();
+            reports.iter().for_each(|r| met.add(r).unwrap());
+            met.verdict(reports.len() as u64)
+        };
+        assert!(sweep(&[report(1, 0), report(2, 3)]).is_ok());
+        assert!(sweep(&[report(1, 1), report(1, 3)]).unwrap_err().contains("only 1"));
+        assert!(sweep(&[report(1, 0), report(2, 0)]).unwrap_err().contains("evict"));
+        assert!(Met::default().add(r#"{"ok":false}"#).is_err());
     }
 }

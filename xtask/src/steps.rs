@@ -39,7 +39,7 @@ pub struct Tally {
     pub passed: usize,
     pub failed: usize,
     pub skipped: usize,
-    /// Why, one line a reason.
+    /// Why, and what else is worth telling, one line each.
     pub reasons: Vec<String>,
 }
 
@@ -163,7 +163,10 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
             Ok(path) => boot::check(*image, &path, at, log).into(),
             Err(reason) => Tally::skip(reason),
         },
-        Action::Sim(sweep) => sim::check(sweep, at, log).into(),
+        Action::Sim(sweep) => match sim::check(sweep, at, log) {
+            Ok(found) => Tally { reasons: found.into_iter().collect(), ..Tally::pass() },
+            Err(reason) => Tally::fail(reason),
+        },
     }
 }
 

@@ -63,6 +63,11 @@ pub fn test() -> Vec<Step> {
                 qemu: false,
             },
         ),
+        step(
+            "example",
+            "the library's example",
+            Action::Cargo { args: &["run", "-p", "portcullis-machine", "--example", "copy"], env: vec![] },
+        ),
         loom(2),
         step(
             "conformance",
@@ -75,7 +80,7 @@ pub fn test() -> Vec<Step> {
         ),
     ];
     table.extend(boot());
-    table.push(step("sim", "the default simulation", Action::Sim(Sweep::Default)));
+    table.push(step("sim", "the default simulation, within 5 s", Action::Sim(Sweep::Default)));
     table.push(step("sim", "24 hostile seeds over 1 MiB", Action::Sim(Sweep::Hostile { seeds: 24 })));
     table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
     table

@@ -259,6 +259,8 @@ impl<P: Platform> DeviceInner<P> {
         if self.pri.with(|p| p.users <= 1) {
             self.control.set_pri(None);
             self.set_share(0);
+            // The interface is reset before it is switched on again: nothing completes these.
+            self.instance.drop_partials_of(self.source);
             self.pri.with(|p| p.on = false);
             if self.set_features(|f| f.pri = false).await.is_ok() {
                 self.give_share_back();

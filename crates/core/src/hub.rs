@@ -19,8 +19,8 @@ pub(crate) struct Hub<P: Platform> {
     pub(crate) config: Config,
     /// Notified after a record was offered to observers.
     pub(crate) told: P::Event,
-    /// Notified when a service turn ended, an invalidation completed, an answer went out, or a
-    /// transition ended: whatever a blocking operation may be waiting for.
+    /// Notified when a service turn read requests, an invalidation completed, an answer went out,
+    /// or a transition ended: whatever a blocking operation may be waiting for.
     pub(crate) progress: P::Event,
     running: AtomicU32,
     observers: P::Lock<Vec<Arc<Observer>>>,

@@ -143,7 +143,6 @@ impl<P: Platform> Instance<P> {
             let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget));
             let full = !self.send_unsent();
             self.expire();
-            self.hub.progressed();
             if more == More::Yes || full {
                 self.turn_soon();
             }

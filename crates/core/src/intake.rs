@@ -64,8 +64,15 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
     }
 
     fn passed(&mut self, head: QueuePos) {
-        self.instance.state.with(|s| s.head = s.head.max(head));
-        self.instance.hub.progressed();
+        // Only what is new wakes anybody: waiters run service turns themselves.
+        let new = self.instance.state.with(|s| {
+            let new = s.head < head;
+            s.head = s.head.max(head);
+            new
+        });
+        if new {
+            self.instance.hub.progressed();
+        }
     }
 
     fn overflow(&mut self) {

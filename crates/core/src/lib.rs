@@ -60,3 +60,8 @@ pub use resolver::{Deferred, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;
 pub use sync::Unmapping;
 pub use turn::{Answer, Code, Intake, Turn};
+
+/// The README's example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

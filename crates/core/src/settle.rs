@@ -195,7 +195,7 @@ impl<P: Platform> Instance<P> {
                 break;
             }
         }
-        self.drop_partials(source, |_| true);
+        self.drop_partials_of(source);
     }
 
     /// Makes everything void that a device had outstanding: no answer goes out.
@@ -217,12 +217,17 @@ impl<P: Platform> Instance<P> {
                 break;
             }
         }
-        self.drop_partials(source, |_| true);
+        self.drop_partials_of(source);
     }
 
     /// Drops the first requests of groups that a detached attachment point will not complete.
     pub(crate) fn drop_partials_at(&self, at: At) {
         self.drop_partials(at.source, |p| p.pasid == at.pasid);
+    }
+
+    /// Drops the first requests of groups that a device will not complete.
+    pub(crate) fn drop_partials_of(&self, source: SourceId) {
+        self.drop_partials(source, |_| true);
     }
 
     fn drop_partials(&self, source: SourceId, which: impl Fn(&Partial) -> bool) {

@@ -108,7 +108,8 @@ impl<'a> Turn<'a> {
         self.intake.overflow()
     }
 
-    /// Invalidations completed or failed: whoever waits for one should look again.
+    /// Invalidations completed or failed since the last turn: whoever waits for one should look
+    /// again. Said in every turn, it would have those who wait run turns without a pause.
     pub fn completed(&mut self) {
         self.intake.completed()
     }

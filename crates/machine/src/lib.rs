@@ -11,6 +11,8 @@ pub mod function;
 pub mod hardware;
 #[cfg(feature = "sim")]
 pub mod life;
+#[cfg(feature = "sim")]
+pub mod machine;
 pub mod memory;
 #[cfg(feature = "sim")]
 pub mod oracle;

@@ -80,9 +80,9 @@ impl Life {
         }
         let text = match evicted {
             Some(victim) => format!(
-                "it evicts page {victim:#x} (unmapped, invalidated, written back), fills its frame and maps {iova:#x} to {phys:#x}"
+                "it evicts {victim:#x} (unmap, invalidate, write back) and maps {iova:#x} to frame {phys:#x}"
             ),
-            None => format!("it fills a free frame and maps {iova:#x} to {phys:#x}"),
+            None => format!("it fills free frame {phys:#x} and maps {iova:#x} to it"),
         };
         book.push(time, Stage::Mapped, text);
     }
@@ -156,7 +156,7 @@ impl AccessLog for Life {
                         _ => "read",
                     };
                     let text = format!(
-                        "{} finds no translation for a {want} of page {:#x} and sends a page request, last of group index {}",
+                        "{} has no translation to {want} page {:#x}: page request, last of group index {}",
                         r.source, r.addr, r.prgi
                     );
                     book.push(time, Stage::Requested, text);

@@ -116,13 +116,30 @@ impl Ram {
     /// [`MemoryError::Map`], or [`MemoryError::NotAtomic`] where 16-byte accesses would take a
     /// lock.
     pub fn new(base: u64, size: usize) -> Result<Ram, MemoryError> {
-        wide::check().map_err(MemoryError::NotAtomic)?;
         let refused = MemoryError::Map { base, size };
-        let frame = FRAME_SIZE as u64;
-        if size == 0 || !size.is_multiple_of(FRAME_SIZE) || !base.is_multiple_of(frame) {
+        if size == 0 {
             return Err(refused);
         }
-        let region = Arc::new(MmapRegion::new(size).map_err(|_| refused)?);
+        let region = MmapRegion::new(size).map_err(|_| refused)?;
+        Ram::build(base, Arc::new(region), 0)
+    }
+
+    /// The memory of a mapping that somebody else shares, with guest address `base`; whole frames.
+    /// What it holds now counts as used before.
+    ///
+    /// # Errors
+    /// As [`Ram::new`].
+    pub fn over(base: u64, region: Arc<MmapRegion>) -> Result<Ram, MemoryError> {
+        Ram::build(base, region, u64::MAX)
+    }
+
+    fn build(base: u64, region: Arc<MmapRegion>, dirty: u64) -> Result<Ram, MemoryError> {
+        wide::check().map_err(MemoryError::NotAtomic)?;
+        let size = region.size();
+        let refused = MemoryError::Map { base, size };
+        if !size.is_multiple_of(FRAME_SIZE) || !base.is_multiple_of(FRAME_SIZE as u64) {
+            return Err(refused);
+        }
         let mapped = GuestRegionMmap::with_arc(region.clone(), GuestAddress(base)).ok_or(refused)?;
         let guest = GuestMemoryMmap::from_regions(vec![mapped]).map_err(|_| refused)?;
         let n = size / FRAME_SIZE;
@@ -131,7 +148,7 @@ impl Ram {
             region,
             guest,
             frames: Mutex::new(Frames::new(n)),
-            dirty: (0..n.div_ceil(64)).map(|_| real::AtomicU64::new(0)).collect(),
+            dirty: (0..n.div_ceil(64)).map(|_| real::AtomicU64::new(dirty)).collect(),
             cleaning: Cleaning {
                 tracked: real::AtomicBool::new(false),
                 unclean: (0..n).map(|_| real::AtomicU64::new(0)).collect(),

@@ -1,7 +1,8 @@
 //! What a run reports. Everything but [`Timing`] is equal for equal seeds.
 
 use crate::{oracle::Verdict, pager::PagerCounts};
-use serde::Serialize;
+use portcullis_models::adversary::Action;
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 
 /// The whole report.
@@ -22,7 +23,8 @@ pub struct Report {
     /// Each device.
     pub devices: Vec<DeviceReport>,
     /// Actions of the adversary by kind.
-    pub adversary_actions: BTreeMap<String, u64>,
+    #[serde(serialize_with = "by_name")]
+    pub adversary_actions: BTreeMap<Action, u64>,
     /// Fault records that observers were told.
     pub fault_records: u64,
     /// Fault records that found no room with the observer.
@@ -127,6 +129,10 @@ impl From<portcullis::Counters> for CoreCounts {
             faults: c.faults,
         }
     }
+}
+
+fn by_name<S: Serializer>(actions: &BTreeMap<Action, u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(actions.iter().map(|(action, n)| (action.to_string(), n)))
 }
 
 /// The value below which the given share of the sorted values lies.

@@ -85,14 +85,15 @@ pub(super) fn pasid(unit: &Unit, to: &Target) -> Result<PasidHalves, Incompatibl
         }
         Target::Table { desc, root, tag } => {
             unit.can_walk(&desc)?;
-            low = low.with_did(did(tag)?);
+            // AW says nothing about a first stage ([V] 9.6), but QEMU takes it for the width of the
+            // address there too.
+            low = low.with_did(did(tag)?).with_aw(Agaw::Bits48.bits());
             if desc.id == X86_FIRST_STAGE {
                 // Its entries have no snoop bit: the table counts on this one.
                 low = low.with_pgtt(Pgtt::FirstStage.bits()).with_pgsnp(unit.ecap.sc());
                 first_stage = first_stage.with_fspm(Fspm::Level4.bits()).with_fsptptr(root.0);
             } else {
-                low =
-                    low.with_pgtt(Pgtt::SecondStage.bits()).with_aw(Agaw::Bits48.bits()).with_ssptptr(root.0);
+                low = low.with_pgtt(Pgtt::SecondStage.bits()).with_ssptptr(root.0);
             }
         }
     }

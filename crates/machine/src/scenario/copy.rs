@@ -1,31 +1,26 @@
 //! The main scenario: engines copy a file through an IOMMU that pages their memory in on demand,
 //! and rogues beside them are stopped.
 
-use super::PAGE_REQUEST_EVENT;
+mod watch;
+
+use self::watch::Watch;
 use crate::{
-    board::{Board, BusMemory},
-    function::Function,
-    life::Life,
-    oracle::Oracle,
+    board::Board,
+    machine::{self, INSTANCE, Machine, MachineConfig, MachineError},
     pager::{Backing, PAGE, Paging, Region, Space},
-    report::{DeviceReport, Report, Timing, percentile},
-    sim::{Pool, Sim, SimConfig, SimPlatform, Strategy},
+    report::{DeviceReport, Report, Timing},
+    sim::{Pool, SimConfig, SimPlatform, Strategy},
 };
 use parking_lot::Mutex;
 use portcullis::{
-    Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
-    InstanceId, Iommu, Scope, Sleep, SourceId, Upstream, Waited, Window,
+    Attachment, Config, Device, Domain, DomainOptions, External, Iommu, Scope, Sleep, Waited,
     driver::{Stage, Start, TableRequest},
 };
-use portcullis_drivers::vtd::{self as driver, Vtd};
+pub use portcullis_models::adversary::{Action, Level};
 use portcullis_models::{
-    adversary::{Adversary, Level},
     bus::{Pasid, RequesterId},
-    complex::Complex,
     endpoint::{CopyEngine, Endpoint, Engine, Flood, FloodConfig, Job, JobEnd, Rogue, RogueConfig},
-    log::{AccessLog, Event, Settlement, What},
     mutation::Mutations,
-    vtd as model,
 };
 use portcullis_pgtable::{Phys, Prot};
 use sha2::{Digest, Sha256};
@@ -39,6 +34,8 @@ const DESTINATION: u64 = 0x8_0000_0000;
 const WINDOW: usize = 4;
 /// How often an engine asks again for a page that was refused.
 const RETRIES: u32 = 64;
+/// Bytes of the machine's memory.
+const MEMORY: usize = 64 << 20;
 /// Frames of memory kept for tables and queues.
 const TABLE_FRAMES: usize = 2048;
 /// Engines at most: each needs a share of the page-request queue.
@@ -55,8 +52,12 @@ const ROGUE_OUTSIDE: u64 = 0x7000_0000;
 const ROGUE_ACTIONS: u64 = 440;
 /// Nanoseconds between two looks at the engines.
 const WATCH_INTERVAL: u64 = 50_000;
-/// The one instance.
-const INSTANCE: InstanceId = InstanceId(0);
+/// Bytes that the input and its copies may take together on the host.
+const HELD: u64 = 1 << 30;
+/// Steps of the scheduler beyond which a run hangs: so many to begin with, and so many a page of
+/// each copy.
+const STEPS: u64 = 50_000_000;
+const STEPS_A_PAGE: u64 = 20_000;
 
 /// What to run.
 #[derive(Clone)]
@@ -102,6 +103,28 @@ impl CopyConfig {
             progress: None,
         }
     }
+
+    /// Frames that a run would have: those asked for, else an eighth of the input's pages, at least
+    /// two an engine, at most what memory has.
+    ///
+    /// # Errors
+    /// As [`run`], for what can be told before it begins.
+    pub fn budget(&self) -> Result<usize, CopyError> {
+        let engines = self.engines;
+        let (given, most) = (self.input.len() as u64, most_input(engines)?);
+        if given > most {
+            return Err(CopyError::BigInput { given, engines, most });
+        }
+        let pages = self.input.len().div_ceil(PAGE as usize);
+        let least = 2 * engines;
+        let most = MEMORY / PAGE as usize - TABLE_FRAMES;
+        match self.frames {
+            None => Ok((pages / 8).max(least).min(most)),
+            Some(given) if given < least => Err(CopyError::FewFrames { given, engines, least }),
+            Some(given) if given > most => Err(CopyError::ManyFrames { given, most }),
+            Some(given) => Ok(given),
+        }
+    }
 }
 
 /// Why a run did not begin.
@@ -128,12 +151,30 @@ pub enum CopyError {
     /// No engine, or too many.
     #[error("{0} engines: at least 1, at most {MOST_ENGINES}")]
     Engines(usize),
-    /// The core's own records could not be had.
-    #[error("out of memory")]
-    OutOfMemory,
-    /// The simulation's memory could not be had.
+    /// More bytes than should be held.
+    #[error("{given} bytes are too many to hold with their copies: with {engines} engines at most {most}")]
+    BigInput {
+        /// Bytes given.
+        given: u64,
+        /// Engines.
+        engines: usize,
+        /// What they may have.
+        most: u64,
+    },
+    /// The machine could not be made.
     #[error("{0}")]
-    Memory(#[from] crate::memory::MemoryError),
+    Machine(#[from] MachineError),
+}
+
+/// Bytes that an input may have. It is held in memory, and so is what each engine writes.
+///
+/// # Errors
+/// [`CopyError::Engines`].
+pub fn most_input(engines: usize) -> Result<u64, CopyError> {
+    match engines {
+        1..=MOST_ENGINES => Ok(HELD / (engines as u64 + 1)),
+        _ => Err(CopyError::Engines(engines)),
+    }
 }
 
 /// What a run leaves.
@@ -177,20 +218,26 @@ impl Actor {
 /// See [`CopyError`]: the run did not begin.
 pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
     let begun = Instant::now();
-    if config.engines == 0 || config.engines > MOST_ENGINES {
-        return Err(CopyError::Engines(config.engines));
-    }
-    let mut sim = Sim::new(SimConfig {
-        strategy: config.strategy,
-        pool: config.pool.clone(),
-        ..SimConfig::new(config.seed)
-    })?;
-    let frames = frame_budget(config, sim.platform().ram().size())?;
+    let frames = config.budget()?;
+    let pages = (config.input.len() as u64).div_ceil(PAGE) * config.engines as u64;
     let actors = Arc::new(cast(config, frames));
     let watch = Watch::new(actors[0].id);
-    sim.set_hardware(board(config, &sim, &watch));
-    let iommu = Iommu::new(sim.platform().clone(), limits(config)).map_err(|_| CopyError::OutOfMemory)?;
-    super::wire(&mut sim, &iommu, config.workers);
+    let sim = SimConfig {
+        strategy: config.strategy,
+        pool: config.pool.clone(),
+        memory: MEMORY,
+        step_limit: STEPS + pages * STEPS_A_PAGE,
+        ..SimConfig::new(config.seed)
+    };
+    let Machine { mut sim, iommu } = Machine::new(MachineConfig {
+        sim,
+        core: limits(config),
+        workers: config.workers,
+        adversary: config.adversary,
+        mutations: config.mutations,
+        log: Box::new(watch.clone()),
+        ..MachineConfig::new(config.seed)
+    })?;
 
     let results = Arc::new(Mutex::new(Results::default()));
     let scene = Scene {
@@ -211,7 +258,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
     problems.append(&mut results.problems);
     let schedule_hash = format!("{:016x}", sim.schedule_hash());
     let (virtual_ns, steps) = (sim.now().0, sim.stats().steps);
-    let strategy = format!("{:?}", sim.strategy().order).to_lowercase();
+    let strategy = sim.strategy().to_string();
     let input_sha256 = sha256(&config.input);
     let board = sim.take_hardware::<Board>();
     if let Err(stuck) = sim.finish() {
@@ -233,7 +280,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         input_sha256,
         frames,
         devices,
-        adversary_actions: actions.iter().map(|(a, n)| (a.to_string(), *n)).collect(),
+        adversary_actions: actions.into_iter().collect(),
         fault_records: results.fault_records,
         fault_records_lost: results.fault_records_lost,
         virtual_ns,
@@ -246,19 +293,6 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         timing: Timing { seconds: begun.elapsed().as_secs_f64() },
     };
     Ok(Outcome { report, outputs: results.outputs })
-}
-
-/// An eighth of the input's pages, at least two an engine, at most what memory has.
-fn frame_budget(config: &CopyConfig, memory: usize) -> Result<usize, CopyError> {
-    let pages = config.input.len().div_ceil(PAGE as usize);
-    let least = 2 * config.engines;
-    let most = (memory / PAGE as usize).saturating_sub(TABLE_FRAMES);
-    match config.frames {
-        None => Ok((pages / 8).max(least).min(most)),
-        Some(given) if given < least => Err(CopyError::FewFrames { given, engines: config.engines, least }),
-        Some(given) if given > most => Err(CopyError::ManyFrames { given, most }),
-        Some(given) => Ok(given),
-    }
 }
 
 /// Shares of the page-request queue small enough for every engine and the flooding rogue.
@@ -289,15 +323,6 @@ fn cast(config: &CopyConfig, frames: usize) -> Vec<Actor> {
         actors.push(Actor { role, id: RequesterId(id), place, pasid: None, frames: ROGUE_PAGES });
     }
     actors
-}
-
-fn board(config: &CopyConfig, sim: &Sim, watch: &Watch) -> Board {
-    let ram = sim.platform().ram();
-    let mut complex = Complex::new(Arc::new(BusMemory(ram.clone())), Box::new(watch.clone()));
-    complex.set_adversary(Adversary::new(config.adversary, config.seed ^ 0xad7e_25a1));
-    complex.set_mutations(config.mutations);
-    complex.add_unit(Box::new(model::Vtd::new(model::Config::default())));
-    Board::new(complex)
 }
 
 /// What the main task leaves behind.
@@ -340,9 +365,7 @@ impl Scene {
     }
 
     fn play_out(&self, p: &SimPlatform, cx: &Sleep<'_>) -> Result<(), String> {
-        let options = super::interrupts(driver::Options::default());
-        let vtd = Vtd::new(p.clone(), Window(0), options);
-        self.iommu.register(cx, INSTANCE, Box::new(vtd), Start::Fresh).map_err(|e| e.to_string())?;
+        self.iommu.register(cx, INSTANCE, machine::vtd(p), Start::Fresh).map_err(|e| e.to_string())?;
         let faults = self.iommu.observe(Scope::All, 1024).map_err(|e| e.to_string())?;
         let mut on_stage = Vec::new();
         for actor in self.actors.iter() {
@@ -361,8 +384,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Plugs a device in: from here on it does what it likes, long before the core knows it.
-    fn plug(&self, p: &SimPlatform, actor: &Actor) {
+    /// The device as it comes out of its box.
+    fn endpoint(&self, p: &SimPlatform, actor: &Actor) -> Endpoint {
         let strangers = self.actors.iter().filter_map(|a| a.pasid).collect();
         let engine: Box<dyn Engine> = match actor.role {
             Role::Engine => Box::new(CopyEngine::new(WINDOW.min(actor.frames / 2).max(1), RETRIES)),
@@ -379,28 +402,13 @@ impl Scene {
         };
         let mut endpoint = Endpoint::new(actor.id, self.seed ^ u64::from(actor.id.0) << 32, engine);
         endpoint.work_in(actor.pasid);
-        p.hardware::<Board, _>(|b| b.complex.add_endpoint(endpoint, Some(0)));
+        endpoint
     }
 
     /// Adds a device, makes its domain and its pages, attaches it, and gives it its work.
     fn enter(&self, p: &SimPlatform, cx: &Sleep<'_>, actor: &Actor) -> Result<Member, String> {
-        self.plug(p, actor);
         let trusted = actor.role != Role::Untrusted;
-        let caps = DeviceCaps {
-            pasid_bits: 20,
-            ats: true,
-            invalidate_queue_depth: 0,
-            page_requests: Some(256),
-            stop_markers: false,
-        };
-        let spec = DeviceSpec {
-            id: DeviceId(u64::from(actor.id.0)),
-            upstreams: vec![Upstream { instance: INSTANCE, sources: vec![SourceId(u32::from(actor.id.0))] }],
-            trusted,
-            caps,
-            control: Arc::new(Function::new(p, actor.place)),
-            direct: Vec::new(),
-        };
+        let (_, spec) = machine::plug(p, self.endpoint(p, actor), trusted);
         let device = self.iommu.add_device(cx, spec).map_err(|e| e.to_string())?;
         let stage = if actor.pasid.is_some() { Stage::First } else { Stage::Second };
         let options =
@@ -532,88 +540,6 @@ impl Scene {
         drop(results);
         self.iommu.remove_device(cx, device).map_err(|(_, e)| e.to_string())
     }
-}
-
-/// Everyone who reads the bus's log.
-#[derive(Clone)]
-struct Watch {
-    oracle: Oracle,
-    life: Life,
-    /// How groups were settled, by requester.
-    settled: Arc<Mutex<BTreeMap<(RequesterId, String), u64>>>,
-}
-
-impl Watch {
-    fn new(followed: RequesterId) -> Watch {
-        Watch {
-            oracle: Oracle::default(),
-            life: Life::of(followed, u32::from(PAGE_REQUEST_EVENT)),
-            settled: Arc::default(),
-        }
-    }
-
-    fn report(&self, actor: &Actor, board: &Board, results: &Results, input: &str) -> DeviceReport {
-        let mut report = DeviceReport {
-            id: actor.id.to_string(),
-            role: actor.name().into(),
-            pasid: actor.pasid.map(Pasid::get),
-            interrupts: board.interrupts_from(actor.id),
-            core: results.counters.get(&actor.place).copied().unwrap_or_default().into(),
-            pager: results.pagers.get(&actor.place).copied(),
-            ..DeviceReport::default()
-        };
-        if actor.role == Role::Engine {
-            let hash = results.outputs.get(actor.place).map(|o| sha256(o));
-            report.identical = Some(hash.as_deref() == Some(input));
-            report.sha256 = hash;
-        }
-        let settled = self.settled.lock();
-        let ours = settled.iter().filter(|((id, _), _)| *id == actor.id);
-        report.settled = ours.map(|((_, how), n)| (how.clone(), *n)).collect();
-        if let Some(unit) = board.complex.unit(0) {
-            let lookups = unit.lookups(actor.id);
-            report.iotlb_hits = lookups.hits;
-            report.iotlb_misses = lookups.misses;
-        }
-        if let Some(endpoint) = board.complex.endpoint(actor.place) {
-            let s = endpoint.statistics();
-            report.bytes = s.bytes_read + s.bytes_written;
-            report.accesses = s.accesses;
-            report.device_tlb_hits = s.dtlb_hits;
-            report.device_tlb_misses = s.dtlb_misses;
-            report.page_requests = s.page_requests;
-            report.groups = s.groups;
-            report.blocked =
-                s.blocked.iter().map(|((status, code), n)| (blocked(*status, *code), *n)).collect();
-            let mut latencies = s.latencies.clone();
-            latencies.sort_unstable();
-            report.response_p50_ns = percentile(&latencies, 50);
-            report.response_p99_ns = percentile(&latencies, 99);
-            report.order_violations = endpoint.violations().len();
-        }
-        report
-    }
-}
-
-fn blocked(status: portcullis_models::bus::Status, code: u8) -> String {
-    match portcullis_spec::vtd::fault::FaultReason::from_bits(code) {
-        Some(reason) => format!("{} ({code:#x}): {}", reason.name(), reason.description()),
-        None => format!("{status:?}"),
-    }
-}
-
-impl AccessLog for Watch {
-    fn event(&mut self, event: &Event) {
-        self.oracle.event(event);
-        self.life.event(event);
-        if let What::Settled { source, how, .. } = &event.what {
-            *self.settled.lock().entry((*source, in_words(*how))).or_default() += 1;
-        }
-    }
-}
-
-fn in_words(how: Settlement) -> String {
-    crate::oracle::settlement(how)
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -13,9 +13,6 @@ pub mod stage;
 pub mod units;
 
 use self::stage::{Ending, Setting};
-use crate::sim::{Sim, SimPlatform};
-use portcullis::{InstanceId, Iommu, Sleep};
-use portcullis_drivers::vtd::{Msi, Options};
 
 /// A small scenario.
 pub type Scenario = fn(&Setting) -> Ending;
@@ -42,32 +39,3 @@ pub const ALL: [(&str, Scenario); 19] = [
     ("fault record overflow", units::fault_overflow),
     ("churn", churn::churn),
 ];
-
-/// Data of the IOMMU's page-request interrupt.
-pub const PAGE_REQUEST_EVENT: u16 = 0x32;
-
-/// Interrupts, the timer and the workers call the core, as a kernel's do.
-pub(crate) fn wire(sim: &mut Sim, iommu: &Iommu<SimPlatform>, workers: usize) {
-    let instance = InstanceId(0);
-    let core = iommu.clone();
-    sim.on_interrupt(move |_, _| {
-        if core.interrupt(instance) {
-            core.service(instance);
-        }
-    });
-    let core = iommu.clone();
-    sim.on_timer(move |_| core.tick());
-    let core = iommu.clone();
-    sim.workers(workers.max(1), move |_| core.run_one(&Sleep::in_sleepable_context()));
-}
-
-/// `options` with a message for each of the unit's events.
-pub(crate) fn interrupts(options: Options) -> Options {
-    let msi = |data| Some(Msi { address: 0xfee0_0000, data });
-    Options {
-        fault_event: msi(0x30),
-        invalidation_event: msi(0x31),
-        page_request_event: msi(PAGE_REQUEST_EVENT),
-        ..options
-    }
-}

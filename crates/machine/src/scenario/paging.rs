@@ -2,9 +2,9 @@
 
 use super::{
     room::{Lodger, Manner, Room},
-    stage::{Actor, Ending, INSTANCE, Setting, Stage, Task, perform},
+    stage::{Actor, Ending, Setting, Stage, Task, perform},
 };
-use crate::pager::PAGE;
+use crate::{machine::INSTANCE, pager::PAGE};
 use portcullis::{Sleep, driver::Stage as Table};
 use portcullis_models::{
     bus::{AddressType, Operation, Pasid, Prefix, Request},

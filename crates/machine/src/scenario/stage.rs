@@ -2,33 +2,26 @@
 //! attachments of which the oracle is told.
 
 use crate::{
-    board::{Board, BusMemory},
-    function::Function,
-    memory::MemoryError,
+    board::Board,
+    machine::{self, INSTANCE, Machine, MachineConfig, MachineError},
     oracle::{Oracle, Place, Verdict, settlement},
     sim::{Plant, Pool, Sim, SimConfig, SimPlatform, Strategy, Stuck},
 };
 use parking_lot::Mutex;
 use portcullis::{
-    Config, Device, DeviceCaps, DeviceId, DeviceSpec, InstanceId, Iommu, Sleep, SourceId, Upstream, Window,
-    Woken,
+    Config, Device, Iommu, Sleep, Woken,
     driver::{Driver, Start},
 };
 use portcullis_drivers::vtd as driver;
 use portcullis_models::{
     adversary::{Action, Adversary, Level},
     bus::{Pasid, Prefix, RequesterId},
-    complex::Complex,
     endpoint::{Endpoint, Engine, Failure, Intent, Port},
     log::{AccessLog, DropCause, Event, What},
-    memory::{MemError, Memory},
     mutation::Mutations,
     vtd as model,
 };
 use std::{collections::BTreeMap, sync::Arc};
-
-/// The one instance.
-pub const INSTANCE: InstanceId = InstanceId(0);
 
 /// Bytes of memory.
 const MEMORY: usize = 16 << 20;
@@ -170,21 +163,11 @@ pub fn perform(
         schedule_hash: 0,
         virtual_ns: 0,
     };
-    let sim = Sim::new(SimConfig {
-        strategy: setting.strategy,
-        plant: setting.plant,
-        memory: MEMORY,
-        pool: setting.pool.clone(),
-        ..SimConfig::new(setting.seed)
-    });
-    let begun = sim.map_err(|e| e.to_string()).and_then(|mut sim| {
-        let stage = Stage::set(&mut sim, setting)?;
-        Ok((sim, stage))
-    });
+    let begun = Stage::set(setting);
     let (mut sim, stage) = match begun {
         Ok(begun) => begun,
         Err(e) => {
-            ending.problems.push(e);
+            ending.problems.push(e.to_string());
             return ending;
         }
     };
@@ -218,32 +201,37 @@ pub fn perform(
 }
 
 impl Stage {
-    fn set(sim: &mut Sim, setting: &Setting) -> Result<Stage, String> {
+    fn set(setting: &Setting) -> Result<(Sim, Stage), MachineError> {
+        let (oracle, tally) = (Oracle::default(), Arc::default());
+        let sim = SimConfig {
+            strategy: setting.strategy,
+            plant: setting.plant,
+            memory: MEMORY,
+            pool: setting.pool.clone(),
+            ..SimConfig::new(setting.seed)
+        };
+        let Machine { sim, iommu } = Machine::new(MachineConfig {
+            sim,
+            core: setting.core,
+            unit: setting.unit.clone(),
+            adversary: setting.adversary,
+            mutations: setting.mutations,
+            log: Box::new(Notes { oracle: oracle.clone(), tally: Arc::clone(&tally) }),
+            ..MachineConfig::new(setting.seed)
+        })?;
         let platform = sim.platform().clone();
-        let iommu = Iommu::new(platform.clone(), setting.core).map_err(|e| e.to_string())?;
+        // Where one of the two is snooped, structures or page tables, both are taken to be.
+        platform.ram().track_cleaning(!setting.unit.coherent && !setting.unit.walks_coherent);
         let stage = Stage {
             platform,
             iommu,
-            oracle: Oracle::default(),
+            oracle,
             setting: Arc::new(setting.clone()),
-            tally: Arc::default(),
+            tally,
             problems: Arc::default(),
             numbers: Arc::default(),
         };
-        let ram = stage.platform.ram().clone();
-        // One of two that are not snooped, structures or page tables, is not told from the other.
-        let snooped = setting.unit.coherent || setting.unit.walks_coherent;
-        ram.track_cleaning(!snooped);
-        let memory: Arc<dyn Memory> =
-            if snooped { Arc::new(BusMemory(ram)) } else { Arc::new(Unsnooped(BusMemory(ram))) };
-        let notes = Notes { oracle: stage.oracle.clone(), tally: stage.tally.clone() };
-        let mut complex = Complex::new(memory, Box::new(notes));
-        complex.set_adversary(Adversary::new(setting.adversary, setting.seed ^ 0x5ce7_e000));
-        complex.set_mutations(setting.mutations);
-        complex.add_unit(Box::new(model::Vtd::new(setting.unit.clone())));
-        sim.set_hardware(Board::new(complex));
-        super::wire(sim, &stage.iommu, 4);
-        Ok(stage)
+        Ok((sim, stage))
     }
 
     /// Brings the unit up.
@@ -251,8 +239,7 @@ impl Stage {
     /// # Errors
     /// The driver's reason.
     pub fn start(&self, cx: &Sleep<'_>) -> Result<(), String> {
-        let options = super::interrupts(self.setting.options);
-        let vtd: Box<dyn Driver> = Box::new(driver::Vtd::new(self.platform.clone(), Window(0), options));
+        let vtd = machine::vtd_with(&self.platform, self.setting.options);
         let vtd = match &self.setting.wrap {
             Some(wrap) => wrap(&self.platform, vtd),
             None => vtd,
@@ -358,22 +345,7 @@ impl Stage {
     ) -> Result<Actor, String> {
         let rid = RequesterId(id);
         let endpoint = Endpoint::new(rid, self.setting.seed ^ u64::from(id) << 32, engine);
-        let place = self.platform.hardware::<Board, _>(|b| b.complex.add_endpoint(endpoint, Some(0)));
-        let place = place.ok_or("there is no board")?;
-        let spec = DeviceSpec {
-            id: DeviceId(u64::from(id)),
-            upstreams: vec![Upstream { instance: INSTANCE, sources: vec![SourceId(u32::from(id))] }],
-            trusted,
-            caps: DeviceCaps {
-                pasid_bits: 20,
-                ats: true,
-                invalidate_queue_depth: 0,
-                page_requests: Some(256),
-                stop_markers: false,
-            },
-            control: Arc::new(Function::new(&self.platform, place)),
-            direct: Vec::new(),
-        };
+        let (place, spec) = machine::plug(&self.platform, endpoint, trusted);
         let device = self.iommu.add_device(cx, spec).map_err(|e| e.to_string())?;
         Ok(Actor { stage: self.clone(), id: rid, place, device, results: Arc::default() })
     }
@@ -545,39 +517,5 @@ impl AccessLog for Notes {
             What::Blocked { .. } => t.blocked += 1,
             _ => {}
         }
-    }
-}
-
-/// Memory as walkers see it that do not snoop.
-struct Unsnooped(BusMemory);
-
-fn refused(e: MemoryError) -> MemError {
-    match e {
-        MemoryError::Misaligned(addr) => MemError::Misaligned { addr },
-        MemoryError::OutOfRange { address, len } => MemError::OutOfRange { addr: address, len },
-        MemoryError::Map { base, size } => MemError::OutOfRange { addr: base, len: size },
-        MemoryError::NotAtomic(_) => MemError::NoAtomics { addr: 0 },
-    }
-}
-
-impl Memory for Unsnooped {
-    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), MemError> {
-        self.0.read(addr, buf)
-    }
-
-    fn write(&self, addr: u64, data: &[u8]) -> Result<(), MemError> {
-        self.0.write(addr, data)
-    }
-
-    fn load64(&self, addr: u64) -> Result<u64, MemError> {
-        self.0.0.walk64(addr).map_err(refused)
-    }
-
-    fn load128(&self, addr: u64) -> Result<u128, MemError> {
-        self.0.0.walk128(addr).map_err(refused)
-    }
-
-    fn cas64(&self, addr: u64, old: u64, new: u64) -> Result<u64, MemError> {
-        self.0.cas64(addr, old, new)
     }
 }

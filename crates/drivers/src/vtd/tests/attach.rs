@@ -179,8 +179,8 @@ fn scalable_first_stage_of_a_pasid() {
     let (fake, vtd) = scalable();
     vtd.add_device(SOURCE, all_features()).unwrap();
     let _ = attach(&vtd, with_pasid(0x1045), first_stage(0x22, 0xabc_d000));
-    // P, PGTT 001b; DID, PWSNP, PGSNP; FSPTPTR with FSPM 00b.
-    let expected = [0x41, 0x0180_0022, 0x0abc_d000, 0, 0, 0, 0, 0];
+    // P, AW 010b, PGTT 001b; DID, PWSNP, PGSNP; FSPTPTR with FSPM 00b.
+    let expected = [0x49, 0x0180_0022, 0x0abc_d000, 0, 0, 0, 0, 0];
     assert_eq!(pasid_entry(&fake, 0x1045), expected);
     assert_eq!(pasid_entry(&fake, 0), [0; 8], "its neighbour is not touched");
 
@@ -210,12 +210,14 @@ fn scalable_pass_through() {
     assert_eq!(
         queued(&fake),
         [
+            wide(0x31 | CONTEXT_OF_SOURCE, 0),
             wide(0x17 | 9 << 16, 0),
             wide(0x26 | 9 << 16, 0),
             FENCE,
             wide(3 | CONTEXT_OF_SOURCE, ALL_ADDRESSES),
             WAIT_FENCE,
-        ]
+        ],
+        "the context cache is for QEMU's sake"
     );
 }
 
@@ -242,7 +244,7 @@ fn what_one_store_cannot_replace_goes_through_blocked() {
     assert_eq!(pasid_entry(&fake, 0)[0] & 1, 0);
     fake.complete_all();
     let _ = vtd.commit(prepared).unwrap();
-    assert_eq!(pasid_entry(&fake, 0)[..4], [0x41, 0x0180_0001, 0x1000, 0]);
+    assert_eq!(pasid_entry(&fake, 0)[..4], [0x49, 0x0180_0001, 0x1000, 0]);
 
     assert_eq!(change(first_stage(5, 0x5000)), Change::ThroughBlocked);
     assert_eq!(change(first_stage(6, 0x1000)), Change::Hitless, "same root");

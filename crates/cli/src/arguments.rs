@@ -1,0 +1,78 @@
+//! What the command line can say.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use portcullis_machine::scenario::copy::Level;
+use std::path::PathBuf;
+
+/// An IOMMU subsystem, and machines on which it can be watched at work.
+#[derive(Parser)]
+#[command(name = "portcullis", version, disable_help_subcommand = true)]
+pub struct Portcullis {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Sim(Simulation),
+}
+
+/// Copy a file through page-faulting devices behind a simulated IOMMU, and prove the copy.
+///
+/// Copy engines behind one Intel VT-d read the file and write it elsewhere. Their memory is paged in
+/// on demand: a page that is not mapped is asked for by a page request and answered with a page group
+/// response. Two hostile devices stand beside them. Everything that moves is checked against
+/// three invariants, and the copies against the input by SHA-256.
+///
+/// Clock, scheduler and adversary are deterministic: the same input and seed give the same report.
+///
+/// Exit status: 0 if every copy is identical and no invariant is broken, 1 if not, 2 if an argument
+/// is wrong or a file is of no use.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Simulation {
+    /// File to copy [default: this executable]
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+
+    /// Where to put what the engines wrote: FILE, FILE.1, FILE.2, ...
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Copy engines, working by requester id and inside a PASID in turn
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2)]
+    pub devices: usize,
+
+    /// Page frames of all engines together [default: an eighth of the file, at least two an engine]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub frames: Option<usize>,
+
+    /// Seed of the scheduler and the adversary
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0)]
+    pub seed: u64,
+
+    /// How much goes wrong of what manuals allow to go wrong
+    #[arg(long, value_name = "LEVEL", default_value = "off")]
+    pub adversary: Adversary,
+
+    /// Print the report as one JSON object; only what is under "timing" depends on the real clock
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Adversary {
+    Off,
+    Mild,
+    Hostile,
+}
+
+impl From<Adversary> for Level {
+    fn from(level: Adversary) -> Level {
+        match level {
+            Adversary::Off => Level::Off,
+            Adversary::Mild => Level::Mild,
+            Adversary::Hostile => Level::Hostile,
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! A machine for tests of the core: one thread, a virtual clock, a driver that does what its
+//! script says and writes down what it was asked.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod board;
+pub mod hardware;
+
+pub use board::Board;
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub use hardware::{Call, Hardware};
+
+use portcullis::driver::{PageRequest, Start};
+use portcullis::{
+    Attachment, Code, Config, Device, DeviceCaps, DeviceId, DeviceSpec, DirectRegion, Domain, DomainOptions,
+    External, InstanceId, Iommu, PageGroup, Pasid, Platform, Response, Sleep, SourceId, Upstream,
+};
+use portcullis_pgtable::{Phys, Prot};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// What tests hang on attachments.
+pub type Data = Mutex<Vec<String>>;
+pub type Dom = Domain<Board, External<Data>>;
+pub type Att = Attachment<Board>;
+pub type Dev = Device<Board>;
+
+pub const IOMMU: InstanceId = InstanceId(7);
+pub const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// The one sleepable context of the test's thread.
+pub fn cx() -> Sleep<'static> {
+    Sleep::in_sleepable_context()
+}
+
+pub fn pasid(n: u32) -> Option<Pasid> {
+    Some(Pasid::new(n).expect("a PASID"))
+}
+
+pub fn data() -> Arc<Data> {
+    Arc::default()
+}
+
+/// An `Iommu` over one scripted instance.
+pub struct World {
+    pub board: Board,
+    pub hw: Hardware,
+    pub iommu: Iommu<Board>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.board.on_timer(None);
+        self.board.on_wait(None);
+    }
+}
+
+impl World {
+    pub fn new() -> World {
+        World::with(Config::default())
+    }
+
+    pub fn with(config: Config) -> World {
+        World::made(config, 64)
+    }
+
+    /// `queue` is the number of page requests that the hardware's queue holds.
+    pub fn made(config: Config, queue: u32) -> World {
+        let board = Board::new(512);
+        let hw = Hardware::new(&board, queue);
+        let iommu = Iommu::new(board.clone(), config).expect("memory");
+        iommu.register(&cx(), IOMMU, hw.driver(), Start::Fresh).expect("starts");
+        let ticked = iommu.clone();
+        board.on_timer(Some(Box::new(move || ticked.tick())));
+        World { board, hw, iommu }
+    }
+
+    /// What a well-behaved, trusted device with everything looks like.
+    pub fn spec(&self, n: u32) -> DeviceSpec {
+        DeviceSpec {
+            id: DeviceId(u64::from(n)),
+            upstreams: vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }],
+            trusted: true,
+            caps: DeviceCaps {
+                pasid_bits: 8,
+                ats: true,
+                invalidate_queue_depth: 0,
+                page_requests: Some(8),
+                stop_markers: false,
+            },
+            control: self.hw.control(SourceId(n)),
+            direct: Vec::new(),
+        }
+    }
+
+    pub fn device(&self, n: u32) -> Dev {
+        self.iommu.add_device(&cx(), self.spec(n)).expect("added")
+    }
+
+    /// A device that needs memory at `start` whatever it is attached to.
+    pub fn device_with_direct(&self, n: u32, start: u64) -> Dev {
+        let mut spec = self.spec(n);
+        spec.direct = vec![DirectRegion { start, len: 0x2000, prot: RW }];
+        self.iommu.add_device(&cx(), spec).expect("added")
+    }
+
+    /// A domain without a resolver.
+    pub fn plain(&self, device: &Dev) -> Dom {
+        type Never = fn(&Sleep<'_>, &Arc<Data>, PageGroup<'_, Board>);
+        self.iommu.external_domain(&[device], DomainOptions::default(), None::<Never>).expect("made")
+    }
+
+    pub fn resolved_by<F>(&self, device: &Dev, f: F) -> Dom
+    where
+        F: Fn(&Sleep<'_>, &Arc<Data>, PageGroup<'_, Board>) + Send + Sync + 'static,
+    {
+        self.iommu.external_domain(&[device], DomainOptions::default(), Some(f)).expect("made")
+    }
+
+    /// A domain whose resolver answers Success and writes down the first address.
+    pub fn served(&self, device: &Dev) -> Dom {
+        self.resolved_by(device, |_, data, group| {
+            let seen = group.requests().map(|r| format!("{:x}", r.address)).collect::<Vec<_>>();
+            data.lock().unwrap().push(seen.join(","));
+            group.respond(Response::Success).expect("not answered yet");
+        })
+    }
+
+    pub fn attach(&self, domain: &Dom, device: &Dev) -> Att {
+        self.iommu.attach(&cx(), domain, device, None, data()).expect("attached")
+    }
+
+    /// The device sends requests; a service turn reads them.
+    pub fn sends(&self, requests: &[PageRequest]) {
+        self.hw.sends(requests);
+        self.iommu.service(IOMMU);
+    }
+
+    /// Runs the workers until they have nothing left to do.
+    pub fn work(&self) {
+        while self.iommu.run_one(&cx()) {}
+    }
+
+    /// Time passes, and the timer fires where it was asked to.
+    pub fn pass(&self, d: Duration) {
+        self.board.advance(self.board.now() + d);
+    }
+
+    /// Maps a page and returns its IOVA.
+    pub fn map(&self, domain: &Dom, iova: u64) -> u64 {
+        domain.map_range(iova, Phys(0x10_0000 + iova), 0x1000, RW).expect("mapped");
+        iova
+    }
+}
+
+/// The last request of a group that consists of it alone.
+pub fn last(source: u32, index: u16) -> PageRequest {
+    PageRequest {
+        source: SourceId(source),
+        pasid: None,
+        index,
+        address: 0x1000 * u64::from(index),
+        read: true,
+        write: false,
+        exec: false,
+        privileged: false,
+        last: true,
+        vendor: portcullis::VendorBits([u64::from(index), 1, 2, 3]),
+    }
+}
+
+/// A request that is not the last of its group.
+pub fn first(source: u32, index: u16, address: u64) -> PageRequest {
+    PageRequest { last: false, address, ..last(source, index) }
+}
+
+/// An answer as the hardware sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    pub source: SourceId,
+    pub pasid: Option<Pasid>,
+    pub index: u16,
+    pub code: Code,
+}
+
+pub fn sent(source: u32, index: u16, code: Code) -> Sent {
+    Sent { source: SourceId(source), pasid: None, index, code }
+}

@@ -1,0 +1,12 @@
+//! An identity domain maps nothing.
+#![allow(unused_imports)]
+use portcullis::{Identity, Domain, External, Platform};
+use portcullis_pgtable::{Phys, Prot};
+
+type Owner = Identity;
+
+fn f<P: Platform>(domain: &Domain<P, Owner>) {
+    let _ = domain.map_range(0x1000, Phys(0x2000), 0x1000, Prot::READ);
+}
+
+fn main() {}

@@ -1,0 +1,160 @@
+//! A simulated machine, wired up: models and drivers that share registers and memory, and the
+//! interrupts, timer and workers that drive the core, as a kernel's do.
+
+use crate::{
+    board::{Board, BusMemory},
+    function::Function,
+    memory::MemoryError,
+    sim::{Sim, SimConfig, SimPlatform},
+};
+use portcullis::{
+    Config, DeviceCaps, DeviceId, DeviceSpec, InstanceId, Iommu, Sleep, SourceId, Upstream, Window,
+    driver::Driver,
+};
+use portcullis_drivers::vtd as driver;
+use portcullis_models::{
+    adversary::{Adversary, Level},
+    complex::Complex,
+    endpoint::Endpoint,
+    log::{AccessLog, Silent},
+    mutation::Mutations,
+    vtd as model,
+};
+use std::sync::Arc;
+
+/// The machine's one IOMMU.
+pub const INSTANCE: InstanceId = InstanceId(0);
+/// Data of the interrupt by which it tells of fault records.
+pub const FAULT_EVENT: u16 = 0x30;
+/// Data of the interrupt by which it tells of completed invalidations.
+pub const INVALIDATION_EVENT: u16 = 0x31;
+/// Data of the interrupt by which it tells of page requests.
+pub const PAGE_REQUEST_EVENT: u16 = 0x32;
+
+/// Makes the adversary's choices differ from the scheduler's.
+const ADVERSARY_SEED: u64 = 0xad7e_25a1;
+
+/// What a machine is made of.
+pub struct MachineConfig {
+    /// The simulation; its seed is the machine's.
+    pub sim: SimConfig,
+    /// The core's limits.
+    pub core: Config,
+    /// The unit's choices.
+    pub unit: model::Config,
+    /// Workers that run resolvers; at least one.
+    pub workers: usize,
+    /// The adversary's level.
+    pub adversary: Level,
+    /// Faults planted in the models, for tests.
+    pub mutations: Mutations,
+    /// Reads what happens on the bus.
+    pub log: Box<dyn AccessLog>,
+}
+
+impl MachineConfig {
+    /// A machine without an adversary, whose bus nobody watches.
+    pub fn new(seed: u64) -> MachineConfig {
+        MachineConfig {
+            sim: SimConfig::new(seed),
+            core: Config::default(),
+            unit: model::Config::default(),
+            workers: 4,
+            adversary: Level::Off,
+            mutations: Mutations::default(),
+            log: Box::new(Silent),
+        }
+    }
+}
+
+/// Why there is no machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MachineError {
+    /// The core's own records could not be had.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// The simulation's memory could not be had.
+    #[error("{0}")]
+    Memory(#[from] MemoryError),
+}
+
+/// A machine with one Intel VT-d (scalable mode, ATS, PRI), nothing attached to it and its driver
+/// not started yet.
+pub struct Machine {
+    /// What runs it.
+    pub sim: Sim,
+    /// The subsystem under test, or in use.
+    pub iommu: Iommu<SimPlatform>,
+}
+
+impl Machine {
+    /// Builds and wires it.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn new(config: MachineConfig) -> Result<Machine, MachineError> {
+        let seed = config.sim.seed ^ ADVERSARY_SEED;
+        let mut sim = Sim::new(config.sim)?;
+        let memory = BusMemory(sim.platform().ram().clone());
+        let mut complex = Complex::new(Arc::new(memory), config.log);
+        complex.set_adversary(Adversary::new(config.adversary, seed));
+        complex.set_mutations(config.mutations);
+        complex.add_unit(Box::new(model::Vtd::new(config.unit)));
+        sim.set_hardware(Board::new(complex));
+
+        let iommu = Iommu::new(sim.platform().clone(), config.core).map_err(|_| MachineError::OutOfMemory)?;
+        let core = iommu.clone();
+        sim.on_interrupt(move |_, _| {
+            if core.interrupt(INSTANCE) {
+                core.service(INSTANCE);
+            }
+        });
+        let core = iommu.clone();
+        sim.on_timer(move |_| core.tick());
+        let core = iommu.clone();
+        sim.workers(config.workers.max(1), move |_| core.run_one(&Sleep::in_sleepable_context()));
+        Ok(Machine { sim, iommu })
+    }
+}
+
+/// A driver for the machine's IOMMU, to be registered as [`INSTANCE`].
+pub fn vtd(platform: &SimPlatform) -> Box<dyn Driver> {
+    vtd_with(platform, driver::Options::default())
+}
+
+/// The same with the embedder's choices, but for the interrupts, which are the machine's.
+pub fn vtd_with(platform: &SimPlatform, options: driver::Options) -> Box<dyn Driver> {
+    let msi = |data| Some(driver::Msi { address: 0xfee0_0000, data });
+    let options = driver::Options {
+        fault_event: msi(FAULT_EVENT),
+        invalidation_event: msi(INVALIDATION_EVENT),
+        page_request_event: msi(PAGE_REQUEST_EVENT),
+        ..options
+    };
+    Box::new(driver::Vtd::new(platform.clone(), Window(0), options))
+}
+
+/// Plugs an endpoint in below the IOMMU: from here on it does what it likes, whether or not the
+/// core knows it. Returns its place, and what to tell the core of it.
+pub fn plug(platform: &SimPlatform, endpoint: Endpoint, trusted: bool) -> (usize, DeviceSpec) {
+    let source = u32::from(endpoint.id().0);
+    let plugged = platform.hardware(|b: &mut Board| b.complex.add_endpoint(endpoint, Some(0)));
+    // On a platform without a board it is nowhere, and whoever asks for it is told so.
+    let place = plugged.unwrap_or(usize::MAX);
+    let caps = DeviceCaps {
+        pasid_bits: 20,
+        ats: true,
+        invalidate_queue_depth: 0,
+        page_requests: Some(256),
+        stop_markers: false,
+    };
+    let spec = DeviceSpec {
+        id: DeviceId(u64::from(source)),
+        upstreams: vec![Upstream { instance: INSTANCE, sources: vec![SourceId(source)] }],
+        trusted,
+        caps,
+        control: Arc::new(Function::new(platform, place)),
+        direct: Vec::new(),
+    };
+    (place, spec)
+}

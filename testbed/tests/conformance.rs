@@ -1,0 +1,115 @@
+//! The conformance suite: every scenario, in every form, on the model and on QEMU.
+
+use portcullis_models::mutation::Mutations;
+use portcullis_testbed::rig::{Form, ModelRig, on_full_qemu, on_model, on_qemu, play};
+use portcullis_testbed::scenarios;
+use portcullis_testbed::stage::Stage;
+
+/// A test for each rig and form of each scenario.
+macro_rules! conformance {
+    ($($scenario:ident: $($form:ident)+;)+) => {
+        $(mod $scenario { $(conformance!(@form $scenario $form);)+ })+
+    };
+    (@form $scenario:ident legacy) => { conformance!(@test $scenario legacy Legacy); };
+    (@form $scenario:ident second_stage) => { conformance!(@test $scenario second_stage ScalableSecond); };
+    (@form $scenario:ident first_stage) => { conformance!(@test $scenario first_stage ScalableFirst); };
+    (@form $scenario:ident first_stage_with_all) => {
+        mod first_stage_with_all {
+            use super::super::*;
+
+            #[test]
+            fn qemu() {
+                let name = concat!(stringify!($scenario), "::first_stage_with_all::qemu");
+                on_full_qemu(name, scenarios::$scenario);
+            }
+        }
+    };
+    (@test $scenario:ident $name:ident $form:ident) => {
+        mod $name {
+            use super::super::*;
+
+            #[test]
+            fn model() {
+                on_model(Form::$form, scenarios::$scenario);
+            }
+
+            #[test]
+            fn qemu() {
+                let name = concat!(stringify!($scenario), "::", stringify!($name), "::qemu");
+                on_qemu(name, Form::$form, scenarios::$scenario);
+            }
+        }
+    };
+}
+
+conformance! {
+    scattered_pages: legacy second_stage first_stage first_stage_with_all;
+    large_transfers: legacy second_stage first_stage first_stage_with_all;
+    a_read_only_page: legacy second_stage first_stage first_stage_with_all;
+    large_pages: legacy second_stage first_stage first_stage_with_all;
+    identity: legacy second_stage first_stage first_stage_with_all;
+    blocked_until_attached: legacy second_stage first_stage first_stage_with_all;
+    detached: legacy second_stage first_stage first_stage_with_all;
+    domain_switch: legacy second_stage first_stage first_stage_with_all;
+    switch_to_identity: legacy second_stage first_stage first_stage_with_all;
+    switch_to_nothing: legacy second_stage first_stage first_stage_with_all;
+    two_devices_two_domains: legacy second_stage first_stage first_stage_with_all;
+    one_domain_for_two: legacy second_stage first_stage first_stage_with_all;
+    unknown_device: legacy second_stage first_stage first_stage_with_all;
+    unmapped: legacy second_stage first_stage first_stage_with_all;
+    too_wide: legacy second_stage first_stage first_stage_with_all;
+    faults_of_two_devices: legacy second_stage first_stage first_stage_with_all;
+    stale_until_synced: legacy second_stage first_stage first_stage_with_all;
+    unmap_leaves_neighbours: legacy second_stage first_stage first_stage_with_all;
+    large_page_becomes_small_ones: legacy second_stage first_stage first_stage_with_all;
+    tables_are_freed_after_the_sync: legacy second_stage first_stage first_stage_with_all;
+    present_bit: second_stage first_stage first_stage_with_all;
+    end_of_pass_through: second_stage first_stage first_stage_with_all;
+    address_width_of_a_first_stage: first_stage first_stage_with_all;
+}
+
+/// The suite has teeth: hardware that leaves out what it should do is found by what the device then
+/// reaches.
+mod a_broken_model {
+    use super::*;
+
+    fn fails(form: Form, mutations: Mutations, scenario: fn(&mut Stage<ModelRig>)) -> String {
+        let run = std::panic::AssertUnwindSafe(|| play(form, 0, mutations, scenario));
+        let panic = std::panic::catch_unwind(run).expect_err("the scenario passes");
+        panic.downcast_ref::<String>().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn without_context_cache_invalidation() {
+        let mutations = Mutations { ignore_context_invalidation: true, ..Mutations::default() };
+        let said = fails(Form::Legacy, mutations, scenarios::detached);
+        assert!(said.contains("was let through"), "{said}");
+    }
+
+    #[test]
+    fn without_pasid_cache_invalidation() {
+        let mutations = Mutations { ignore_pasid_invalidation: true, ..Mutations::default() };
+        for form in [Form::ScalableSecond, Form::ScalableFirst] {
+            let said = fails(form, mutations, scenarios::detached);
+            assert!(said.contains("was let through"), "{said}");
+        }
+    }
+
+    #[test]
+    fn without_iotlb_invalidation() {
+        let mutations = Mutations { ignore_iotlb_invalidation: true, ..Mutations::default() };
+        for form in [Form::Legacy, Form::ScalableSecond, Form::ScalableFirst] {
+            let said = fails(form, mutations, scenarios::unmap_leaves_neighbours);
+            assert!(said.contains("was let through"), "{said}");
+        }
+    }
+
+    #[test]
+    fn with_a_walk_that_leads_to_the_input_address() {
+        let mutations = Mutations { identity_walk: true, ..Mutations::default() };
+        for form in [Form::Legacy, Form::ScalableSecond, Form::ScalableFirst] {
+            let said = fails(form, mutations, scenarios::switch_to_identity);
+            assert!(said.contains("isolation: memory at"), "{said}");
+        }
+    }
+}
