@@ -315,6 +315,7 @@ impl<P: Platform> DeviceInner<P> {
         self.instance.state.with(|s| {
             if let Some(src) = s.sources.get_mut(self.source) {
                 src.share = share;
+                src.asked |= share > 0;
             }
         });
     }

@@ -86,12 +86,14 @@ impl TableMem for Ram {
         fence(Ordering::SeqCst);
     }
 
-    /// The models' walkers see what the CPU stored at once: cleaning is recorded only.
+    /// Walkers that snoop see what the CPU stored at once; others by [`Ram::walk64`].
     fn clean(&self, table: Phys, bytes: Range<usize>) {
         self.table(table);
         assert!(bytes.end <= FRAME_SIZE, "{table}: bytes {bytes:?} are outside of a frame");
         if let Some(unclean) = self.unclean(table) {
-            unclean.fetch_and(!lines(&bytes), Ordering::Relaxed);
+            let lines = lines(&bytes);
+            unclean.fetch_and(!lines, Ordering::Relaxed);
+            self.settle(table, lines);
         }
     }
 }
@@ -158,6 +160,19 @@ impl Ram {
     fn written(&self, table: Phys, bytes: Range<usize>) {
         if let Some(unclean) = self.unclean(table) {
             unclean.fetch_or(lines(&bytes), real::Ordering::Relaxed);
+        }
+    }
+
+    /// Notes what the lines of a frame hold now.
+    fn settle(&self, table: Phys, lines: u64) {
+        let mut settled = self.0.cleaning.settled.lock();
+        let first = (table.0 - self.0.base) as usize / 8;
+        for i in (0..FRAME_SIZE / 8).filter(|i| lines & 1 << (i / 8) != 0) {
+            if let (Some(word), Ok(now)) =
+                (settled.get_mut(first + i), self.load64_at(table.0 + 8 * i as u64))
+            {
+                *word = now;
+            }
         }
     }
 
@@ -329,6 +344,21 @@ mod tests {
         assert_eq!(ram.unclean_lines().len(), 2);
         ram.release(fresh);
         assert!(ram.unclean_lines().is_empty());
+    }
+
+    #[test]
+    fn a_walker_that_does_not_snoop_reads_what_was_cleaned() {
+        let ram = ram(2);
+        let t = ram.frame().unwrap().publish();
+        ram.track_cleaning(true);
+        ram.store128(t, 0, 2 << 64 | 1);
+        assert_eq!((ram.walk64(t.0 + 8), ram.walk128(t.0)), (Ok(0), Ok(0)));
+        ram.clean(t, 0..16);
+        assert_eq!((ram.walk64(t.0 + 8), ram.walk128(t.0)), (Ok(2), Ok(2 << 64 | 1)));
+        ram.store::<u64>(t, 7, 5);
+        assert_eq!((ram.walk64(t.0 + 8), ram.walk64(t.0 + 56)), (Ok(2), Ok(0)));
+        ram.track_cleaning(false);
+        assert_eq!(ram.walk64(t.0 + 56), Ok(5));
     }
 
     #[test]
