@@ -105,6 +105,15 @@ pub fn boot() -> Vec<Step> {
 pub fn soak(seeds: u64) -> Vec<Step> {
     vec![
         step("sim", format!("{seeds} hostile seeds over 1 MiB"), Action::Sim(Sweep::Hostile { seeds })),
+        step(
+            "scenarios",
+            "the small scenarios over many seeds, and every seed of the planted races",
+            Action::Tests {
+                args: &["test", "-p", "portcullis-testbed", "--test", "model", "--test", "races"],
+                env: vec![("PORTCULLIS_SEEDS", (seeds / 10).to_string())],
+                qemu: false,
+            },
+        ),
         loom(3),
     ]
 }

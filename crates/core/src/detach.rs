@@ -199,6 +199,8 @@ async fn fence<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), H
     hw(instance, || instance.driver().drain(at)).await
 }
 
+/// Whether the device may have sent page requests that did not arrive. Also when they are off now:
+/// another attachment's end may have switched them off a moment ago.
 fn makes_requests<P: Platform>(instance: &Instance<P>, at: At) -> bool {
-    instance.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.pri))
+    instance.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.pri || src.asked))
 }

@@ -443,9 +443,11 @@ pub trait DeviceControl: Send + Sync {
     fn set_pasid(&self, on: bool);
     /// Turns ATS on with a smallest translation unit of 4 KiB, or off.
     fn set_ats(&self, on: bool);
-    /// Turns page requests on with this allocation of outstanding requests (the interface is
-    /// reset before it is enabled), or off with `None`.
+    /// Turns page requests on with this allocation of outstanding requests, or off with `None`.
+    /// Before it is turned on the interface has stopped, which it has when all earlier requests
+    /// are answered, and is reset.
     fn set_pri(&self, credits: Option<u32>);
-    /// Resets the function. Everything it had outstanding is void.
+    /// Resets the function. Everything it had outstanding is void, and when this returns no memory
+    /// request that it sent before can arrive any more (PCIe gives that 100 ms).
     fn reset(&self);
 }

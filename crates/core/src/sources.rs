@@ -77,6 +77,8 @@ pub(crate) struct Source<P: Platform> {
     pub(crate) cut: bool,
     /// Between the block and the end of a reset: what the device sent before is void.
     pub(crate) resetting: bool,
+    /// Page requests were on at some time: there may be some on their way, even if they are off.
+    pub(crate) asked: bool,
     /// The device's share of outstanding page requests; 0 while it may make none.
     pub(crate) share: u32,
     /// Requests of it that are kept now, in groups and in partials.
@@ -105,6 +107,7 @@ impl<P: Platform> Source<P> {
             quarantined: false,
             cut: false,
             resetting: false,
+            asked: false,
             share: 0,
             outstanding: 0,
             counters: Counters::default(),

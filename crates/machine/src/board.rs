@@ -142,11 +142,11 @@ impl Memory for BusMemory {
     }
 
     fn load64(&self, addr: u64) -> Result<u64, MemError> {
-        self.0.load64_at(addr).map_err(|e| refused(e, addr, 8))
+        self.0.walk64(addr).map_err(|e| refused(e, addr, 8))
     }
 
     fn load128(&self, addr: u64) -> Result<u128, MemError> {
-        self.0.load128_at(addr).map_err(|e| refused(e, addr, 16))
+        self.0.walk128(addr).map_err(|e| refused(e, addr, 16))
     }
 
     fn cas64(&self, addr: u64, old: u64, new: u64) -> Result<u64, MemError> {

@@ -1,11 +1,16 @@
 //! The configuration space of an endpoint, as the core switches it.
 
 use crate::{board::Board, sim::SimPlatform};
-use portcullis::{Platform, driver::DeviceControl};
+use portcullis::{Platform, Sleep, Woken, driver::DeviceControl};
 use portcullis_models::endpoint::{Endpoint, Violation};
 
 /// Width in bits of the PASIDs that a function is told to use.
 const PASID_BITS: u8 = 20;
+
+/// Nanoseconds between two looks at what a configuration write has to wait for.
+const LOOK: u64 = 1_000;
+/// Looks until the write is made all the same: 100 ms, as long as PCIe gives a reset.
+const MOST_LOOKS: u32 = 100_000;
 
 /// One endpoint's PCIe capabilities, reached through the platform's board.
 pub struct Function {
@@ -24,6 +29,17 @@ impl Function {
     fn write(&self, register: impl FnOnce(&mut Endpoint) -> Result<(), Violation>) {
         let _ = self.platform.hardware::<Board, _>(|b| b.complex.endpoint_mut(self.place).map(register));
     }
+
+    /// Sleeps while the hardware is not ready, and not for ever.
+    fn wait_while(&self, busy: impl Fn(&Board) -> bool) {
+        let cx = Sleep::in_sleepable_context();
+        for _ in 0..MOST_LOOKS {
+            let busy = self.platform.hardware::<Board, _>(|b| busy(b));
+            if busy != Some(true) || self.platform.sleep(&cx, LOOK) == Woken::Shutdown {
+                return;
+            }
+        }
+    }
 }
 
 impl DeviceControl for Function {
@@ -37,6 +53,8 @@ impl DeviceControl for Function {
 
     fn set_pri(&self, credits: Option<u32>) {
         if credits.is_some() {
+            // PCIe: not before the interface has stopped, which it has when all is answered.
+            self.wait_while(|b| b.complex.endpoint(self.place).is_some_and(|e| e.pri_has_open_groups()));
             self.write(Endpoint::reset_pri);
         }
         self.write(|e| e.set_pri(credits));
@@ -45,5 +63,7 @@ impl DeviceControl for Function {
     fn reset(&self) {
         let now = self.platform.now();
         self.platform.hardware::<Board, _>(|b| b.complex.reset(now.0, self.place));
+        // The function has forgotten what it sent, so no later invalidation waits for that.
+        self.wait_while(|b| b.complex.pending_from_before(self.place));
     }
 }

@@ -40,6 +40,8 @@ pub struct MachineConfig {
     pub sim: SimConfig,
     /// The core's limits.
     pub core: Config,
+    /// The unit's choices.
+    pub unit: model::Config,
     /// Workers that run resolvers; at least one.
     pub workers: usize,
     /// The adversary's level.
@@ -56,6 +58,7 @@ impl MachineConfig {
         MachineConfig {
             sim: SimConfig::new(seed),
             core: Config::default(),
+            unit: model::Config::default(),
             workers: 4,
             adversary: Level::Off,
             mutations: Mutations::default(),
@@ -96,7 +99,7 @@ impl Machine {
         let mut complex = Complex::new(Arc::new(memory), config.log);
         complex.set_adversary(Adversary::new(config.adversary, seed));
         complex.set_mutations(config.mutations);
-        complex.add_unit(Box::new(model::Vtd::new(model::Config::default())));
+        complex.add_unit(Box::new(model::Vtd::new(config.unit)));
         sim.set_hardware(Board::new(complex));
 
         let iommu = Iommu::new(sim.platform().clone(), config.core).map_err(|_| MachineError::OutOfMemory)?;
@@ -116,12 +119,17 @@ impl Machine {
 
 /// A driver for the machine's IOMMU, to be registered as [`INSTANCE`].
 pub fn vtd(platform: &SimPlatform) -> Box<dyn Driver> {
+    vtd_with(platform, driver::Options::default())
+}
+
+/// The same with the embedder's choices, but for the interrupts, which are the machine's.
+pub fn vtd_with(platform: &SimPlatform, options: driver::Options) -> Box<dyn Driver> {
     let msi = |data| Some(driver::Msi { address: 0xfee0_0000, data });
     let options = driver::Options {
         fault_event: msi(FAULT_EVENT),
         invalidation_event: msi(INVALIDATION_EVENT),
         page_request_event: msi(PAGE_REQUEST_EVENT),
-        ..driver::Options::default()
+        ..options
     };
     Box::new(driver::Vtd::new(platform.clone(), Window(0), options))
 }

@@ -1,6 +1,6 @@
 //! The memory of a machine: one region that drivers, models and devices share.
 //!
-//! Frames come out of it for tables (through [`TableMem`](portcullis_pgtable::TableMem)) and for
+//! Frames come out of it for tables (through [`TableMem`]) and for
 //! data ([`Ram::page`]). Nothing ever holds a slice of it: entries are atomics of their own width,
 //! bytes are copied.
 #![allow(unsafe_code, reason = "atomics at the addresses of a mapping; each block says why it may")]
@@ -8,7 +8,9 @@
 mod tables;
 
 use parking_lot::Mutex;
-use portcullis_pgtable::{FRAME_SIZE, NoMem, Phys};
+use portcullis_pgtable::FRAME_SIZE;
+#[doc(no_inline)]
+pub use portcullis_pgtable::{Fresh, NoMem, Phys, TableMem, Word};
 use portcullis_sync::wide::{self, AtomicU128};
 use std::{
     fmt,
@@ -79,6 +81,8 @@ struct Inner {
 struct Cleaning {
     tracked: real::AtomicBool,
     unclean: Vec<real::AtomicU64>,
+    /// What memory held of each line when it was cleaned last; empty while no record is kept.
+    settled: Mutex<Vec<u64>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,6 +154,7 @@ impl Ram {
             cleaning: Cleaning {
                 tracked: real::AtomicBool::new(false),
                 unclean: (0..n).map(|_| real::AtomicU64::new(0)).collect(),
+                settled: Mutex::default(),
             },
         })))
     }
@@ -222,6 +227,7 @@ impl Ram {
         for frame in &cleaning.unclean {
             frame.store(0, Ordering::Relaxed);
         }
+        *cleaning.settled.lock() = if on { vec![0; self.size() / 8] } else { Vec::new() };
         cleaning.tracked.store(on, Ordering::Relaxed);
     }
 
@@ -238,6 +244,39 @@ impl Ram {
                 (0..64u64).filter(move |line| lines & 1 << line != 0).map(move |line| base + line * 64)
             })
             .collect()
+    }
+
+    /// Reads eight aligned bytes as a walker does that does not snoop, while the record of cleaning
+    /// is kept: from a line that was not cleaned comes what it held when it was cleaned last.
+    ///
+    /// # Errors
+    /// Outside of the memory, or misaligned.
+    pub fn walk64(&self, address: u64) -> Result<u64, MemoryError> {
+        let now = self.load64_at(address)?;
+        Ok(self.settled(address).unwrap_or(now))
+    }
+
+    /// Reads sixteen aligned bytes, as [`walk64`](Ram::walk64) does eight.
+    ///
+    /// # Errors
+    /// Outside of the memory, or misaligned.
+    pub fn walk128(&self, address: u64) -> Result<u128, MemoryError> {
+        let now = self.load128_at(address)?;
+        let halves = (self.settled(address), self.settled(address + 8));
+        Ok(match halves {
+            (Some(low), Some(high)) => u128::from(high) << 64 | u128::from(low),
+            _ => now,
+        })
+    }
+
+    /// The word of memory at `address` where the CPU's cache holds something else.
+    fn settled(&self, address: u64) -> Option<u64> {
+        let offset = self.offset(address, 8).ok()?;
+        let lines = self.0.cleaning.unclean[offset / FRAME_SIZE].load(Ordering::Relaxed);
+        if lines & 1 << (offset % FRAME_SIZE / 64) == 0 || !self.is_table(address) {
+            return None;
+        }
+        self.0.cleaning.settled.lock().get(offset / 8).copied()
     }
 
     /// Copies memory at `address` into `buf`.

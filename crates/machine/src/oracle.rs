@@ -5,14 +5,15 @@
 //!   of sync. Checked when an access is let through, and again when its bytes have moved.
 //! - *settled once*: every last page request is settled exactly once, and no response arrives that
 //!   nobody waits for.
-//! - *quiescence*: once an attachment is gone, no handler runs with it and no access of it lands.
+//! - *quiescence*: once an attachment is gone, no handler runs with it, no access of it lands, no
+//!   answer to its requests goes out, and none of its requests reaches the next one.
 //!
 //! What is mapped and attached comes from the caller, what is accessed from the bus: the two logs
 //! share nothing with the code between them.
 
 use parking_lot::Mutex;
 use portcullis_models::{
-    bus::{Pasid, RequesterId},
+    bus::{Pasid, RequesterId, Responder},
     log::{AccessLog, Event, Reach, Settlement, What},
 };
 use serde::Serialize;
@@ -80,6 +81,11 @@ struct Ledger {
     attached: BTreeMap<Place, Vec<u64>>,
     /// Places that something was attached to before, and is not now.
     left: BTreeSet<Place>,
+    /// Detaches of a place so far.
+    epochs: BTreeMap<Place, u64>,
+    /// In which epoch the last request of a group got into the IOMMU's queue, by group index. Its
+    /// place in the queue counts, not when it was sent: the drain separates by that.
+    queued: BTreeMap<(Place, u16), u64>,
     owed: BTreeMap<u64, Place>,
     settled: BTreeSet<u64>,
     /// Handlers that run, by the number that the scenario gave the attachment.
@@ -112,6 +118,12 @@ impl Oracle {
 
     /// An attach failed, or the detach has returned: the hardware has let go.
     pub fn detached(&self, place: Place, domain: u64) {
+        self.replaced(place, domain);
+        *self.0.lock().epochs.entry(place).or_default() += 1;
+    }
+
+    /// A replace has returned, and `domain` is the one that the place has left.
+    pub fn replaced(&self, place: Place, domain: u64) {
         let mut l = self.0.lock();
         if let Some(list) = l.attached.get_mut(&place) {
             if let Some(i) = list.iter().position(|d| *d == domain) {
@@ -121,6 +133,25 @@ impl Oracle {
                 l.attached.remove(&place);
                 l.left.insert(place);
             }
+        }
+    }
+
+    /// Detaches of a place so far: what is attached there now is of this epoch.
+    pub fn epoch(&self, place: Place) -> u64 {
+        self.0.lock().epoch(place)
+    }
+
+    /// A handler of an attachment made in `epoch` was given a group of the place.
+    pub fn delivered(&self, place: Place, epoch: u64, prgi: u16) {
+        let mut l = self.0.lock();
+        l.verdict.quiescence.checked += 1;
+        if l.queued.get(&(place, prgi)).is_some_and(|queued| *queued < epoch) {
+            l.verdict.quiescence.violated(|| {
+                format!(
+                    "group index {prgi} of {}, queued before a detach, was handed to what was attached after",
+                    name(place)
+                )
+            });
         }
     }
 
@@ -185,6 +216,10 @@ fn name((source, pasid): Place) -> String {
 }
 
 impl Ledger {
+    fn epoch(&self, place: Place) -> u64 {
+        self.epochs.get(&place).copied().unwrap_or(0)
+    }
+
     fn reach(&mut self, r: &Reach, moved: bool, time: u64) {
         let place = (r.source, r.pasid);
         let word = if r.write { "write" } else { "read" };
@@ -243,6 +278,25 @@ impl AccessLog for Oracle {
                         .violated(|| format!("group {group:#x} of {} was settled again: {how}", name(place)));
                 }
                 l.settled.insert(*group);
+            }
+            What::PageQueued { request, .. } if request.needs_response() => {
+                let place = (request.source, request.prefix.map(|p| p.pasid));
+                let epoch = l.epoch(place);
+                l.queued.insert((place, request.prgi), epoch);
+            }
+            What::ResponseSent { source, pasid, prgi, by: Responder::Software, .. } => {
+                let place = (*source, *pasid);
+                let epoch = l.epoch(place);
+                l.verdict.quiescence.checked += 1;
+                if l.queued.get(&(place, *prgi)).is_some_and(|queued| *queued < epoch) {
+                    l.verdict.quiescence.violated(|| {
+                        format!(
+                            "{} ns: the answer to group index {prgi} of {} goes out after its detach",
+                            event.time,
+                            name(place)
+                        )
+                    });
+                }
             }
             What::UnexpectedResponse { source, pasid, prgi } => {
                 let place = (*source, *pasid);

@@ -212,6 +212,13 @@ impl Complex {
         }
     }
 
+    /// Whether an access that an endpoint issued before its last reset has not ended. Software
+    /// waits for that before it uses the function again; PCIe gives it 100 ms.
+    pub fn pending_from_before(&self, place: usize) -> bool {
+        let epoch = self.endpoint(place).map(Endpoint::epoch);
+        self.accesses.values().any(|a| a.endpoint == place && Some(a.epoch) != epoch)
+    }
+
     /// Appends every step that is possible at `now`, in a fixed order.
     pub fn runnable(&self, now: u64, out: &mut Vec<Work>) {
         for (i, slot) in self.slots.iter().enumerate() {

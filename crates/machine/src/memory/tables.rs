@@ -86,12 +86,14 @@ impl TableMem for Ram {
         fence(Ordering::SeqCst);
     }
 
-    /// The models' walkers see what the CPU stored at once: cleaning is recorded only.
+    /// Walkers that snoop see what the CPU stored at once; others by [`Ram::walk64`].
     fn clean(&self, table: Phys, bytes: Range<usize>) {
         self.table(table);
         assert!(bytes.end <= FRAME_SIZE, "{table}: bytes {bytes:?} are outside of a frame");
         if let Some(unclean) = self.unclean(table) {
-            unclean.fetch_and(!lines(&bytes), Ordering::Relaxed);
+            let lines = lines(&bytes);
+            unclean.fetch_and(!lines, Ordering::Relaxed);
+            self.settle(table, lines);
         }
     }
 }
@@ -161,6 +163,19 @@ impl Ram {
         }
     }
 
+    /// Notes what the lines of a frame hold now.
+    fn settle(&self, table: Phys, lines: u64) {
+        let mut settled = self.0.cleaning.settled.lock();
+        let first = (table.0 - self.0.base) as usize / 8;
+        for i in (0..FRAME_SIZE / 8).filter(|i| lines & 1 << (i / 8) != 0) {
+            if let (Some(word), Ok(now)) =
+                (settled.get_mut(first + i), self.load64_at(table.0 + 8 * i as u64))
+            {
+                *word = now;
+            }
+        }
+    }
+
     fn table(&self, table: Phys) -> *mut u8 {
         match self.host(table.0, FRAME_SIZE) {
             Ok(p) => p,
@@ -168,6 +183,68 @@ impl Ram {
             Err(e) => panic!("{table} is no table of this memory: {e}"),
         }
     }
+}
+
+/// Table memory of a platform that has its [`Ram`](crate::memory::Ram) in `self.0.ram` and adds
+/// nothing of its own.
+#[macro_export]
+macro_rules! table_mem_of_ram {
+    ($platform:ty) => {
+        impl $crate::memory::TableMem for $platform {
+            fn frame(&self) -> Result<$crate::memory::Fresh, $crate::memory::NoMem> {
+                self.0.ram.frame()
+            }
+            fn release(&self, frame: $crate::memory::Fresh) {
+                self.0.ram.release(frame);
+            }
+            fn reclaim(&self, table: $crate::memory::Phys) {
+                self.0.ram.reclaim(table);
+            }
+            fn load<W: $crate::memory::Word>(&self, table: $crate::memory::Phys, i: usize) -> W {
+                self.0.ram.load(table, i)
+            }
+            fn store<W: $crate::memory::Word>(&self, table: $crate::memory::Phys, i: usize, w: W) {
+                self.0.ram.store(table, i, w);
+            }
+            fn cas<W: $crate::memory::Word>(
+                &self,
+                table: $crate::memory::Phys,
+                i: usize,
+                old: W,
+                new: W,
+            ) -> Result<(), W> {
+                self.0.ram.cas(table, i, old, new)
+            }
+            fn load128(&self, table: $crate::memory::Phys, i: usize) -> u128 {
+                self.0.ram.load128(table, i)
+            }
+            fn store128(&self, table: $crate::memory::Phys, i: usize, w: u128) {
+                self.0.ram.store128(table, i, w);
+            }
+            fn fill_private<W: $crate::memory::Word>(
+                &self,
+                frame: &mut $crate::memory::Fresh,
+                range: std::ops::Range<usize>,
+                entry: impl FnMut(usize) -> W,
+            ) {
+                self.0.ram.fill_private(frame, range, entry);
+            }
+            fn run<W: $crate::memory::Word>(
+                &self,
+                table: $crate::memory::Phys,
+                range: std::ops::Range<usize>,
+                visit: impl FnMut(usize, &W::Atomic),
+            ) {
+                self.0.ram.run::<W>(table, range, visit);
+            }
+            fn barrier(&self) {
+                self.0.ram.barrier();
+            }
+            fn clean(&self, table: $crate::memory::Phys, bytes: std::ops::Range<usize>) {
+                self.0.ram.clean(table, bytes);
+            }
+        }
+    };
 }
 
 #[cfg(test)]
@@ -267,6 +344,21 @@ mod tests {
         assert_eq!(ram.unclean_lines().len(), 2);
         ram.release(fresh);
         assert!(ram.unclean_lines().is_empty());
+    }
+
+    #[test]
+    fn a_walker_that_does_not_snoop_reads_what_was_cleaned() {
+        let ram = ram(2);
+        let t = ram.frame().unwrap().publish();
+        ram.track_cleaning(true);
+        ram.store128(t, 0, 2 << 64 | 1);
+        assert_eq!((ram.walk64(t.0 + 8), ram.walk128(t.0)), (Ok(0), Ok(0)));
+        ram.clean(t, 0..16);
+        assert_eq!((ram.walk64(t.0 + 8), ram.walk128(t.0)), (Ok(2), Ok(2 << 64 | 1)));
+        ram.store::<u64>(t, 7, 5);
+        assert_eq!((ram.walk64(t.0 + 8), ram.walk64(t.0 + 56)), (Ok(2), Ok(0)));
+        ram.track_cleaning(false);
+        assert_eq!(ram.walk64(t.0 + 56), Ok(5));
     }
 
     #[test]

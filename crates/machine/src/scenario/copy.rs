@@ -236,6 +236,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         adversary: config.adversary,
         mutations: config.mutations,
         log: Box::new(watch.clone()),
+        ..MachineConfig::new(config.seed)
     })?;
 
     let results = Arc::new(Mutex::new(Results::default()));

@@ -4,8 +4,7 @@ use super::{ThreadEvent, ThreadLock, ThreadPlatform};
 use crate::hardware::{Hardware, Width};
 use parking_lot::Mutex;
 use portcullis::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
-use portcullis_pgtable::{Fresh, NoMem, Phys, TableMem, Word};
-use std::{ops::Range, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 impl<T: Send> ShortLock<T> for ThreadLock<T> {
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
@@ -94,41 +93,4 @@ impl Platform for ThreadPlatform {
     }
 }
 
-impl TableMem for ThreadPlatform {
-    fn frame(&self) -> Result<Fresh, NoMem> {
-        self.0.ram.frame()
-    }
-    fn release(&self, frame: Fresh) {
-        self.0.ram.release(frame);
-    }
-    fn reclaim(&self, table: Phys) {
-        self.0.ram.reclaim(table);
-    }
-    fn load<W: Word>(&self, table: Phys, i: usize) -> W {
-        self.0.ram.load(table, i)
-    }
-    fn store<W: Word>(&self, table: Phys, i: usize, w: W) {
-        self.0.ram.store(table, i, w);
-    }
-    fn cas<W: Word>(&self, table: Phys, i: usize, old: W, new: W) -> Result<(), W> {
-        self.0.ram.cas(table, i, old, new)
-    }
-    fn load128(&self, table: Phys, i: usize) -> u128 {
-        self.0.ram.load128(table, i)
-    }
-    fn store128(&self, table: Phys, i: usize, w: u128) {
-        self.0.ram.store128(table, i, w);
-    }
-    fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W) {
-        self.0.ram.fill_private(frame, range, entry);
-    }
-    fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic)) {
-        self.0.ram.run::<W>(table, range, visit);
-    }
-    fn barrier(&self) {
-        self.0.ram.barrier();
-    }
-    fn clean(&self, table: Phys, bytes: Range<usize>) {
-        self.0.ram.clean(table, bytes);
-    }
-}
+crate::table_mem_of_ram!(ThreadPlatform);

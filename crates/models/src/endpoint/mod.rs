@@ -174,6 +174,11 @@ impl Endpoint {
         self.port.pri_stopped()
     }
 
+    /// Whether page requests of it wait for an answer.
+    pub fn pri_has_open_groups(&self) -> bool {
+        self.port.pri_has_open_groups()
+    }
+
     /// From now on device-TLB invalidations are never completed, or are again.
     pub fn set_deaf(&mut self, deaf: bool) {
         self.port.set_deaf(deaf);

@@ -33,6 +33,8 @@ pub struct Config {
     pub collapse_faults: bool,
     /// CAP.ZLR: zero-length reads of write-only pages complete.
     pub zero_length_reads: bool,
+    /// CAP.CM: not-present entries may be cached. This unit caches none all the same.
+    pub caching_mode: bool,
     /// CAP.ESRTPS: setting the root table pointer invalidates all caches.
     pub esrtps: bool,
     /// ECAP.C: root, context and legacy second-stage tables are snooped.
@@ -97,6 +99,7 @@ impl Default for Config {
             fault_records: 8,
             collapse_faults: true,
             zero_length_reads: true,
+            caching_mode: false,
             esrtps: true,
             coherent: true,
             walks_coherent: true,
@@ -151,6 +154,7 @@ impl Config {
     pub(super) fn cap(&self) -> Cap {
         let sagaw = self.widths.iter().fold(0, |bits, w| bits | 1 << w.bits());
         Cap::new()
+            .with_cm(self.caching_mode)
             .with_nd((self.domain_id_bits.clamp(4, 16) - 4) / 2)
             .with_sagaw(sagaw)
             .with_mgaw(self.guest_address_width.clamp(1, 64) - 1)

@@ -35,6 +35,10 @@ impl Port {
         self.caps.set_pri(credits)
     }
 
+    pub(crate) fn pri_has_open_groups(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
     pub(crate) fn pri_stopped(&self) -> bool {
         self.caps.pri().is_none() && self.groups.is_empty()
     }

@@ -1,0 +1,258 @@
+//! Every protection has a mutation: the machine without it is caught by a named invariant in a
+//! named scenario, and its unmutated twin passes with the same seeds.
+
+use portcullis::{
+    Answer, At, SourceId, Turn,
+    driver::{
+        Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, Offer, PrepareError,
+        Prepared, Start, StartError, SubmitError, TableRequest, Target,
+    },
+};
+use portcullis_machine::{
+    oracle::Verdict,
+    scenario::{
+        Scenario, caches, paging,
+        stage::{Setting, Wrap},
+        units,
+    },
+    sim::{Pool, SimPlatform},
+};
+use portcullis_models::{mutation::Mutations, vtd::Config};
+use portcullis_pgtable::{
+    FormatDesc, Gather, IoTable, Leaf, MapError, NoAccessedBits, Phys, Prot, Retired, Synced, TableMem,
+    UnmapError,
+};
+use std::{sync::Arc, task::Poll};
+
+/// Seeds for each mutation and its twin.
+const SEEDS: u64 = 24;
+
+/// An invariant of the oracle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Invariant {
+    Isolation,
+    SettledOnce,
+}
+
+impl Invariant {
+    fn violations(self, verdict: &Verdict) -> u64 {
+        match self {
+            Invariant::Isolation => verdict.isolation.violations,
+            Invariant::SettledOnce => verdict.settled_once.violations,
+        }
+    }
+}
+
+/// Runs `scenario` as it is and mutated, over the same seeds. Every mutated run has to violate
+/// `invariant`, and no other run anything.
+#[track_caller]
+fn caught(scenario: Scenario, invariant: Invariant, twin: &Setting, mutate: impl Fn(&mut Setting)) {
+    let pool = Pool::default();
+    for seed in 0..SEEDS {
+        let twin = Setting { seed, pool: pool.clone(), ..twin.clone() };
+        let mut mutated = twin.clone();
+        mutate(&mut mutated);
+        let ending = scenario(&twin);
+        assert!(
+            ending.ok(),
+            "unmutated, seed {seed}: {:?} {:?} {:?}",
+            ending.problems,
+            ending.stuck,
+            ending.verdict
+        );
+        let ending = scenario(&mutated);
+        let found = invariant.violations(&ending.verdict);
+        assert!(
+            found > 0,
+            "seed {seed}: {invariant:?} did not catch it in \"{}\": {:?}, {:?}",
+            ending.scenario,
+            ending.problems,
+            ending.verdict
+        );
+        assert_eq!(ending.stuck, None, "seed {seed}");
+    }
+}
+
+fn with(mutations: Mutations) -> impl Fn(&mut Setting) {
+    move |s| s.mutations = mutations
+}
+
+#[test]
+fn a_context_cache_that_is_not_invalidated() {
+    let legacy = Setting { unit: Config::legacy(), ..Setting::new(0) };
+    let mutation = Mutations { ignore_context_invalidation: true, ..Mutations::default() };
+    caught(caches::domain_switch, Invariant::Isolation, &legacy, with(mutation));
+}
+
+#[test]
+fn a_pasid_cache_that_is_not_invalidated() {
+    let mutation = Mutations { ignore_pasid_invalidation: true, ..Mutations::default() };
+    caught(caches::domain_switch, Invariant::Isolation, &Setting::new(0), with(mutation));
+}
+
+#[test]
+fn an_iotlb_that_is_not_invalidated() {
+    let mutation = Mutations { ignore_iotlb_invalidation: true, ..Mutations::default() };
+    caught(caches::unmap, Invariant::Isolation, &Setting::new(0), with(mutation));
+}
+
+#[test]
+fn a_device_tlb_that_is_not_invalidated() {
+    let mutation = Mutations { ignore_device_tlb_invalidation: true, ..Mutations::default() };
+    caught(caches::device_tlbs, Invariant::Isolation, &Setting::new(0), with(mutation));
+}
+
+#[test]
+fn a_group_that_is_answered_twice() {
+    let mutation = Mutations { answer_twice: true, ..Mutations::default() };
+    caught(paging::page_requests, Invariant::SettledOnce, &Setting::new(0), with(mutation));
+}
+
+#[test]
+fn a_walker_that_gives_back_what_it_is_given() {
+    let mutation = Mutations { identity_walk: true, ..Mutations::default() };
+    caught(units::two_devices, Invariant::Isolation, &Setting::new(0), with(mutation));
+}
+
+#[test]
+fn a_table_that_is_freed_before_the_sync() {
+    let wrap: Wrap = Arc::new(|platform, driver| Box::new(Hasty { driver, platform: platform.clone() }));
+    let scenario = caches::tables_wait_for_the_sync;
+    caught(scenario, Invariant::Isolation, &Setting::new(0), |s| s.wrap = Some(wrap.clone()));
+}
+
+/// A driver whose tables free the tables below them as soon as these are empty.
+struct Hasty {
+    driver: Box<dyn Driver>,
+    platform: SimPlatform,
+}
+
+struct HastyTable {
+    table: Box<dyn IoTable>,
+    platform: SimPlatform,
+}
+
+impl IoTable for HastyTable {
+    fn desc(&self) -> FormatDesc {
+        self.table.desc()
+    }
+
+    fn root(&self) -> Phys {
+        self.table.root()
+    }
+
+    fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
+        self.table.map(iova, phys, len, prot)
+    }
+
+    fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
+        let mut early = Gather::new();
+        self.table.unmap(iova, len, &mut early)?;
+        if let Some((start, end)) = early.range() {
+            gather.add_range(start, end);
+        }
+        if early.non_leaf() {
+            // A frame of no use takes the place of those that go, so that the invalidation is the
+            // one that it would be.
+            let frame = self.platform.frame().expect("a frame").publish();
+            gather.add_table(frame);
+        }
+        self.table.retire(early.into_retired(), Synced::after_completed_invalidation());
+        Ok(())
+    }
+
+    fn lookup(&self, iova: u64) -> Option<Leaf> {
+        self.table.lookup(iova)
+    }
+
+    fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits> {
+        self.table.accessed(iova, len, clear)
+    }
+
+    fn retire(&self, tables: Retired, synced: Synced) {
+        self.table.retire(tables, synced);
+    }
+}
+
+impl Driver for Hasty {
+    fn new_table(&self, request: TableRequest) -> Result<Box<dyn IoTable>, PrepareError> {
+        let table = self.driver.new_table(request)?;
+        Ok(Box::new(HastyTable { table, platform: self.platform.clone() }))
+    }
+
+    fn caps(&self) -> Caps {
+        self.driver.caps()
+    }
+
+    fn start(&self, how: Start<'_>) -> Poll<Result<(), StartError>> {
+        self.driver.start(how)
+    }
+
+    fn can_walk(&self, desc: &FormatDesc) -> Result<(), Incompatible> {
+        self.driver.can_walk(desc)
+    }
+
+    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+        self.driver.add_device(source, features)
+    }
+
+    fn set_features(&self, source: SourceId, features: Features) -> Result<InvSeq, SubmitError> {
+        self.driver.set_features(source, features)
+    }
+
+    fn cut_off(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        self.driver.cut_off(source)
+    }
+
+    fn restore(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
+        self.driver.restore(source)
+    }
+
+    fn remove_device(&self, source: SourceId) {
+        self.driver.remove_device(source);
+    }
+
+    fn prepare(&self, at: At, to: Target) -> Result<Prepared, PrepareError> {
+        self.driver.prepare(at, to)
+    }
+
+    fn commit(&self, prepared: Prepared) -> Result<InvSeq, (Prepared, SubmitError)> {
+        self.driver.commit(prepared)
+    }
+
+    fn abandon(&self, prepared: Prepared) {
+        self.driver.abandon(prepared);
+    }
+
+    fn block(&self, at: At) -> Result<InvSeq, SubmitError> {
+        self.driver.block(at)
+    }
+
+    fn submit(&self, batch: &Batch<'_>) -> Result<InvSeq, SubmitError> {
+        self.driver.submit(batch)
+    }
+
+    fn done(&self, seq: InvSeq) -> Poll<Result<(), InvError>> {
+        self.driver.done(seq)
+    }
+
+    fn drain(&self, at: At) -> Result<InvSeq, SubmitError> {
+        self.driver.drain(at)
+    }
+
+    fn drain_end(&self, at: At) -> DrainEnd {
+        self.driver.drain_end(at)
+    }
+
+    fn page_response(&self, answer: &Answer<'_>) -> Offer {
+        self.driver.page_response(answer)
+    }
+
+    fn interrupt(&self) -> bool {
+        self.driver.interrupt()
+    }
+
+    fn service(&self, turn: &mut Turn<'_>) -> More {
+        self.driver.service(turn)
+    }
+}
