@@ -1,6 +1,6 @@
 //! The memory of a machine: one region that drivers, models and devices share.
 //!
-//! Frames come out of it for tables (through [`TableMem`](portcullis_pgtable::TableMem)) and for
+//! Frames come out of it for tables (through [`TableMem`]) and for
 //! data ([`Ram::page`]). Nothing ever holds a slice of it: entries are atomics of their own width,
 //! bytes are copied.
 #![allow(unsafe_code, reason = "atomics at the addresses of a mapping; each block says why it may")]
