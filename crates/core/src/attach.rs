@@ -11,7 +11,7 @@ use crate::{
     ids::{At, DomainTag, Key, Pasid},
     op::hw,
     platform::{Platform, ShortLock},
-    resolver::Handler,
+    resolver::{Handler, Resolves},
     sources::{Phase, Slot},
 };
 use alloc::{collections::VecDeque, sync::Arc};
@@ -25,7 +25,7 @@ pub(crate) struct Wanted<P: Platform> {
     pub(crate) domain: Arc<DomainInner<P>>,
     pub(crate) pasid: Option<Pasid>,
     pub(crate) handler: Arc<dyn Handler<P>>,
-    pub(crate) resolves: bool,
+    pub(crate) resolves: Resolves,
 }
 
 impl<P: Platform> Wanted<P> {
@@ -236,7 +236,7 @@ impl<P: Platform> Made<P> {
         let Wanted { device, domain, handler, resolves, .. } = wanted;
         let instance = device.instance.clone();
         let mut pending = VecDeque::new();
-        if resolves {
+        if resolves != Resolves::Nothing {
             let most = instance.config().credits_per_device as usize;
             pending.try_reserve_exact(most).map_err(|_| OutOfMemory)?;
         }
@@ -250,7 +250,7 @@ impl<P: Platform> Made<P> {
         let inner = Arc::new(Inner::new(key, at, tag, device, domain, handler, resolves, pending));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };
-        if resolves {
+        if resolves != Resolves::Nothing {
             if let Err(e) = made.inner.device.acquire_pri().await {
                 return Err(made.undo(e).await);
             }

@@ -10,7 +10,7 @@ use crate::{
     intake::Queued,
     op::{Op, block_on},
     platform::{Platform, ShortLock, Sleep},
-    resolver::{Handler, PageGroup},
+    resolver::{Handler, PageGroup, Resolves},
 };
 use alloc::{collections::VecDeque, sync::Arc};
 use portcullis_sync::{
@@ -30,7 +30,7 @@ pub(crate) struct Inner<P: Platform> {
     /// Counts the handlers that run; closed by a detach.
     pub(crate) gate: Gate,
     handler: P::Lock<Option<Arc<dyn Handler<P>>>>,
-    resolves: bool,
+    resolves: Resolves,
     queue: P::Lock<Queue>,
     life: AtomicU32,
     /// It counts among those that the device's page requests are on for.
@@ -63,7 +63,7 @@ impl<P: Platform> Inner<P> {
         device: Arc<DeviceInner<P>>,
         domain: Arc<DomainInner<P>>,
         handler: Arc<dyn Handler<P>>,
-        resolves: bool,
+        resolves: Resolves,
         pending: VecDeque<(u32, Generation)>,
     ) -> Inner<P> {
         let platform = device.instance.platform();
@@ -87,7 +87,16 @@ impl<P: Platform> Inner<P> {
 
     /// Whether page requests go to a resolver.
     pub(crate) fn resolves(&self) -> bool {
-        self.resolves
+        self.resolves != Resolves::Nothing
+    }
+
+    /// Has the resolver called for what was enqueued, here or on a worker. Service context; the
+    /// caller has been told to ([`Queued::Schedule`]).
+    pub(crate) fn deliver(self: &Arc<Self>) {
+        match self.resolves {
+            Resolves::Immediately => while self.handle_one(Where::Service) {},
+            Resolves::Sleeping | Resolves::Nothing => self.instance.hub.schedule(self.clone()),
+        }
     }
 
     /// Keeps a group for the resolver. Service context.
@@ -113,21 +122,37 @@ impl<P: Platform> Inner<P> {
         }
     }
 
-    /// Runs the resolver for one group. Sleepable context.
-    pub(crate) fn handle_one(self: &Arc<Self>) {
-        let _turn = HandlerTurn(self);
-        if !self.gate.enter() {
-            return;
+    /// Runs the resolver for one group. True when another one waits and the caller shall go on.
+    pub(crate) fn handle_one(self: &Arc<Self>, place: Where) -> bool {
+        let mut turn = HandlerTurn { inner: self, place, again: false };
+        if self.gate.enter() {
+            self.instance.hub.resolver_runs(1);
+            let _inside = Inside { inner: self, place };
+            let handler = self.handler.with(|h| h.clone());
+            let next = self.queue.with(|q| q.pending.pop_front());
+            if let (Some(handler), Some((slot, generation))) = (handler, next)
+                && let Some(group) = PageGroup::take(&self.instance, slot, generation, self.key)
+            {
+                handler.handle(&Sleep::in_resolver(self.key), group);
+            }
+        } else if place == Where::Worker {
+            // What a service turn could not end.
+            self.finish();
         }
-        self.instance.hub.resolver_runs(1);
-        let _inside = Inside(self);
-        let handler = self.handler.with(|h| h.clone());
-        let next = self.queue.with(|q| q.pending.pop_front());
-        if let (Some(handler), Some((slot, generation))) = (handler, next)
-            && let Some(group) = PageGroup::take(&self.instance, slot, generation, self.key)
-        {
-            handler.handle(&Sleep::in_resolver(self.key), group);
-        }
+        turn.again = true;
+        turn.end()
+    }
+
+    /// Whether the attachment needs another turn; it is marked scheduled if so.
+    fn next_turn(&self, place: Where) -> bool {
+        self.queue.with(|q| {
+            let closed = self.gate.is_closed();
+            if closed {
+                q.pending.clear();
+            }
+            q.scheduled = !q.pending.is_empty() || (closed && place == Where::Service);
+            q.scheduled
+        })
     }
 
     /// Claims the right to begin a detach. False if somebody did before.
@@ -157,35 +182,58 @@ impl<P: Platform> Inner<P> {
     }
 }
 
-/// A worker has an attachment's next group in its hands. On drop the next one gets its turn, also
+/// In which context a resolver is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Where {
+    /// Sleepable.
+    Worker,
+    /// A service turn.
+    Service,
+}
+
+/// Somebody has an attachment's next group in its hands. On drop the next one gets its turn, also
 /// after a resolver that panicked.
-struct HandlerTurn<'a, P: Platform>(&'a Arc<Inner<P>>);
+struct HandlerTurn<'a, P: Platform> {
+    inner: &'a Arc<Inner<P>>,
+    place: Where,
+    /// The resolver returned: a service turn may go on by itself.
+    again: bool,
+}
+
+impl<P: Platform> HandlerTurn<'_, P> {
+    /// Ends the turn. True when the caller has the next one.
+    fn end(self) -> bool {
+        let more = self.inner.next_turn(self.place);
+        let here = more && self.again && self.place == Where::Service && !self.inner.gate.is_closed();
+        if more && !here {
+            self.inner.instance.hub.schedule(self.inner.clone());
+        }
+        core::mem::forget(self);
+        here
+    }
+}
 
 impl<P: Platform> Drop for HandlerTurn<'_, P> {
     fn drop(&mut self) {
-        let inner = self.0;
-        let again = inner.queue.with(|q| {
-            if inner.gate.is_closed() {
-                q.pending.clear();
-            }
-            q.scheduled = !q.pending.is_empty();
-            q.scheduled
-        });
-        if again {
-            inner.instance.hub.schedule(inner.clone());
+        if self.inner.next_turn(self.place) {
+            self.inner.instance.hub.schedule(self.inner.clone());
         }
     }
 }
 
 /// Somebody is inside an attachment's gate. Leaves on drop, so that a resolver that panics does
-/// not hang the detach.
-struct Inside<'a, P: Platform>(&'a Inner<P>);
+/// not hang the detach. The caller's data is let go of in sleepable context only: what a service
+/// turn leaves last, a worker ends.
+struct Inside<'a, P: Platform> {
+    inner: &'a Inner<P>,
+    place: Where,
+}
 
 impl<P: Platform> Drop for Inside<'_, P> {
     fn drop(&mut self) {
-        self.0.instance.hub.resolver_runs(-1);
-        if self.0.gate.leave() {
-            self.0.finish();
+        self.inner.instance.hub.resolver_runs(-1);
+        if self.inner.gate.leave() && self.place == Where::Worker {
+            self.inner.finish();
         }
     }
 }
@@ -203,6 +251,10 @@ pub struct Attachment<P: Platform> {
 impl<P: Platform> Attachment<P> {
     pub(crate) fn new(inner: Arc<Inner<P>>) -> Self {
         Attachment { inner: Some(inner) }
+    }
+
+    pub(crate) fn inner(&self) -> Option<&Arc<Inner<P>>> {
+        self.inner.as_ref()
     }
 
     pub(crate) fn into_inner(mut self) -> Option<Arc<Inner<P>>> {

@@ -10,7 +10,7 @@ use crate::{
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
     instance::Instance,
     iommu::Shared,
-    op::{block_on, hw},
+    op::{Op, block_on, hw},
     platform::{Platform, ShortLock, Sleep},
     slab::Slab,
     sources::Counters,
@@ -151,6 +151,11 @@ impl<P: Platform> Device<P> {
     pub fn reset(&self, cx: &Sleep<'_>) -> Result<(), AttachError> {
         let hub = &self.inner.instance.hub;
         block_on(hub, cx, self.inner.reset()).map_err(|_| AttachError::Shutdown)?.map_err(AttachError::Lost)
+    }
+
+    /// The step form of [`reset`](Device::reset).
+    pub fn start_reset(&self) -> Op<'_, Result<(), HwLost>> {
+        Op::new(self.inner.reset())
     }
 }
 

@@ -4,11 +4,12 @@
 //! exist on its type.
 
 use crate::{
-    driver::Target,
-    error::{DomainMapError, OutOfMemory},
+    driver::{HwLost, Target},
+    error::{DomainMapError, OutOfMemory, SyncError},
     ids::{DomainTag, InstanceId},
     instance::Instance,
     iommu::Shared,
+    op::{Op, block_on},
     platform::{Platform, ShortLock, Sleep},
     resolver::Bind,
     sync::{Parked, Unmapping, flush},
@@ -353,9 +354,15 @@ impl<P: Platform, O: Maps> Domain<P, O> {
     /// gathers that were dropped unsynced. Sleeps.
     ///
     /// # Errors
-    /// See [`SyncError`](crate::error::SyncError); nothing was freed then.
-    pub fn flush(&self, cx: &Sleep<'_>) -> Result<(), crate::error::SyncError> {
-        flush(&self.inner, cx)
+    /// See [`SyncError`]; nothing was freed then.
+    pub fn flush(&self, cx: &Sleep<'_>) -> Result<(), SyncError> {
+        let hub = &self.inner.shared.hub;
+        block_on(hub, cx, flush(&self.inner)).map_err(|_| SyncError::Shutdown)?.map_err(SyncError::Lost)
+    }
+
+    /// The step form of [`flush`](Domain::flush).
+    pub fn start_flush(&self) -> Op<'_, Result<(), HwLost>> {
+        Op::new(flush(&self.inner))
     }
 }
 

@@ -70,6 +70,9 @@ pub enum AddDeviceError {
     /// The hardware is gone.
     #[error(transparent)]
     Lost(#[from] HwLost),
+    /// The platform ends.
+    #[error("the platform is shutting down")]
+    Shutdown,
 }
 
 /// Why a domain was not made.

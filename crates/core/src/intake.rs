@@ -39,7 +39,7 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
                 self.instance.settle(slot, generation, Code::Invalid);
             }
             Filed::Dropped(reason) => self.instance.report(refused(&request, reason)),
-            Filed::Deliver(inner) => self.instance.hub.schedule(inner),
+            Filed::Deliver(inner) => inner.deliver(),
             Filed::Waits => {}
         }
         let until = self.instance.state.with(|s| s.requests.next_deadline);

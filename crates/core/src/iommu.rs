@@ -1,50 +1,40 @@
-//! The registry: instances, devices, domains, and the calls by which an embedder drives it all.
+//! The calls by which an embedder drives it all.
 
 use crate::{
-    attach::{Replaced, Wanted, attach, map_missing, replace},
-    attachment::Attachment,
+    attach::{Replaced, Wanted, attach, replace},
+    attachment::{Attachment, Where},
     config::Config,
     detach::{Detaching, detach},
-    device::{Device, DeviceInner, DeviceSpec, Holding},
+    device::{Device, DeviceSpec},
     domain::{
         AddressSpace, Blocked, Domain, DomainInner, DomainOptions, External, Identity, KernelDma, Kind,
         Nested, Owner, UserObject, instances_of,
     },
-    driver::{Caps, Driver, Features, HwLost, Start, StartError, TableRequest},
+    driver::{Caps, Driver, Start},
     error::{AddDeviceError, AttachError, DomainError, NotYet, OutOfMemory, RegisterError, Stale},
-    group::Group,
     hub::{Hub, Job, Load},
-    ids::{At, DomainTag, InstanceId, Key, Pasid, SourceId},
-    instance::Instance,
+    ids::{InstanceId, Key, Pasid},
     observer::{Scope, Subscription},
-    op::{Op, block_on, hw},
-    platform::{Platform, ShortLock, Sleep},
-    resolver::{Bind, Bound, Keeps, Resolver},
+    op::{Op, block_on},
+    platform::{Platform, Sleep},
+    registry::{self, Instances},
+    resolver::{Bind, Bound, BoundImmediate, ImmediateResolver, Keeps, Resolver, Resolves},
     slab::Slab,
-    sources::Source,
-    wait::{GaveUp, poll_until},
 };
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc};
 use core::mem::ManuallyDrop;
 use portcullis_sync::atomic::{AtomicU64, Ordering};
-
-/// Instances that one [`Iommu`] can hold.
-const INSTANCES: usize = 64;
 
 pub(crate) struct Shared<P: Platform> {
     pub(crate) hub: Arc<Hub<P>>,
     pub(crate) attachments: Slab<P>,
-    instances: P::Lock<Vec<Arc<Instance<P>>>>,
+    pub(crate) instances: Instances<P>,
     domains: AtomicU64,
 }
 
 impl<P: Platform> Shared<P> {
     pub(crate) fn next_domain(&self) -> u64 {
         self.domains.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn instance(&self, id: InstanceId) -> Option<Arc<Instance<P>>> {
-        self.instances.with(|list| list.iter().find(|i| i.id() == id).cloned())
     }
 }
 
@@ -61,11 +51,9 @@ impl<P: Platform> Iommu<P> {
     /// [`OutOfMemory`].
     pub fn new(platform: P, config: Config) -> Result<Self, OutOfMemory> {
         let attachments = Slab::new(&platform, config.attachments)?;
-        let mut list = Vec::new();
-        list.try_reserve_exact(INSTANCES).map_err(|_| OutOfMemory)?;
         let shared = Shared {
             attachments,
-            instances: platform.lock(list),
+            instances: Instances::new(&platform)?,
             domains: AtomicU64::new(0),
             hub: Arc::new(Hub::new(platform, config)?),
         };
@@ -84,30 +72,18 @@ impl<P: Platform> Iommu<P> {
         driver: Box<dyn Driver>,
         how: Start<'_>,
     ) -> Result<Caps, RegisterError> {
-        let hub = &self.shared.hub;
-        if self.shared.instance(id).is_some() {
-            return Err(RegisterError::Duplicate(id));
-        }
-        let until = hub.platform.now() + hub.config.hardware_deadline;
-        match poll_until(&hub.platform, cx, &hub.progress, Some(until), || driver.start(how)) {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(RegisterError::Start(id, e)),
-            Err(GaveUp::Deadline) => return Err(RegisterError::Start(id, StartError::Lost)),
-            Err(GaveUp::Shutdown) => return Err(RegisterError::Shutdown),
-        }
-        let instance = Arc::new(Instance::new(hub.clone(), id, driver)?);
-        let caps = instance.caps().clone();
-        self.shared.instances.with(|list| {
-            if list.iter().any(|i| i.id() == id) {
-                return Err(RegisterError::Duplicate(id));
-            }
-            if list.len() == list.capacity() {
-                return Err(RegisterError::OutOfMemory(OutOfMemory));
-            }
-            list.push(instance);
-            Ok(())
-        })?;
-        Ok(caps)
+        let started = block_on(&self.shared.hub, cx, registry::register(&self.shared, id, driver, how));
+        started.map_err(|_| RegisterError::Shutdown)?
+    }
+
+    /// The step form of [`register`](Iommu::register).
+    pub fn start_register<'a>(
+        &'a self,
+        id: InstanceId,
+        driver: Box<dyn Driver>,
+        how: Start<'a>,
+    ) -> Op<'a, Result<Caps, RegisterError>> {
+        Op::new(registry::register(&self.shared, id, driver, how))
     }
 
     /// Takes a device in: blocked, or translating its direct regions and nothing else. PASID and
@@ -116,115 +92,13 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// See [`AddDeviceError`]; the device is not added then.
     pub fn add_device(&self, cx: &Sleep<'_>, spec: DeviceSpec) -> Result<Device<P>, AddDeviceError> {
-        let hub = &self.shared.hub;
-        let (upstream, source) = match spec.upstreams.as_slice() {
-            [] => return Err(AddDeviceError::NoUpstream(spec.id)),
-            [one] => match one.sources.as_slice() {
-                [] => return Err(AddDeviceError::NoUpstream(spec.id)),
-                [source] => (one.instance, *source),
-                _ => return Err(NotYet("a device with several requester ids").into()),
-            },
-            _ => return Err(NotYet("a device behind several IOMMU instances").into()),
-        };
-        let instance = self.shared.instance(upstream).ok_or(AddDeviceError::NotReady(upstream))?;
-        let caps = instance.caps();
-        let ats = spec.trusted && spec.caps.ats && caps.ats;
-        let features = Features {
-            pasid: spec.caps.pasid_bits > 0 && caps.pasid_bits > 0,
-            ats,
-            pri: false,
-            invalidate_queue_depth: spec.caps.invalidate_queue_depth,
-            physical_function: None,
-        };
-        let config = &hub.config;
-        let entry = Source::new(
-            source,
-            spec.id,
-            features,
-            config.attachments_per_device,
-            config.credits_per_device as usize,
-        )?;
-        let mut entry = Some(entry);
-        instance.state.with(|s| {
-            if s.sources.get(source).is_some() || s.sources.iter_mut().any(|x| x.device == spec.id) {
-                return Err(AddDeviceError::Duplicate(spec.id));
-            }
-            if s.sources.is_full() {
-                return Err(AddDeviceError::TooMany(upstream));
-            }
-            entry.take().into_iter().for_each(|e| s.sources.insert(e));
-            Ok(())
-        })?;
-        let added = instance.driver().add_device(source, features).map_err(AddDeviceError::from);
-        let made = added.and_then(|()| {
-            self.make_device(cx, spec, &instance, source).inspect_err(|_| {
-                let cut = block_on(hub, cx, hw(&instance, || instance.driver().cut_off(source)));
-                if matches!(cut, Ok(Ok(()))) {
-                    instance.driver().remove_device(source);
-                }
-            })
-        });
-        if made.is_err() {
-            let gone = instance.state.with(|s| s.sources.remove(source));
-            drop(gone);
-        }
-        let device = made?;
-        device.inner.enable();
-        Ok(device)
+        let added = block_on(&self.shared.hub, cx, registry::add_device(&self.shared, spec));
+        added.map_err(|_| AddDeviceError::Shutdown)?
     }
 
-    fn make_device(
-        &self,
-        cx: &Sleep<'_>,
-        spec: DeviceSpec,
-        instance: &Arc<Instance<P>>,
-        source: SourceId,
-    ) -> Result<Device<P>, AddDeviceError> {
-        let group = Arc::new(Group::new(&self.shared.hub, spec.id).ok_or(OutOfMemory)?);
-        let direct_only = match spec.direct.is_empty() {
-            true => None,
-            false => Some(self.direct_only(&spec, instance)?),
-        };
-        let inner = DeviceInner::new(spec, source, instance.clone(), group, self.shared.clone(), direct_only);
-        let device = Device { inner: Arc::new(inner) };
-        if let Some((domain, tag)) = &device.inner.direct_only {
-            let at = At { source, pasid: None };
-            let target = domain.target(*tag);
-            let shown = match Holding::prepare(instance, at, target) {
-                Ok((held, _)) => {
-                    let show = device.inner.install_prepared(at, target, Some(held));
-                    match block_on(&self.shared.hub, cx, show) {
-                        Ok(Ok(())) => return Ok(device),
-                        // The hardware may use it for ever.
-                        _ => domain.keep_for_ever(),
-                    }
-                    HwLost.into()
-                }
-                Err(e) => e.into(),
-            };
-            domain.release_tag(instance);
-            return Err(shown);
-        }
-        Ok(device)
-    }
-
-    /// A domain that maps exactly a device's direct regions, and its tag.
-    fn direct_only(
-        &self,
-        spec: &DeviceSpec,
-        instance: &Arc<Instance<P>>,
-    ) -> Result<(Arc<DomainInner<P>>, DomainTag), AddDeviceError> {
-        // The second stage where there is one, but not every unit has it.
-        let request = TableRequest::default();
-        let table = instance.driver().new_table(request)?;
-        for r in &spec.direct {
-            map_missing(&*table, r.start, r.len, r.prot)
-                .map_err(|why| AddDeviceError::Direct { start: r.start, why })?;
-        }
-        let kind = Kind::Table(ManuallyDrop::new(table));
-        let domain = Arc::new(DomainInner::new(&self.shared, kind, false, core::slice::from_ref(instance))?);
-        let tag = domain.acquire_tag(instance)?.ok_or(AddDeviceError::TooMany(instance.id()))?;
-        Ok((domain, tag))
+    /// The step form of [`add_device`](Iommu::add_device).
+    pub fn start_add_device(&self, spec: DeviceSpec) -> Op<'_, Result<Device<P>, AddDeviceError>> {
+        Op::new(registry::add_device(&self.shared, spec))
     }
 
     /// Forgets a device to which nothing is attached. Its features are switched off, and whatever
@@ -233,33 +107,14 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// The device, when something is attached to it or the hardware is lost.
     pub fn remove_device(&self, cx: &Sleep<'_>, device: Device<P>) -> Result<(), (Device<P>, AttachError)> {
-        let inner = &device.inner;
-        let (instance, source) = (&inner.instance, inner.source);
-        if !inner.group.remove() {
-            let at = At { source, pasid: None };
-            return Err((device.clone(), AttachError::Occupied(at)));
-        }
-        inner.disable();
-        let cut = block_on(&self.shared.hub, cx, hw(instance, || instance.driver().cut_off(source)));
-        let failed = match cut {
-            Ok(Ok(())) => None,
-            Ok(Err(lost)) => Some(AttachError::Lost(lost)),
-            Err(_) => Some(AttachError::Shutdown),
-        };
-        if let Some(e) = failed {
-            inner.group.restore();
-            return Err((device.clone(), e));
-        }
-        inner.give_share_back();
-        instance.void_all_of(source);
-        instance.absolve(source);
-        let gone = instance.state.with(|s| s.sources.remove(source));
-        drop(gone);
-        instance.driver().remove_device(source);
-        if let Some((domain, _)) = &inner.direct_only {
-            domain.release_tag(instance);
-        }
-        Ok(())
+        block_on(&self.shared.hub, cx, registry::remove_device(&device))
+            .unwrap_or(Err(AttachError::Shutdown))
+            .map_err(|e| (device, e))
+    }
+
+    /// The step form of [`remove_device`](Iommu::remove_device).
+    pub fn start_remove_device<'a>(&self, device: &'a Device<P>) -> Op<'a, Result<(), AttachError>> {
+        Op::new(registry::remove_device(device))
     }
 
     /// A domain through which nothing passes.
@@ -298,6 +153,34 @@ impl<P: Platform> Iommu<P> {
         T: Send + Sync + 'static,
         R: Resolver<P, T>,
     {
+        let bind = resolver.map(|r| Arc::new(Bound(Arc::new(r))) as Arc<dyn Bind<P, T>>);
+        self.external(devices, options, bind)
+    }
+
+    /// The same with a resolver that never sleeps: it runs in service context, without a worker.
+    ///
+    /// # Errors
+    /// See [`DomainError`].
+    pub fn external_domain_immediate<T, R>(
+        &self,
+        devices: &[&Device<P>],
+        options: DomainOptions,
+        resolver: R,
+    ) -> Result<Domain<P, External<T>>, DomainError>
+    where
+        T: Send + Sync + 'static,
+        R: ImmediateResolver<P, T>,
+    {
+        let bind = Arc::new(BoundImmediate(Arc::new(resolver)));
+        self.external(devices, options, Some(bind))
+    }
+
+    fn external<T: Send + Sync + 'static>(
+        &self,
+        devices: &[&Device<P>],
+        options: DomainOptions,
+        bind: Option<Arc<dyn Bind<P, T>>>,
+    ) -> Result<Domain<P, External<T>>, DomainError> {
         let first = devices.first().ok_or(DomainError::NoDevice)?;
         let table = first.inner.instance.driver().new_table(options.table)?;
         for d in devices {
@@ -310,7 +193,6 @@ impl<P: Platform> Iommu<P> {
         let kind = Kind::Table(ManuallyDrop::new(table));
         let served_by = instances_of(devices)?;
         let inner = DomainInner::new(&self.shared, kind, options.pasid_only, &served_by)?;
-        let bind = resolver.map(|r| Arc::new(Bound(Arc::new(r))) as Arc<dyn Bind<P, T>>);
         Ok(Domain { inner: Arc::new(inner), bind })
     }
 
@@ -353,7 +235,7 @@ impl<P: Platform> Iommu<P> {
         pasid: Option<Pasid>,
         data: Arc<O::Data>,
     ) -> Wanted<P> {
-        let resolves = domain.bind.is_some();
+        let resolves = domain.bind.as_ref().map_or(Resolves::Nothing, |b| b.resolves());
         let handler = match &domain.bind {
             Some(bind) => bind.bind(data),
             None => Arc::new(Keeps(data)),
@@ -418,6 +300,33 @@ impl<P: Platform> Iommu<P> {
             .map_err(|e| (inner.is_live().then(|| Attachment::new(inner)), e))
     }
 
+    /// The step form of [`replace`](Iommu::replace). Dropped unfinished, it is ended by a worker.
+    #[expect(clippy::type_complexity, reason = "as the form that sleeps")]
+    pub fn start_replace<O: Owner>(
+        &self,
+        old: Attachment<P>,
+        domain: &Domain<P, O>,
+        data: Arc<O::Data>,
+        gap_allowed: bool,
+    ) -> Op<'static, Result<(Attachment<P>, Detaching<P>, Replaced), (Option<Attachment<P>>, AttachError)>>
+    where
+        P: 'static,
+    {
+        let wanted = old.inner().map(|inner| {
+            let device = Device { inner: inner.device.clone() };
+            self.wanted(domain, &device, inner.at.pasid, data)
+        });
+        Op::new(async move {
+            let (Some(wanted), Some(inner)) = (wanted, old.inner().cloned()) else {
+                return Err((None, AttachError::Shutdown));
+            };
+            let done = replace(&inner, wanted, gap_allowed).await;
+            // What was replaced is nobody's to drop any more; what still stands goes back.
+            let old = old.into_inner();
+            done.map_err(|e| (old.filter(|i| i.is_live()).map(Attachment::new), e))
+        })
+    }
+
     /// Begins to detach by key, as a resolver does that has no [`Attachment`] in its hands. The
     /// attachment's owner finds it detached. Sleeps for hardware.
     ///
@@ -442,13 +351,13 @@ impl<P: Platform> Iommu<P> {
     /// An instance's interrupt. Interrupt context. Returns whether a service turn is due, which
     /// the embedder runs by [`service`](Iommu::service), now or soon.
     pub fn interrupt(&self, id: InstanceId) -> bool {
-        self.shared.instance(id).is_some_and(|i| i.driver().interrupt())
+        self.shared.instances.get(id).is_some_and(|i| i.driver().interrupt())
     }
 
     /// Runs a service turn of an instance: reads its queues, hands records on, sends what waits.
     /// Service context; bounded.
     pub fn service(&self, id: InstanceId) {
-        if let Some(i) = self.shared.instance(id) {
+        if let Some(i) = self.shared.instances.get(id) {
             i.service();
         }
     }
@@ -457,7 +366,7 @@ impl<P: Platform> Iommu<P> {
     /// platform calls when its timer fires. Service context.
     pub fn tick(&self) {
         let mut n = 0;
-        while let Some(i) = self.shared.instances.with(|list| list.get(n).cloned()) {
+        while let Some(i) = self.shared.instances.nth(n) {
             i.service();
             n += 1;
         }
@@ -470,7 +379,7 @@ impl<P: Platform> Iommu<P> {
         match self.shared.hub.next_job() {
             None => false,
             Some(Job::Handle(inner)) => {
-                inner.handle_one();
+                inner.handle_one(Where::Worker);
                 true
             }
             Some(Job::Reap(inner)) => {

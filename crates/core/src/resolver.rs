@@ -34,6 +34,37 @@ where
     }
 }
 
+/// Decides page requests without sleeping: by what it knows already, or by passing the group on
+/// ([`PageGroup::defer`]) to somebody who decides later.
+///
+/// Runs in service context, which may be an interrupt, for one attachment at most once at a time.
+/// It may not wait, allocate, or let go of the last reference to something that sleeps in its drop.
+pub trait ImmediateResolver<P: Platform, T>: Send + Sync + 'static {
+    /// As [`Resolver::resolve`].
+    fn resolve(&self, data: &Arc<T>, group: PageGroup<'_, P>);
+}
+
+impl<P, T, F> ImmediateResolver<P, T> for F
+where
+    P: Platform,
+    F: Fn(&Arc<T>, PageGroup<'_, P>) + Send + Sync + 'static,
+{
+    fn resolve(&self, data: &Arc<T>, group: PageGroup<'_, P>) {
+        self(data, group)
+    }
+}
+
+/// Whether, and where, an attachment's page requests are resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resolves {
+    /// It has no resolver.
+    Nothing,
+    /// On a worker.
+    Sleeping,
+    /// In the service turn that brings them.
+    Immediately,
+}
+
 /// A resolver bound to the data of one attachment: one dynamic call a fault, no downcast.
 pub(crate) trait Handler<P: Platform>: Send + Sync {
     fn handle(&self, cx: &Sleep<'_>, group: PageGroup<'_, P>);
@@ -42,9 +73,12 @@ pub(crate) trait Handler<P: Platform>: Send + Sync {
 /// Makes handlers out of the data given to attach.
 pub(crate) trait Bind<P: Platform, T>: Send + Sync {
     fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>>;
+    fn resolves(&self) -> Resolves;
 }
 
 pub(crate) struct Bound<R>(pub(crate) Arc<R>);
+
+pub(crate) struct BoundImmediate<R>(pub(crate) Arc<R>);
 
 struct BoundHandler<R, T> {
     resolver: Arc<R>,
@@ -54,6 +88,31 @@ struct BoundHandler<R, T> {
 impl<P: Platform, T: Send + Sync + 'static, R: Resolver<P, T>> Bind<P, T> for Bound<R> {
     fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>> {
         Arc::new(BoundHandler { resolver: self.0.clone(), data })
+    }
+
+    fn resolves(&self) -> Resolves {
+        Resolves::Sleeping
+    }
+}
+
+struct ImmediateHandler<R, T> {
+    resolver: Arc<R>,
+    data: Arc<T>,
+}
+
+impl<P: Platform, T: Send + Sync + 'static, R: ImmediateResolver<P, T>> Bind<P, T> for BoundImmediate<R> {
+    fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>> {
+        Arc::new(ImmediateHandler { resolver: self.0.clone(), data })
+    }
+
+    fn resolves(&self) -> Resolves {
+        Resolves::Immediately
+    }
+}
+
+impl<P: Platform, T: Send + Sync, R: ImmediateResolver<P, T>> Handler<P> for ImmediateHandler<R, T> {
+    fn handle(&self, _: &Sleep<'_>, group: PageGroup<'_, P>) {
+        self.resolver.resolve(&self.data, group)
     }
 }
 

@@ -135,13 +135,10 @@ async fn invalidate_chunk<P: Platform>(
 }
 
 /// Invalidates everything and frees what was parked.
-pub(crate) fn flush<P: Platform>(domain: &Arc<DomainInner<P>>, cx: &Sleep<'_>) -> Result<(), SyncError> {
+pub(crate) async fn flush<P: Platform>(domain: &DomainInner<P>) -> Result<(), HwLost> {
     // Taken before the invalidation: what is parked meanwhile waits for the next one.
     let parked = Taken { domain, gathers: domain.parked.take() };
-    let hub = &domain.shared.hub;
-    block_on(hub, cx, invalidate(domain, None, true))
-        .map_err(|_| SyncError::Shutdown)?
-        .map_err(SyncError::Lost)?;
+    invalidate(domain, None, true).await?;
     parked.free();
     Ok(())
 }

@@ -64,6 +64,10 @@ pub struct State {
     overflowed: bool,
     /// Requests still on their way: a drain fence brings them to the queue.
     pub in_fabric: Vec<PageRequest>,
+    /// Calls of start that find the hardware not ready.
+    pub slow_start: u32,
+    /// Starts that were asked for.
+    pub starts: u32,
     /// Invalidations stay in the queue.
     pub hold: bool,
     /// Devices whose own TLB does not answer.
@@ -125,6 +129,8 @@ impl Hardware {
             faults: VecDeque::new(),
             overflowed: false,
             in_fabric: Vec::new(),
+            slow_start: 0,
+            starts: 0,
             hold: false,
             dead: BTreeSet::new(),
             full: 0,
@@ -277,6 +283,12 @@ impl Driver for Hardware {
     }
 
     fn start(&self, how: Start<'_>) -> Poll<Result<(), StartError>> {
+        let mut s = self.state();
+        s.starts += 1;
+        if let Some(left) = s.slow_start.checked_sub(1) {
+            s.slow_start = left;
+            return Poll::Pending;
+        }
         Poll::Ready(match how {
             Start::Fresh => Ok(()),
             _ => Err(StartError::Unsupported("adopting tables")),

@@ -1,0 +1,82 @@
+//! Resolvers that never sleep: called in the service turn that brings the group.
+
+mod common;
+
+use common::*;
+use portcullis::{Code, Deferred, Detaching, DomainOptions, Op, PageGroup, Response};
+use std::{
+    cell::RefCell,
+    sync::{Arc, Mutex, Weak},
+};
+
+type Groups = Arc<Mutex<Vec<Deferred<Board>>>>;
+
+fn immediate<F>(w: &World, d: &Dev, f: F) -> Dom
+where
+    F: Fn(&Arc<Data>, PageGroup<'_, Board>) + Send + Sync + 'static,
+{
+    w.iommu.external_domain_immediate(&[d], DomainOptions::default(), f).unwrap()
+}
+
+#[test]
+fn an_immediate_resolver_answers_without_a_worker_and_in_order() {
+    let w = World::new();
+    let d = w.device(1);
+    let dom = immediate(&w, &d, |_, g| {
+        let odd = g.index().unwrap() % 2 == 1;
+        g.respond(if odd { Response::Success } else { Response::Invalid }).unwrap();
+    });
+    let _a = w.attach(&dom, &d);
+    w.sends(&[last(1, 1), last(1, 2), last(1, 3)]);
+    let codes = [Code::Success, Code::Invalid, Code::Success];
+    let expected: Vec<_> = (1..).zip(codes).map(|(n, code)| sent(1, n, code)).collect();
+    assert_eq!(w.hw.answers(), expected, "no worker ran");
+    assert!(!w.iommu.run_one(&cx()), "and none has anything to do");
+}
+
+#[test]
+fn an_immediate_resolver_passes_groups_on_and_a_detach_answers_them() {
+    let w = World::new();
+    let d = w.device(1);
+    let groups = Groups::default();
+    let keep = groups.clone();
+    let dom = immediate(&w, &d, move |_, g| keep.lock().unwrap().push(g.defer()));
+    let a = w.attach(&dom, &d);
+    w.sends(&[last(1, 1), last(1, 2)]);
+    assert_eq!(w.hw.answers(), []);
+    let first = groups.lock().unwrap().remove(0);
+    first.respond(Response::Success).unwrap();
+    assert!(a.begin_detach(&cx()).is_gone(), "nobody is inside");
+    assert_eq!(w.hw.answers(), [sent(1, 1, Code::Success), sent(1, 2, Code::Invalid)]);
+    let late = groups.lock().unwrap().remove(0);
+    assert!(late.respond(Response::Success).is_err());
+}
+
+thread_local! {
+    /// A detach that the resolver steps while it is inside.
+    static DETACH: RefCell<Option<Op<'static, Detaching<Board>>>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn what_a_service_turn_leaves_last_is_let_go_of_by_a_worker() {
+    let w = World::new();
+    let d = w.device(1);
+    let dom = immediate(&w, &d, |_, g| {
+        // Another CPU begins to detach while this one is inside.
+        DETACH.with_borrow_mut(|op| assert!(op.as_mut().unwrap().step().is_pending()));
+        drop(g);
+    });
+    let data = data();
+    let seen: Weak<Data> = Arc::downgrade(&data);
+    let a = w.iommu.attach(&cx(), &dom, &d, None, data).unwrap();
+    w.hw.state().hold = true;
+    DETACH.set(Some(a.start_detach()));
+    w.sends(&[last(1, 1)]);
+    assert!(seen.upgrade().is_some(), "service context lets go of nobody's data");
+    w.work();
+    assert!(seen.upgrade().is_none(), "a worker does");
+    assert_eq!(w.hw.answers(), [sent(1, 1, Code::Invalid)]);
+    w.hw.state().hold = false;
+    drop(DETACH.take());
+    w.work();
+}

@@ -1,0 +1,82 @@
+//! Step forms: what a platform without threads calls between its service turns.
+
+mod common;
+
+use common::*;
+use portcullis::driver::Start;
+use portcullis::error::{AttachError, RegisterError};
+use portcullis::{At, Code, Config, InstanceId, Iommu, Op, Replaced, SourceId};
+use std::task::Poll;
+
+/// Steps an operation to its end, with service turns in between.
+fn steps<T>(w: &World, mut op: Op<'_, T>) -> T {
+    for _ in 0..1000 {
+        if let Poll::Ready(t) = op.step() {
+            return t;
+        }
+        w.iommu.service(IOMMU);
+    }
+    panic!("the operation does not end");
+}
+
+#[test]
+fn every_operation_of_a_life_has_a_step_form() {
+    let w = World::new();
+    let d = steps(&w, w.iommu.start_add_device(w.spec(1))).unwrap();
+    let (one, two) = (w.served(&d), w.served(&d));
+    w.hw.state().full = 3;
+    let a = steps(&w, w.iommu.start_attach(&one, &d, None, data())).unwrap();
+    w.hw.state().full = 3;
+    let (b, old, how) = steps(&w, w.iommu.start_replace(a, &two, data(), true)).map_err(|(_, e)| e).unwrap();
+    assert_eq!((old.is_gone(), how), (true, Replaced::Hitless));
+    let iova = w.map(&two, 0x5000);
+    let mut unmapping = two.unmapping();
+    unmapping.unmap(iova, 0x1000).unwrap();
+    drop(unmapping);
+    w.hw.state().full = 3;
+    steps(&w, two.start_flush()).unwrap();
+    w.sends(&[last(1, 4)]);
+    w.hw.state().full = 3;
+    steps(&w, d.start_reset()).unwrap();
+    w.work();
+    assert_eq!(w.hw.answers(), [], "the reset made the group void");
+    w.sends(&[last(1, 5)]);
+    w.work();
+    assert_eq!(w.hw.answers(), [sent(1, 5, Code::Success)], "the device is as it was");
+    assert!(matches!(steps(&w, w.iommu.start_remove_device(&d)), Err(AttachError::Occupied(_))));
+    assert!(steps(&w, b.start_detach()).is_gone());
+    steps(&w, w.iommu.start_remove_device(&d)).unwrap();
+}
+
+#[test]
+fn an_id_is_taken_while_its_instance_is_started() {
+    let board = Board::new(64);
+    let (one, two) = (Hardware::new(&board, 64), Hardware::new(&board, 64));
+    let iommu = Iommu::new(board, Config::default()).unwrap();
+    let id = InstanceId(7);
+    one.state().slow_start = 1;
+    let mut first = iommu.start_register(id, one.driver(), Start::Fresh);
+    assert!(first.step().is_pending());
+    let second = iommu.register(&cx(), id, two.driver(), Start::Fresh);
+    assert_eq!(second.unwrap_err(), RegisterError::Duplicate(id), "its hardware is not touched");
+    assert_eq!(two.state().starts, 0);
+    drop(first);
+    iommu.register(&cx(), id, two.driver(), Start::Fresh).unwrap();
+}
+
+#[test]
+fn a_replace_given_up_half_way_is_ended_by_a_worker() {
+    let w = World::new();
+    let d = w.device(1);
+    let (one, two) = (w.served(&d), w.served(&d));
+    let a = w.attach(&one, &d);
+    w.hw.state().hold = true;
+    let mut op = w.iommu.start_replace(a, &two, data(), true);
+    assert!(op.step().is_pending());
+    drop(op);
+    w.hw.state().hold = false;
+    w.work();
+    assert!(w.hw.entry(At { source: SourceId(1), pasid: None }).is_none(), "nothing is attached");
+    assert!(one.is_unused() && two.is_unused());
+    let _again = w.attach(&one, &d);
+}
