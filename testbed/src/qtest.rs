@@ -100,14 +100,6 @@ impl Qtest {
         self.load("readb", address)
     }
 
-    /// Reads 2 bytes at a physical address.
-    ///
-    /// # Errors
-    /// As [`Qtest::read8`].
-    pub fn read16(&self, address: u64) -> Result<u16, QtestError> {
-        self.load("readw", address)
-    }
-
     /// Reads 4 bytes at a physical address.
     ///
     /// # Errors
@@ -122,22 +114,6 @@ impl Qtest {
     /// As [`Qtest::read8`].
     pub fn read64(&self, address: u64) -> Result<u64, QtestError> {
         self.load("readq", address)
-    }
-
-    /// Writes a byte at a physical address.
-    ///
-    /// # Errors
-    /// As [`Qtest::read8`].
-    pub fn write8(&self, address: u64, value: u8) -> Result<(), QtestError> {
-        self.order(&format!("writeb {address:#x} {value:#x}"))
-    }
-
-    /// Writes 2 bytes at a physical address.
-    ///
-    /// # Errors
-    /// As [`Qtest::read8`].
-    pub fn write16(&self, address: u64, value: u16) -> Result<(), QtestError> {
-        self.order(&format!("writew {address:#x} {value:#x}"))
     }
 
     /// Writes 4 bytes at a physical address.

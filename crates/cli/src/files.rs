@@ -38,30 +38,33 @@ impl Outputs {
     /// Opens `base`, `base.1` and so on. What was there stays until something is written.
     ///
     /// # Errors
-    /// When one cannot be written; those that did not exist before are removed again.
-    pub fn open(base: &Path, count: usize) -> Result<Outputs, Failure> {
+    /// When one cannot be written, or is the input itself, which a run that fails would spoil;
+    /// those that did not exist before are removed again.
+    pub fn open(base: &Path, count: usize, input: &Path) -> Result<Outputs, Failure> {
         let mut files = Vec::new();
         let mut made = Vec::new();
         for n in 0..count {
             let path = numbered(base, n);
             let existed = path.exists();
-            match File::options().write(true).create(true).truncate(false).open(&path) {
+            let opened = if existed && is_same(&path, input) {
+                Err("it is the input".into())
+            } else {
+                let file = File::options().write(true).create(true).truncate(false).open(&path);
+                file.map_err(|e| reason(&e))
+            };
+            match opened {
                 Ok(file) => {
                     if !existed {
                         made.push(path.clone());
                     }
                     files.push((path, file));
                 }
-                Err(e) => {
+                Err(why) => {
                     for path in made {
                         // It holds nothing; whoever took it away meanwhile did what we want.
                         let _ = fs::remove_file(path);
                     }
-                    return Err(Failure::Argument(format!(
-                        "cannot write {}: {}",
-                        path.display(),
-                        reason(&e)
-                    )));
+                    return Err(Failure::Argument(format!("cannot write {}: {why}", path.display())));
                 }
             }
         }
@@ -88,6 +91,12 @@ fn replace(file: &mut File, bytes: &[u8]) -> io::Result<()> {
         file.rewind()?;
     }
     file.write_all(bytes)
+}
+
+/// Whether two paths lead to one regular file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one.is_file()
+        && matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn numbered(base: &Path, n: usize) -> PathBuf {

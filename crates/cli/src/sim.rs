@@ -46,7 +46,7 @@ pub fn run(arguments: &Simulation) -> Result<(), Failure> {
     config.seed = arguments.seed;
     config.adversary = arguments.adversary.into();
     let frames = config.budget().map_err(refused)?;
-    let outputs = arguments.output.as_deref().map(|base| Outputs::open(base, engines)).transpose()?;
+    let outputs = arguments.output.as_deref().map(|base| Outputs::open(base, engines, &path)).transpose()?;
 
     let name = shown(&path, arguments);
     if !arguments.json {

@@ -48,6 +48,7 @@ fn what_is_wrong_is_named_in_one_line() {
         "sim --input input --output folder",
         "sim --input input --output missing/output",
         "sim --input input --output input/below",
+        "sim --input input --output ./folder/../input",
     ] {
         let ended = portcullis(&here, arguments).assert().code(2).stdout_eq("");
         let line = String::from_utf8_lossy(&ended.get_output().stderr).into_owned();

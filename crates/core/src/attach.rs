@@ -246,7 +246,7 @@ impl<P: Platform> Made<P> {
             Ok(None) => Err(AttachError::NoTag(instance.id())),
             Err(e) => Err(e.into()),
         };
-        let tag = tag.inspect_err(|_| device.shared_slab().remove(key))?;
+        let tag = tag.inspect_err(|_| device.shared_slab().free(key))?;
         let inner = Arc::new(Inner::new(key, at, tag, device, domain, handler, resolves, pending));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };

@@ -139,7 +139,7 @@ pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), Hw
         inner.lost.store(true, Ordering::Release);
         inner.domain.keep_for_ever();
     }
-    inner.device.shared_slab().remove(inner.key);
+    inner.device.shared_slab().forget(inner.key);
 }
 
 /// Runs service turns until `done`. Hardware that does not let it come to that in time is lost,

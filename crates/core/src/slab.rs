@@ -20,6 +20,7 @@ struct Cell<P: Platform> {
 
 enum Held<P: Platform> {
     Free,
+    /// Taken, by what has no name yet or none any more.
     Reserved,
     Attachment(Arc<Inner<P>>),
 }
@@ -51,8 +52,14 @@ impl<P: Platform> Slab<P> {
         self.replace(key, Held::Attachment(inner));
     }
 
-    /// Frees a place. What was there is dropped by the caller's context, which may sleep.
-    pub(crate) fn remove(&self, key: Key) {
+    /// Makes a key stale. Its place stays taken while anybody, the hub's queues above all, still
+    /// holds the attachment. What was there is dropped by the caller's context, which may sleep.
+    pub(crate) fn forget(&self, key: Key) {
+        self.replace(key, Held::Reserved);
+    }
+
+    /// Frees a place for the next attachment.
+    pub(crate) fn free(&self, key: Key) {
         self.replace(key, Held::Free);
     }
 
@@ -71,5 +78,13 @@ impl<P: Platform> Slab<P> {
             Some(core::mem::replace(&mut cell.state, state))
         });
         drop(old);
+    }
+}
+
+/// So many attachments exist as there are places, those included that wait for a worker after
+/// their detach: the hub's queues have room for each.
+impl<P: Platform> Drop for Inner<P> {
+    fn drop(&mut self) {
+        self.device.shared_slab().free(self.key);
     }
 }

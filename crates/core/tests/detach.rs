@@ -418,3 +418,26 @@ fn only_one_of_two_detaches_of_one_attachment_works() {
     assert!(first.step().is_ready());
     assert_eq!(w.hw.take_log().iter().filter(|c| **c == Call::Block(AT)).count(), 1);
 }
+
+/// Attachments come and go while every worker sleeps. What waits for a worker after its detach
+/// keeps its place, so that the queue never grows: service context must not allocate.
+#[test]
+fn what_waits_for_a_worker_counts_as_an_attachment() {
+    let w = World::with(Config { attachments: 3, ..Config::default() });
+    let d = w.device(1);
+    let dom = w.served(&d);
+    for n in 0..3 {
+        let a = w.attach(&dom, &d);
+        let key = a.key().unwrap();
+        w.sends(&[last(1, n)]);
+        assert!(a.begin_detach(&cx()).is_gone());
+        assert_eq!(w.iommu.begin_detach_by_key(&cx(), key).err(), Some(Stale(key)));
+    }
+    assert_eq!(w.iommu.load().waiting, 3);
+    let refused = w.iommu.attach(&cx(), &dom, &d, None, data());
+    assert!(matches!(refused, Err(AttachError::TooMany(id)) if id == d.id()));
+    w.work();
+    assert_eq!(w.iommu.load().waiting, 0);
+    let _a = w.attach(&dom, &d);
+    assert_eq!(w.hw.answers(), (0..3).map(|n| sent(1, n, Code::Invalid)).collect::<Vec<_>>());
+}

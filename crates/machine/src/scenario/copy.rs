@@ -120,7 +120,7 @@ impl CopyConfig {
         let most = MEMORY / PAGE as usize - TABLE_FRAMES;
         match self.frames {
             None => Ok((pages / 8).max(least).min(most)),
-            Some(given) if given < least => Err(CopyError::FewFrames { given, engines, least }),
+            Some(given) if given < least => Err(CopyError::FewFrames { given, least }),
             Some(given) if given > most => Err(CopyError::ManyFrames { given, most }),
             Some(given) => Ok(given),
         }
@@ -131,13 +131,11 @@ impl CopyConfig {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CopyError {
     /// Fewer than two frames for an engine.
-    #[error("{given} frames are too few: {engines} engines need at least {least}")]
+    #[error("{given} frames are too few: each engine needs two, so {least} at least")]
     FewFrames {
         /// Frames asked for.
         given: usize,
-        /// Engines.
-        engines: usize,
-        /// What they need.
+        /// What the engines need.
         least: usize,
     },
     /// More frames than memory has.
