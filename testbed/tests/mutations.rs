@@ -11,7 +11,9 @@ use portcullis::{
 use portcullis_machine::{
     oracle::Verdict,
     scenario::{
-        Scenario, caches, paging,
+        Scenario, caches,
+        copy::{self, CopyConfig},
+        paging,
         stage::{Setting, Wrap},
         units,
     },
@@ -112,6 +114,26 @@ fn a_group_that_is_answered_twice() {
 fn a_walker_that_gives_back_what_it_is_given() {
     let mutation = Mutations { identity_walk: true, ..Mutations::default() };
     caught(units::two_devices, Invariant::Isolation, &Setting::new(0), with(mutation));
+}
+
+/// The main scenario has teeth of its own: pages that went out are looked at again.
+#[test]
+fn evictions_that_are_not_invalidated() {
+    let input: Arc<[u8]> = (0..600_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let iotlb = Mutations { ignore_iotlb_invalidation: true, ..Mutations::default() };
+    let device_tlb = Mutations { ignore_device_tlb_invalidation: true, ..Mutations::default() };
+    let pool = Pool::default();
+    for seed in 0..SEEDS {
+        let run = |mutations| {
+            let config = CopyConfig { seed, mutations, pool: pool.clone(), ..CopyConfig::new(input.clone()) };
+            copy::run(&config).expect("a run").report
+        };
+        assert!(run(Mutations::default()).ok, "unmutated, seed {seed}");
+        for mutations in [iotlb, device_tlb] {
+            let found = run(mutations).invariants.isolation.violations;
+            assert!(found > 0, "seed {seed}: isolation did not catch {mutations:?}");
+        }
+    }
 }
 
 #[test]

@@ -51,7 +51,8 @@ fn a_run_is_reported_as_one_json_object() {
     assert!(life[7].as_str().unwrap().contains("takes the response"));
     for device in &report["devices"].as_array().unwrap()[..2] {
         assert_eq!(device["sha256"], report["input_sha256"]);
-        assert_eq!(device["bytes"], 100_000);
+        // Read and written, and a byte now and then where an earlier piece went.
+        assert!((100_000..100_100).contains(&device["bytes"].as_u64().unwrap()));
     }
     for check in ["isolation", "settled_once", "quiescence"] {
         assert!(report["invariants"][check]["checked"].as_u64().unwrap() > 0, "{check} checked nothing");

@@ -32,6 +32,9 @@ const SOURCE: u64 = 0x1_0000_0000;
 const DESTINATION: u64 = 0x8_0000_0000;
 /// Pieces that an engine has under way at most.
 const WINDOW: usize = 4;
+/// Pieces after which an engine reads where an earlier one went: often enough that a translation
+/// which outlives its eviction is used.
+const LOOK_BACK: u64 = 8;
 /// How often an engine asks again for a page that was refused.
 const RETRIES: u32 = 64;
 /// Bytes of the machine's memory.
@@ -386,7 +389,10 @@ impl Scene {
     fn endpoint(&self, p: &SimPlatform, actor: &Actor) -> Endpoint {
         let strangers = self.actors.iter().filter_map(|a| a.pasid).collect();
         let engine: Box<dyn Engine> = match actor.role {
-            Role::Engine => Box::new(CopyEngine::new(WINDOW.min(actor.frames / 2).max(1), RETRIES)),
+            Role::Engine => {
+                let window = WINDOW.min(actor.frames / 2).max(1);
+                Box::new(CopyEngine::new(window, RETRIES).looking_back(LOOK_BACK))
+            }
             Role::Untrusted => Box::new(Rogue::new(RogueConfig {
                 budget: ROGUE_ACTIONS,
                 outside: ROGUE_OUTSIDE..ROGUE_OUTSIDE + (1 << 24),

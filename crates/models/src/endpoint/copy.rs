@@ -21,6 +21,8 @@ struct Piece {
 enum Stage {
     Reading(Piece),
     Writing(Piece, Vec<u8>),
+    /// Reading again where an earlier piece went, for nothing but to use that translation.
+    LookingBack(Piece),
 }
 
 /// The engine. Several pieces are under way at once, so that a device with PRI asks for several
@@ -29,9 +31,13 @@ enum Stage {
 pub struct CopyEngine {
     window: usize,
     retries: u32,
+    /// Pieces for one look back; 0: none.
+    every: u64,
     job: Option<Job>,
     /// Bytes handed out as pieces.
     started: u64,
+    /// Pieces handed out.
+    pieces: u64,
     /// Stages to be started (again).
     waiting: VecDeque<Stage>,
     running: BTreeMap<u64, Stage>,
@@ -45,12 +51,34 @@ impl CopyEngine {
         CopyEngine {
             window: window.max(1),
             retries,
+            every: 0,
             job: None,
             started: 0,
+            pieces: 0,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             end: None,
         }
+    }
+
+    /// Has the engine read again, after every so many pieces, from where an earlier one went. A
+    /// copy alone uses each page once: it would not notice a translation that should be gone.
+    #[must_use]
+    pub fn looking_back(mut self, every: u64) -> Self {
+        self.every = every;
+        self
+    }
+
+    /// Where to look back to, if it is time: somewhere in what was handed out so far.
+    fn look_back(&mut self) -> Option<Piece> {
+        self.pieces += 1;
+        if self.every == 0 || !self.pieces.is_multiple_of(self.every) {
+            return None;
+        }
+        let job = self.job?;
+        let anywhere = self.pieces.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.started.max(1);
+        let destination = job.destination.wrapping_add(anywhere);
+        Some(Piece { source: destination, destination, len: 1, denied: 0 })
     }
 
     fn next_piece(&mut self) -> Option<Piece> {
@@ -73,7 +101,7 @@ impl CopyEngine {
 
     fn start(&mut self, port: &mut Port, stage: Stage) {
         let ticket = match &stage {
-            Stage::Reading(p) => port.access(p.source, Intent::Read(p.len)),
+            Stage::Reading(p) | Stage::LookingBack(p) => port.access(p.source, Intent::Read(p.len)),
             Stage::Writing(p, data) => port.access(p.destination, Intent::Write(data.clone())),
         };
         self.running.insert(ticket, stage);
@@ -103,6 +131,9 @@ impl Engine for CopyEngine {
                 break;
             };
             self.start(port, Stage::Reading(piece));
+            if let Some(earlier) = self.look_back() {
+                self.start(port, Stage::LookingBack(earlier));
+            }
         }
         if self.job.is_some() && self.running.is_empty() && !self.has_more() {
             self.finish(JobEnd::Done);
@@ -118,7 +149,7 @@ impl Engine for CopyEngine {
         }
         match (stage, result) {
             (Stage::Reading(piece), Ok(data)) => self.waiting.push_back(Stage::Writing(piece, data)),
-            (Stage::Writing(..), Ok(_)) => {}
+            (Stage::Writing(..) | Stage::LookingBack(_), Ok(_)) => {}
             (stage, Err(failure)) => self.failed(stage, failure),
         }
     }
@@ -134,7 +165,7 @@ impl Engine for CopyEngine {
         if self.job.is_some() || !self.running.is_empty() {
             return Err(JobRefused::Busy);
         }
-        self.started = 0;
+        (self.started, self.pieces) = (0, 0);
         self.end = None;
         self.job = Some(job);
         Ok(())
@@ -148,7 +179,7 @@ impl Engine for CopyEngine {
 impl CopyEngine {
     fn failed(&mut self, mut stage: Stage, failure: Failure) {
         let (piece, iova) = match &mut stage {
-            Stage::Reading(p) => {
+            Stage::Reading(p) | Stage::LookingBack(p) => {
                 let iova = p.source;
                 (p, iova)
             }
