@@ -241,9 +241,6 @@ impl<P: Platform> Vtd<P> {
         if old.p() {
             items.context_entry(&self.unit, source, old);
             self.ask(&mut items, device, None);
-        } else if self.unit.cap.rwbf() {
-            // Nothing to invalidate, but an invalidation flushes the write buffers ([V] 6.8).
-            items.context_entry(&self.unit, source, new);
         }
         self.submit_or_store(&items, || self.tables.store(place, new.into_bits()))
     }

@@ -18,7 +18,8 @@
 //!
 //! # Not here yet
 //!
-//! Caching mode and adopting another kernel's tables are refused at start. Accessed and dirty bits
+//! Caching mode, write buffers that software must flush (RWBF), and adopting another kernel's tables
+//! are refused at start. Accessed and dirty bits
 //! of the second stage (SSADE), tables of 3 and 5 levels, nested translation, host permission tables
 //! and interrupt remapping are not used. PASIDs have at most 15 bits, since a directory is one frame.
 

@@ -70,6 +70,11 @@ impl Unit {
                  does not invalidate after making an entry present",
             ));
         }
+        if self.cap.rwbf() {
+            return Err(StartError::Unsupported(
+                "write buffers that software must flush (CAP_REG.RWBF=1): a map would not be seen",
+            ));
+        }
         if !self.ecap.qi() {
             return Err(StartError::Unsupported("no queued invalidation (ECAP_REG.QI=0)"));
         }

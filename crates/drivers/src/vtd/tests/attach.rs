@@ -342,15 +342,6 @@ fn structures_are_cleaned_where_hardware_does_not_snoop() {
 }
 
 #[test]
-fn a_write_buffer_is_flushed_by_an_invalidation() {
-    let (fake, vtd) = running(cap().with_rwbf(true), legacy_ecap());
-    vtd.add_device(SOURCE, Features::default()).unwrap();
-    let seq = attach(&vtd, rid(), second_stage(5, 0x1000));
-    assert_eq!(queued(&fake).len(), 3);
-    assert_eq!(vtd.done(seq), Poll::Pending);
-}
-
-#[test]
 fn features_and_cutting_off() {
     let (fake, vtd) = scalable();
     vtd.add_device(SOURCE, ats()).unwrap();

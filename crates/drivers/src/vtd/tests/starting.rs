@@ -127,6 +127,8 @@ fn a_step_that_hardware_does_not_finish_is_pending() {
 fn refusals_say_why() {
     let e = refused(cap().with_cm(true), legacy_ecap());
     assert!(matches!(e, StartError::Unsupported(why) if why.contains("caching mode")));
+    let e = refused(cap().with_rwbf(true), legacy_ecap());
+    assert!(matches!(e, StartError::Unsupported(why) if why.contains("write buffers")));
     let e = refused(cap(), legacy_ecap().with_qi(false));
     assert!(matches!(e, StartError::Unsupported(why) if why.contains("queued invalidation")));
     let e = refused(cap().with_sagaw(0b00010), legacy_ecap());
