@@ -331,6 +331,52 @@ fn a_silent_device_times_out_and_is_named() {
 }
 
 #[test]
+fn what_was_asked_before_a_time_out_may_still_run_out() {
+    for named in [true, false] {
+        let config = Config { device_tlb_timeout: 1000, names_suspects: named, ..Config::default() };
+        let mut rig = Rig::scalable(config);
+        rig.write(offset::FECTL, Width::Dword, 0);
+        for (id, now) in [(A, 0), (B, 400)] {
+            let place = rig.complex.place_of(id).unwrap();
+            rig.complex.endpoint_mut(place).unwrap().set_deaf(true);
+            rig.now = now;
+            rig.submit(&[DevTlbInv::all(id.0).desc()]);
+            rig.settle();
+        }
+        for (id, now) in [(A, 1000), (B, 1400)] {
+            rig.now = now;
+            rig.settle();
+            assert!(fsts(&mut rig).ite());
+            assert_eq!(iqercd(&mut rig).itesid(), if named { id.0 } else { 0 });
+            assert_eq!(rig.complex.take_interrupts().len(), 1);
+            rig.write(offset::FSTS, Width::Dword, 1 << 6);
+            rig.settle();
+        }
+    }
+}
+
+/// All bits of the fault status share one event.
+#[test]
+fn a_time_out_beside_an_unserved_fault_has_no_event() {
+    let mut rig = Rig::scalable(Config { device_tlb_timeout: 1000, ..Config::default() });
+    rig.write(offset::FECTL, Width::Dword, 0);
+    let place = rig.complex.place_of(B).unwrap();
+    rig.complex.endpoint_mut(place).unwrap().set_deaf(true);
+    rig.submit_wait(&[DevTlbInv::all(B.0).desc()], |w| w);
+    rig.settle();
+    rig.load(A, 0x7000).unwrap_err();
+    assert_eq!(rig.complex.take_interrupts().len(), 1);
+    rig.now = 1000;
+    rig.settle();
+    assert!(fsts(&mut rig).ite() && fsts(&mut rig).ppf());
+    // Nor when the fault has been served, and the time-out has not.
+    rig.write(0x100c, Width::Dword, 1 << 31);
+    rig.settle();
+    rig.load(A, 0x7000).unwrap_err();
+    assert!(rig.complex.take_interrupts().is_empty());
+}
+
+#[test]
 fn a_fence_holds_back_what_follows() {
     let mut rig = Rig::scalable(Config::default());
     let respond = PageGroupResponse::respond(A.0, None, 3, ResponseCode::Success).desc();

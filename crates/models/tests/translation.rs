@@ -95,6 +95,27 @@ fn faults_collapse_by_source_and_overflow() {
 }
 
 #[test]
+fn the_first_pending_record_stays_named_until_none_is_pending() {
+    let (mut rig, _) = second_stage(Config::default());
+    rig.write(offset::FECTL, Width::Dword, 0);
+    for id in [A, B] {
+        rig.load(id, 0x9000).unwrap_err();
+    }
+    rig.write(FRCD + 12, Width::Dword, 1 << 31);
+    assert_eq!((fsts(&mut rig).ppf(), fsts(&mut rig).fri()), (true, 0), "record 1 is the one pending");
+    rig.complex.take_interrupts();
+    rig.load(A, 0x9000).unwrap_err();
+    assert!(rig.complex.take_interrupts().is_empty(), "PPF was set all the time");
+    for n in [1, 2] {
+        rig.write(FRCD + 16 * n + 12, Width::Dword, 1 << 31);
+    }
+    assert!(!fsts(&mut rig).ppf());
+    rig.load(A, 0x9000).unwrap_err();
+    assert_eq!(fsts(&mut rig).fri(), 3);
+    assert_eq!(rig.complex.take_interrupts().len(), 1);
+}
+
+#[test]
 fn fault_processing_disable_silences_qualified_faults_only() {
     let (mut rig, t) = second_stage(Config::default());
     context_entry(&rig.ram, A, RID_A, ALL_FLAGS | 2);

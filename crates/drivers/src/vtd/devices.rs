@@ -30,12 +30,18 @@ impl Device {
     }
 }
 
-/// The youngest drain of each attachment point, of the few that are drained at once. One that is
-/// not found any more is repeated.
+/// The youngest drain of each attachment point, of the few that are drained at once. Further ones
+/// wait until one of these is complete, and one that is not found any more is repeated.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drains([Option<(Option<Pasid>, InvSeq)>; 4]);
 
 impl Drains {
+    /// Whether one more can be noted while submissions up to `resolved` are complete. One that is
+    /// under way is not displaced: its owner would have to begin again, and displace the next.
+    pub(super) fn has_room(&self, pasid: Option<Pasid>, resolved: InvSeq) -> bool {
+        self.0.iter().any(|d| d.is_none_or(|(p, seq)| p == pasid || seq <= resolved))
+    }
+
     pub(super) fn note(&mut self, pasid: Option<Pasid>, seq: InvSeq) {
         let same = self.0.iter().position(|d| d.is_some_and(|(p, _)| p == pasid));
         let place = same.or_else(|| (0..self.0.len()).min_by_key(|i| self.0[*i].map(|(_, s)| s)));
@@ -47,6 +53,15 @@ impl Drains {
     pub(super) fn find(&self, pasid: Option<Pasid>) -> Option<InvSeq> {
         let found = self.0.iter().flatten().find(|(p, _)| *p == pasid);
         found.map(|(_, seq)| *seq)
+    }
+
+    /// The drain has told where it ends.
+    pub(super) fn forget(&mut self, pasid: Option<Pasid>) {
+        for d in &mut self.0 {
+            if d.is_some_and(|(p, _)| p == pasid) {
+                *d = None;
+            }
+        }
     }
 }
 

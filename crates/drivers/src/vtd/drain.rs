@@ -14,9 +14,13 @@ use portcullis_spec::vtd::pasid::PasidLow;
 
 impl<P: Platform> Vtd<P> {
     pub(super) fn submit_drain(&self, at: At) -> Result<InvSeq, SubmitError> {
+        let device = self.devices.get(at.source);
+        let resolved = self.queue.resolved();
+        if device.is_some_and(|d| !d.drains.has_room(at.pasid, resolved)) {
+            return Err(SubmitError::Full);
+        }
         let mut items = Items::new();
         items.fence();
-        let device = self.devices.get(at.source);
         if let Some(device) = device.filter(|d| d.features.ats && d.directory.is_some()) {
             // Any granularity will do. What is blocked still says under which tag it was.
             let entry = self.entry_of(&device, at).map_or(0, |p| self.tables.load(p));
@@ -39,6 +43,9 @@ impl<P: Platform> Vtd<P> {
             return DrainEnd::Again;
         };
         let end = self.requests.drain_end(fence);
+        if matches!(end, DrainEnd::At(_)) {
+            self.devices.update(at.source, |d| d.drains.forget(at.pasid));
+        }
         if let (DrainEnd::At(_), Some(device)) = (end, device)
             && device.directory.is_some()
             && let Some(place) = self.entry_of(&device, at)

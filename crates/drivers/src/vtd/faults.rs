@@ -7,7 +7,7 @@ use portcullis_spec::vtd::{
     regs::{AddressType, Frcd, FrcdType, Fsts},
 };
 
-/// Hands over the records that are there, from the oldest on.
+/// Hands over the records that are there, from the one that FRI names on.
 pub(super) fn service<P: Platform>(regs: &Regs<P>, unit: &Unit, turn: &mut Turn<'_>) -> More {
     let fsts = regs.fsts();
     if gone(fsts) {
@@ -15,12 +15,13 @@ pub(super) fn service<P: Platform>(regs: &Regs<P>, unit: &Unit, turn: &mut Turn<
     }
     if fsts.ppf() {
         let records = unit.cap.fault_records();
-        // A circular log; FRI is the first of the pending ones ([V] 7.2.1).
+        // A circular log. FRI is the first that was pending when PPF became set ([V] 11.4.7.1): it
+        // stays where it is while some are pending, so those before the oldest may be handed over.
         for i in 0..records {
             let index = (u32::from(fsts.fri()) + i) % records;
             let at = unit.cap.frcd_offset(index as u8);
             let Some(record) = regs.frcd(at) else {
-                break;
+                continue;
             };
             if !turn.spend() {
                 return More::Yes;
@@ -34,8 +35,7 @@ pub(super) fn service<P: Platform>(regs: &Regs<P>, unit: &Unit, turn: &mut Turn<
         regs.clear_fsts(Fsts::new().with_pfo(true));
         turn.fault(RawFault { kind: FaultKind::Overflow, reason: Reason::Other, ..nothing() });
     }
-    let now = regs.fsts();
-    if !gone(now) && (now.ppf() || now.pfo()) { More::Yes } else { More::No }
+    More::No
 }
 
 /// Tells the errors of the invalidation queue. Its own code is the bit in FSTS_REG.
@@ -60,7 +60,17 @@ pub(super) fn tell(errors: Errors, turn: &mut Turn<'_>) {
 
 /// Whether any bit of the fault status asks for a service turn.
 pub(super) fn pending<P: Platform>(regs: &Regs<P>) -> bool {
+    asks(regs.fsts())
+}
+
+/// Whether a bit is set at the end of a turn. All bits share one event, which is sent only when none
+/// was set before (`[V]` 7.3): what came while another was being served has not announced itself.
+pub(super) fn left<P: Platform>(regs: &Regs<P>) -> bool {
     let fsts = regs.fsts();
+    !gone(fsts) && asks(fsts)
+}
+
+fn asks(fsts: Fsts) -> bool {
     fsts.ppf() || fsts.pfo() || fsts.iqe() || fsts.ice() || fsts.ite()
 }
 

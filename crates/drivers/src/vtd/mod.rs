@@ -232,6 +232,8 @@ impl<P: Platform> Driver for Vtd<P> {
         faults::tell(errors, turn);
         let faults = faults::service(&self.regs, &self.unit, turn);
         let requests = self.requests.service(turn, &self.queue);
-        if faults == More::Yes || requests == More::Yes { More::Yes } else { More::No }
+        // Errors of a queue that was given up stay as they are.
+        let left = !self.queue.is_lost() && faults::left(&self.regs);
+        if faults == More::Yes || requests == More::Yes || left { More::Yes } else { More::No }
     }
 }

@@ -181,6 +181,15 @@ impl<P: Platform> Queue<P> {
         self.locked(|_, ring| InvSeq(ring.issued)).unwrap_or(InvSeq(0))
     }
 
+    /// Everything up to here is done or failed.
+    pub(super) fn resolved(&self) -> InvSeq {
+        let look = |q: &Self, ring: &mut Ring| {
+            q.look(ring);
+            InvSeq(ring.resolved)
+        };
+        self.locked(look).unwrap_or(InvSeq(0))
+    }
+
     /// Looks for completions and errors. Returns whether somebody who waits should look again, and
     /// the errors that were met since the last call.
     pub(super) fn service(&self) -> (bool, Errors) {
@@ -201,6 +210,11 @@ impl<P: Platform> Queue<P> {
     /// Whether a requester let an invalidation time out and was not forgiven.
     pub(super) fn is_silent(&self, source: SourceId) -> bool {
         self.locked(|_, ring| ring.is_silent(source.0 as u16)).unwrap_or(false)
+    }
+
+    /// Whether the queue was given up.
+    pub(super) fn is_lost(&self) -> bool {
+        self.locked(|_, ring| ring.lost).unwrap_or(false)
     }
 
     /// A requester answers again, or is somebody else now.
@@ -322,13 +336,12 @@ impl<P: Platform> Queue<P> {
         if ring.distance(ring.retired, slot) <= ring.used() { slot } else { ring.retired }
     }
 
-    /// Takes completions, deals with errors, and moves on what waits for room.
+    /// Takes completions, deals with errors, and moves on what waits for room. An empty queue has
+    /// errors too: a device may complete what nobody asked of it.
     fn look(&self, ring: &mut Ring) {
         self.reap(ring);
-        if ring.used() > 0 {
-            self.recover(ring);
-            self.reap(ring);
-        }
+        self.recover(ring);
+        self.reap(ring);
         self.pump(ring);
     }
 
@@ -441,6 +454,14 @@ impl Ring {
         let bit = 1 << (sid % 64);
         let word = &mut self.silent[usize::from(sid / 64)];
         *word = if silent { *word | bit } else { *word & !bit };
+    }
+
+    /// Whether an invalidation of a requester's TLB is unfinished.
+    pub(super) fn asks(&self, sid: u16) -> bool {
+        let asked = Kind::DeviceTlb(sid);
+        let mut in_use = (0..self.used()).map(|i| self.slots[(self.retired + i) % self.slots.len()].kind);
+        in_use.any(|kind| kind == SlotKind::Item(asked))
+            || self.backlog.iter().any(|(_, item)| item.kind == asked)
     }
 
     /// Notes that a submission failed. It stays unresolved until the rest of it is done; the first

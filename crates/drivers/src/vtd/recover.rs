@@ -29,6 +29,10 @@ const MAX_REFUSALS: u32 = 16;
 impl<P: Platform> Queue<P> {
     /// Deals with the error bits that are set. The caller has taken the completions.
     pub(super) fn recover(&self, ring: &mut Ring) {
+        if ring.lost {
+            // A queue that refuses everything would set its error again, with an event each time.
+            return;
+        }
         let fsts = self.regs.fsts();
         if fsts.into_bits() == u32::MAX {
             // A window that reads as all ones has no unit behind it any more.
@@ -46,6 +50,9 @@ impl<P: Platform> Queue<P> {
         }
         if fsts.iqe() {
             self.after_queue_error(ring);
+            if ring.lost {
+                return;
+            }
         }
         if fsts.ice() {
             ring.ice_source = source(record.icesid());
@@ -64,23 +71,27 @@ impl<P: Platform> Queue<P> {
                 ring.set_silent(sid, true);
                 ring.ite_source = Some(SourceId(sid.into()));
             }
-            None => ring.isolate = true,
+            None if record.itesid() == 0 => ring.isolate = true,
+            None => {}
         }
         self.take_back(ring, head);
         self.void_unfetched(ring, head);
     }
 
-    /// The device whose invalidation timed out, if that is certain. Suspects are those that hardware
-    /// has fetched, up to the next fence: behind it nothing was sent.
+    /// The device whose invalidation timed out, if that is certain.
     fn guilty(&self, ring: &Ring, head: usize, itesid: u16) -> Option<u16> {
+        // 0 is what older hardware says ([V] 11.4.9.9), or the device of that name. Another name is
+        // the device, or nobody: what was asked before an earlier time-out is still waited for, and
+        // may run out while somebody else is being asked.
+        if itesid != 0 {
+            return ring.asks(itesid).then_some(itesid);
+        }
+        // Suspects are those that hardware has fetched, up to the next fence: behind it nothing was
+        // sent.
         let mut first = None;
         let mut several = false;
         for slot in slots(ring, ring.retired, head) {
             match ring.slots[slot].kind {
-                // 0 is what older hardware says ([V] 11.4.9.9), or the device of that name.
-                SlotKind::Item(Kind::DeviceTlb(sid)) if sid == itesid && sid != 0 => {
-                    return Some(sid);
-                }
                 SlotKind::Item(Kind::DeviceTlb(sid)) => {
                     several |= first.is_some_and(|f| f != sid);
                     first = first.or(Some(sid));

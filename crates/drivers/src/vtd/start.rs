@@ -146,8 +146,11 @@ impl<P: Platform> Vtd<P> {
         }
     }
 
+    /// Whether the queue that an earlier owner left fetches nothing more: it is empty, or an error
+    /// that nobody will clear any more has stopped it ([V] 6.5.2.11).
     fn quiesced(&self) -> bool {
-        self.regs.iqh().qh() == self.regs.iqt().qt()
+        let fsts = self.regs.fsts();
+        fsts.iqe() || fsts.ite() || self.regs.iqh().qh() == self.regs.iqt().qt()
     }
 
     /// Root table and queues. All or nothing.

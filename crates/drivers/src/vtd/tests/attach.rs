@@ -1,6 +1,6 @@
 //! Entries and the invalidations of their changes, as bytes.
 
-use super::*;
+use super::{fake::Did, *};
 use portcullis::driver::{Batch, CacheTag, Change, Incompatible, PrepareError, SubmitError};
 use portcullis_spec::vtd::{qi::Desc, regs::offset};
 use std::{vec, vec::Vec};
@@ -107,6 +107,56 @@ fn legacy_replace_is_one_store() {
         ],
         "the old domain is invalidated, and the device's own TLB"
     );
+}
+
+/// What was stored, each behind a barrier, and that the bell rang later with another between.
+fn stored_before_the_bell(fake: &Fake, table: u64) -> Vec<Did> {
+    let done = fake.done_around(table);
+    let bell = done.iter().rposition(|d| *d == Did::Write(offset::IQT)).unwrap_or(done.len());
+    let last = done.iter().rposition(|d| matches!(d, Did::Store(..))).unwrap();
+    assert!(done[last..bell].contains(&Did::Barrier), "{done:?}");
+    assert!(!done[..last].contains(&Did::Write(offset::IQT)), "{done:?}");
+    for (i, d) in done.iter().enumerate() {
+        assert!(!matches!(d, Did::Store(..)) || i > 0 && done[i - 1] == Did::Barrier, "{done:?}");
+    }
+    done.into_iter().filter(|d| matches!(d, Did::Store(..))).collect()
+}
+
+#[test]
+fn entries_change_in_stores_of_sixteen_bytes_before_they_are_invalidated() {
+    let (fake, vtd) = legacy();
+    vtd.add_device(SOURCE, Features::default()).unwrap();
+    let entry = (fake.peek(root(&fake) + 16) & !0xfff) + 0x13 * 16;
+    for to in [second_stage(5, 0x1000), second_stage(6, 0x2000), Target::Identity { tag: DomainTag(7) }] {
+        fake.done_around(entry);
+        let _ = attach(&vtd, rid(), to);
+        assert_eq!(stored_before_the_bell(&fake, entry), [Did::Store(entry, 16)]);
+    }
+    let _ = vtd.block(rid()).unwrap();
+    assert_eq!(stored_before_the_bell(&fake, entry), [Did::Store(entry, 16)]);
+
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, Features::default()).unwrap();
+    let context = (fake.peek(root(&fake) + 16) & !0xfff) + 0x13 * 32;
+    let entry = fake.peek(fake.peek(context) & !0xfff) & !0xfff;
+    fake.done_around(entry);
+    let _ = attach(&vtd, rid(), first_stage(5, 0x1000));
+    let (low, next) = (Did::Store(entry, 16), Did::Store(entry + 16, 16));
+    assert_eq!(stored_before_the_bell(&fake, entry), [next, low], "P comes last");
+    let _ = attach(&vtd, rid(), second_stage(6, 0x2000));
+    assert_eq!(stored_before_the_bell(&fake, entry), [low], "one store, or the entry is torn");
+    let _ = vtd.block(rid()).unwrap();
+    assert_eq!(stored_before_the_bell(&fake, entry), [low]);
+    fake.done_around(context);
+    let _ = vtd.cut_off(SOURCE).unwrap();
+    assert_eq!(stored_before_the_bell(&fake, context), [Did::Store(context, 16)]);
+
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let directory = fake.peek((fake.peek(root(&fake) + 16) & !0xfff) + 0x13 * 32) & !0xfff;
+    fake.done_around(directory);
+    let _ = attach(&vtd, with_pasid(0x45), first_stage(5, 0x1000));
+    assert_eq!(stored_before_the_bell(&fake, directory), [Did::Store(directory + 8, 8)], "a table is linked");
 }
 
 #[test]

@@ -7,7 +7,11 @@ use portcullis::{
 };
 use portcullis_spec::vtd::regs::offset;
 use portcullis_sync::slot::SlotWord;
-use std::{vec, vec::Vec};
+use std::{
+    sync::{Arc, Mutex},
+    vec,
+    vec::Vec,
+};
 
 #[derive(Debug, PartialEq)]
 enum Seen {
@@ -276,13 +280,75 @@ fn an_overflow_during_the_drain_repeats_it() {
     let _ = vtd.drain(rid()).unwrap();
     fake.complete_all();
     assert_eq!(vtd.drain_end(rid()), DrainEnd::At(QueuePos(0)));
-    // Drains of other attachment points do not answer for this one.
+    assert_eq!(vtd.drain_end(rid()), DrainEnd::Again, "told once");
+}
+
+/// PRO is clear already, and what it stood for is not forgotten yet.
+#[test]
+fn a_drain_that_ends_while_the_overflow_is_cleared_is_repeated() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let _ = vtd.drain(rid()).unwrap();
+    fake.complete_all();
+    fake.set32(offset::PRS, PRO);
+    let vtd = Arc::new(vtd);
+    let (other, seen) = (vtd.clone(), Arc::new(Mutex::new(None)));
+    let note = seen.clone();
+    // PPR is cleared first, PRO at the end of the turn.
+    fake.after_write(offset::PRS, |f| {
+        f.after_write(offset::PRS, move |f| {
+            assert_eq!(f.get32(offset::PRS), 0);
+            *note.lock().unwrap() = Some(other.drain_end(rid()));
+        });
+    });
+    let _ = turn(&vtd, 10);
+    assert_eq!(*seen.lock().unwrap(), Some(DrainEnd::Again));
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_not_asked_by_its_drain() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let seq = vtd.drain(rid()).unwrap();
+    fake.fetch(4, false);
+    fake.set64(offset::IQERCD, 0x0113 << 32);
+    fake.set32(offset::FSTS, 1 << 6);
+    assert_eq!(vtd.done(seq), Poll::Pending);
+    fake.complete_all();
+    let timed_out = portcullis::driver::InvError::DeviceTimeout(SOURCE);
+    assert_eq!(vtd.done(seq), Poll::Ready(Err(timed_out)));
+    let _ = vtd.cut_off(SOURCE).unwrap();
+    let seq = vtd.drain(rid()).unwrap();
+    assert!(fake.queued().iter().all(|d| d[0] & 0xf != 3));
+    fake.complete_all();
+    assert_eq!(vtd.done(seq), Poll::Ready(Ok(())), "it can send nothing: that is proof enough");
+    assert_eq!(vtd.drain_end(rid()), DrainEnd::At(QueuePos(0)));
+}
+
+#[test]
+fn many_points_of_a_device_are_drained_at_once() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, all_features()).unwrap();
+    let ended = |at| vtd.drain_end(at) == DrainEnd::At(QueuePos(0));
+    // Four are under way; a fifth does not push one of them out.
     for n in 1..=4 {
         let _ = vtd.drain(with_pasid(n)).unwrap();
-        fake.complete_all();
     }
-    assert_eq!(vtd.drain_end(with_pasid(4)), DrainEnd::At(QueuePos(0)));
-    assert_eq!(vtd.drain_end(rid()), DrainEnd::Again);
+    assert_eq!(vtd.drain(with_pasid(5)), Err(portcullis::driver::SubmitError::Full));
+    let seq = vtd.drain(with_pasid(1)).unwrap();
+    fake.complete_all();
+    assert_eq!(vtd.done(seq), Poll::Ready(Ok(())));
+    assert!((1..=4).all(|n| ended(with_pasid(n))));
+
+    // One that was given up half-way keeps its place only until its fence is complete.
+    for n in 1..=4 {
+        let _ = vtd.drain(with_pasid(n)).unwrap();
+    }
+    fake.complete_all();
+    let _ = vtd.drain(with_pasid(5)).unwrap();
+    fake.complete_all();
+    assert!(ended(with_pasid(5)));
+    assert_eq!(vtd.drain_end(with_pasid(1)), DrainEnd::Again, "others do not answer for it");
 }
 
 #[test]
@@ -365,11 +431,40 @@ fn a_bound_turn_leaves_records_for_the_next() {
     let (seen, more) = turn(&vtd, 3);
     assert_eq!((seen.len(), more), (4, More::Yes));
     assert_eq!(fake.get32(offset::FSTS) & 1, 1, "PFO waits for the last record");
-    fake.set32(offset::FSTS, fake.get32(offset::FSTS) & !0xff00 | 3 << 8);
+    // FRI stays at the record that was the first when PPF became set.
+    assert_eq!(fake.get32(offset::FSTS) & 0xff02, 2);
     let (seen, more) = turn(&vtd, 3);
     assert!(matches!(&seen[..], [Seen::Fault(_), Seen::Fault(o), Seen::Passed(0)]
         if o.kind == FaultKind::Overflow));
     assert_eq!((more, fake.get32(offset::FSTS) & 3), (More::No, 0));
+}
+
+/// All bits of the fault status share one event, which is sent only if none was set.
+#[test]
+fn what_comes_while_another_bit_is_served_is_looked_at_again() {
+    const ITE: u32 = 1 << 6;
+    let (fake, vtd) = scalable();
+    record(&fake, 0, 0x1000, F | 0x71 << 32 | 0x0113);
+    fake.after_write(0x22c, |f| f.set32(offset::FSTS, f.get32(offset::FSTS) | ITE));
+    let (seen, more) = turn(&vtd, 10);
+    assert!(matches!(seen[..], [Seen::Fault(_), Seen::Passed(0)]));
+    assert_eq!(more, More::Yes, "the time-out has no event of its own");
+    let (seen, more) = turn(&vtd, 10);
+    assert!(matches!(&seen[..], [Seen::Fault(f), Seen::Passed(0)] if f.code == ITE));
+    assert_eq!((more, fake.get32(offset::FSTS)), (More::No, 0));
+}
+
+#[test]
+fn a_completion_that_nobody_asked_for_does_not_silence_faults() {
+    const ICE: u32 = 1 << 5;
+    let (fake, vtd) = scalable();
+    fake.set64(offset::IQERCD, 0x0113 << 48);
+    fake.set32(offset::FSTS, ICE);
+    assert!(vtd.interrupt());
+    let (seen, more) = turn(&vtd, 10);
+    assert!(matches!(&seen[..], [Seen::Fault(f), Seen::Passed(0)]
+        if f.source == Some(SOURCE) && f.code == ICE));
+    assert_eq!((more, fake.get32(offset::FSTS)), (More::No, 0), "cleared although the queue is empty");
 }
 
 #[test]
@@ -400,6 +495,18 @@ fn what_a_record_says() {
     // A code that the manual does not know.
     let f = decode(F | 0xee << 32);
     assert_eq!((f.code, f.reason), (0xee, Reason::Other));
+}
+
+#[test]
+fn a_completion_while_the_last_one_is_acknowledged_is_not_lost() {
+    let (fake, vtd) = scalable();
+    vtd.add_device(SOURCE, Features::default()).unwrap();
+    let seq = vtd.cut_off(SOURCE).unwrap();
+    fake.set32(offset::ICS, 1);
+    // Before the write takes effect, so that IWC is clear afterwards.
+    fake.after_write(offset::ICS, Fake::complete_all);
+    assert_eq!(turn(&vtd, 10).0, [Seen::Completed, Seen::Passed(0)]);
+    assert_eq!(vtd.done(seq), Poll::Ready(Ok(())));
 }
 
 #[test]

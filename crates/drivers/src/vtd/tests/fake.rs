@@ -11,6 +11,7 @@ use portcullis_spec::vtd::{
 };
 use std::{
     alloc::{Layout, alloc_zeroed},
+    boxed::Box,
     collections::BTreeMap,
     sync::{Arc, Mutex},
     vec::Vec,
@@ -28,6 +29,18 @@ impl<T: Send> ShortLock<T> for Lock<T> {
     }
 }
 
+type Reaction = Box<dyn FnOnce(&Fake) + Send>;
+
+/// One thing that the driver did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Did {
+    /// A store to this address of so many bytes, in one access.
+    Store(u64, usize),
+    Barrier,
+    /// A write to this register.
+    Write(u32),
+}
+
 struct State {
     regs: BTreeMap<u32, u32>,
     /// Every register write, in order: offset and value.
@@ -37,6 +50,10 @@ struct State {
     released: Vec<Phys>,
     /// GCMD takes no effect.
     stuck: bool,
+    /// What hardware does next when a register is written.
+    reactions: BTreeMap<u32, Reaction>,
+    /// What was done to memory and registers, in order.
+    done: Vec<Did>,
     frames_left: usize,
 }
 
@@ -56,6 +73,8 @@ impl Fake {
                 cleaned: Vec::new(),
                 released: Vec::new(),
                 stuck: false,
+                reactions: BTreeMap::new(),
+                done: Vec::new(),
                 frames_left: usize::MAX,
             })),
         };
@@ -88,6 +107,19 @@ impl Fake {
 
     pub(super) fn stick(&self, stuck: bool) {
         self.with(|s| s.stuck = stuck);
+    }
+
+    /// What hardware does once `at` was written.
+    pub(super) fn after_write(&self, at: u32, reaction: impl FnOnce(&Fake) + Send + 'static) {
+        self.with(|s| s.reactions.insert(at, Box::new(reaction)));
+    }
+
+    /// What was done since the last call: stores to the frame that holds `at`, barriers and register
+    /// writes.
+    pub(super) fn done_around(&self, at: u64) -> Vec<Did> {
+        let mut done = self.with(|s| core::mem::take(&mut s.done));
+        done.retain(|d| !matches!(d, Did::Store(to, _) if to & !0xfff != at & !0xfff));
+        done
     }
 
     pub(super) fn limit_frames(&self, n: usize) {
@@ -181,7 +213,10 @@ impl Fake {
     }
 
     fn written(&self, at: u32, value: u64) {
-        self.with(|s| s.writes.push((at, value)));
+        self.with(|s| {
+            s.writes.push((at, value));
+            s.done.push(Did::Write(at));
+        });
         let low = value as u32;
         let w1c = |mask: u32| self.set32(at, self.get32(at) & !(low & mask));
         match at {
@@ -206,6 +241,9 @@ impl Fake {
                 self.set32(offset::FSTS, fsts | u32::from(pending) << 1);
             }
             _ => self.set32(at, low),
+        }
+        if let Some(reaction) = self.with(|s| s.reactions.remove(&at)) {
+            reaction(self);
         }
     }
 
@@ -256,6 +294,8 @@ impl TableMem for Fake {
     }
 
     fn store<W: Word>(&self, table: Phys, i: usize, w: W) {
+        let (at, bytes) = (table.0 + (i * size_of::<W>()) as u64, size_of::<W>());
+        self.with(|s| s.done.push(Did::Store(at, bytes)));
         W::store(self.atomic::<W>(table, i), w);
     }
 
@@ -269,8 +309,9 @@ impl TableMem for Fake {
     }
 
     fn store128(&self, table: Phys, i: usize, w: u128) {
-        self.store::<u64>(table, 2 * i, w as u64);
-        self.store::<u64>(table, 2 * i + 1, (w >> 64) as u64);
+        self.with(|s| s.done.push(Did::Store(table.0 + i as u64 * 16, 16)));
+        u64::store(self.atomic::<u64>(table, 2 * i), w as u64);
+        u64::store(self.atomic::<u64>(table, 2 * i + 1), (w >> 64) as u64);
     }
 
     fn fill_private<W: Word>(
@@ -290,7 +331,9 @@ impl TableMem for Fake {
         }
     }
 
-    fn barrier(&self) {}
+    fn barrier(&self) {
+        self.with(|s| s.done.push(Did::Barrier));
+    }
 
     fn clean(&self, table: Phys, bytes: Range<usize>) {
         let range = table.0 + bytes.start as u64..table.0 + bytes.end as u64;

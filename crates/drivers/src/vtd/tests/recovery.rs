@@ -1,6 +1,6 @@
 //! The invalidation queue: wrap-around, room, and what happens when it stops.
 
-use super::*;
+use super::{fake::Did, *};
 use portcullis::{
     Answer, Code, VendorBits,
     driver::{Batch, CacheTag, HwLost, InvError, Offer, PageRequest, SubmitError},
@@ -99,6 +99,28 @@ fn the_ring_wraps() {
     assert_eq!(fake.tail(), 200 * 4 % 128);
 }
 
+/// What was written to the queue's frame is visible before hardware is told to go on by `register`.
+fn visible_before(fake: &Fake, register: u32) {
+    let done = fake.done_around(fake.get64(offset::IQA) & !0xfff);
+    let told = done.iter().position(|d| *d == Did::Write(register)).unwrap();
+    let written = done[..told].iter().rposition(|d| matches!(d, Did::Store(..))).unwrap();
+    assert!(done[written..told].contains(&Did::Barrier), "{done:?}");
+}
+
+#[test]
+fn descriptors_are_visible_before_hardware_goes_on() {
+    let (fake, vtd) = two_devices();
+    fake.done_around(0);
+    let seq = submit(&vtd, &[A]).unwrap();
+    visible_before(&fake, offset::IQT);
+    let _ = submit(&vtd, &[B]).unwrap();
+    fake.fetch(3, false);
+    time_out(&fake, A.0.into());
+    fake.done_around(0);
+    let _ = vtd.done(seq);
+    visible_before(&fake, offset::FSTS);
+}
+
 #[test]
 fn a_full_queue_takes_nothing_until_something_completed() {
     let (fake, vtd) = two_devices();
@@ -161,6 +183,10 @@ fn a_named_time_out_costs_its_device_alone() {
     // Fetched up to the wait of the first submission: 2 IOTLB, fence, 2 device TLBs.
     fake.fetch(5, false);
     time_out(&fake, A.0.into());
+    // Hardware goes on where its head is as soon as the bit is clear.
+    fake.after_write(offset::FSTS, |f| {
+        assert!(asked(f).is_empty() && f.queued().iter().all(|d| is(d, DescType::Wait)));
+    });
     assert_eq!(vtd.done(other), Poll::Pending);
     assert_eq!(fake.get32(offset::FSTS) & ITE, 0, "hardware goes on");
     assert_eq!(asked(&fake), [u64::from(B.0), u64::from(B.0)], "A is not asked again");
@@ -222,6 +248,32 @@ fn one_suspect_needs_no_name() {
     fake.complete_all();
     assert_eq!(vtd.done(dead), Poll::Ready(Err(InvError::DeviceTimeout(A))));
     assert_eq!(vtd.done(other), Poll::Ready(Ok(())));
+}
+
+/// Hardware still waits for what it sent before an earlier time-out.
+#[test]
+fn a_late_time_out_is_not_blamed_on_who_is_asked_now() {
+    let (fake, vtd) = two_devices();
+    const C: SourceId = SourceId(0x0300);
+    vtd.add_device(C, all_features()).unwrap();
+    let both = submit(&vtd, &[A, B]).unwrap();
+    let other = submit(&vtd, &[C]).unwrap();
+    fake.fetch(6, false);
+    time_out(&fake, A.0.into());
+    assert_eq!(vtd.done(other), Poll::Pending);
+    // Hardware goes on, and has not reached B again when B's first invalidation runs out.
+    fake.fetch(2, false);
+    time_out(&fake, B.0.into());
+    assert_eq!(vtd.done(other), Poll::Pending);
+    assert_eq!(asked(&fake), [u64::from(C.0)]);
+    // One of a device that is asked nothing any more: C goes unblamed, and is asked again.
+    fake.fetch(fake.queued().len() as u64 - 1, false);
+    time_out(&fake, B.0.into());
+    assert_eq!(vtd.done(other), Poll::Pending);
+    assert_eq!(asked(&fake), [u64::from(C.0)]);
+    fake.complete_all();
+    assert_eq!(vtd.done(other), Poll::Ready(Ok(())));
+    assert!(matches!(vtd.done(both), Poll::Ready(Err(InvError::DeviceTimeout(_)))));
 }
 
 #[test]
@@ -320,6 +372,7 @@ fn a_unit_that_refuses_everything_is_lost() {
     assert_eq!(vtd.done(seq), Poll::Ready(Err(InvError::Lost(HwLost))));
     assert_eq!(submit(&vtd, &[A]), Err(SubmitError::Lost(HwLost)));
     assert_eq!(respond(&vtd, &SlotWord::new()), Offer::Lost);
+    assert_eq!(fake.get32(offset::FSTS), IQE, "left alone: it would come back with an event each time");
 }
 
 #[test]

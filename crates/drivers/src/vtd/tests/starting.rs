@@ -95,6 +95,22 @@ fn what_firmware_left_is_switched_off_first() {
 }
 
 #[test]
+fn a_queue_that_an_error_has_stopped_will_not_get_empty() {
+    for (fsts, ends) in [(0, false), (1 << 4, true), (1 << 6, true), (1 << 5, false)] {
+        let fake = Fake::new(cap(), legacy_ecap());
+        fake.set32(offset::GSTS, QIE);
+        fake.set64(offset::IQT, 0x40);
+        fake.set32(offset::FSTS, fsts);
+        let vtd = Vtd::new(fake.clone(), Window(0), Options::default());
+        assert_eq!(vtd.start(Start::Fresh).is_ready(), ends, "FSTS_REG {fsts:#x}");
+        if ends {
+            assert_eq!(commands(&fake.writes())[0], 0, "it was switched off");
+            assert_eq!(fake.get32(offset::FSTS), 0);
+        }
+    }
+}
+
+#[test]
 fn a_step_that_hardware_does_not_finish_is_pending() {
     let fake = Fake::new(cap(), legacy_ecap());
     fake.stick(true);
