@@ -2,7 +2,7 @@
 
 use crate::{
     driver::{HwLost, Incompatible, PrepareError, StartError},
-    ids::{At, DeviceId, InstanceId, Key, Pasid, SourceId},
+    ids::{At, DeviceId, InstanceId, Key, Pasid},
 };
 use portcullis_pgtable::{MapError, Phys};
 
@@ -222,8 +222,3 @@ pub struct AlreadyAnswered;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} names nothing any more")]
 pub struct Stale(pub Key);
-
-/// The requester is unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} belongs to no device")]
-pub struct UnknownSource(pub SourceId);
