@@ -1,5 +1,7 @@
 //! Bounds and deadlines. Everything that a device can make grow has its limit here.
 
+#[cfg(feature = "planted")]
+pub use crate::planted::Plant;
 use core::time::Duration;
 
 /// The limits of one [`Iommu`](crate::Iommu). What they size is allocated when it is made or when
@@ -33,18 +35,6 @@ pub struct Config {
     pub plant: Option<Plant>,
 }
 
-/// A protection that a test takes away.
-#[cfg(feature = "planted")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plant {
-    /// The answer is taken before the queue's lock is held, so that it can go out after its slot
-    /// has a new owner.
-    AnswerTakenEarly,
-    /// An unmap reads the cache tags before it clears the entries, so that an attach in between is
-    /// not invalidated.
-    TagsReadEarly,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -60,27 +50,5 @@ impl Default for Config {
             #[cfg(feature = "planted")]
             plant: None,
         }
-    }
-}
-
-impl Config {
-    #[cfg(feature = "planted")]
-    pub(crate) fn answer_taken_early(&self) -> bool {
-        self.plant == Some(Plant::AnswerTakenEarly)
-    }
-
-    #[cfg(not(feature = "planted"))]
-    pub(crate) fn answer_taken_early(&self) -> bool {
-        false
-    }
-
-    #[cfg(feature = "planted")]
-    pub(crate) fn tags_read_early(&self) -> bool {
-        self.plant == Some(Plant::TagsReadEarly)
-    }
-
-    #[cfg(not(feature = "planted"))]
-    pub(crate) fn tags_read_early(&self) -> bool {
-        false
     }
 }

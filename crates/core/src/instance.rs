@@ -140,7 +140,7 @@ impl<P: Platform> Instance<P> {
             // A swap, so that what a second caller saw before it asked is seen by this turn.
             self.turn.swap(RUNNING, Ordering::AcqRel);
             let mut intake = TurnIntake::new(self);
-            let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget));
+            let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget.max(1)));
             let full = !self.send_unsent();
             self.expire();
             if more == More::Yes || full {

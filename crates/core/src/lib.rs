@@ -30,6 +30,8 @@ mod intake;
 mod iommu;
 mod observer;
 mod op;
+#[cfg(feature = "planted")]
+mod planted;
 mod registry;
 mod requests;
 mod resolver;

@@ -68,7 +68,8 @@ impl<P: Platform> Instance<P> {
         let Some(last) = self.state.with(|s| s.requests.group(slot, generation).map(|g| g.last)) else {
             return true;
         };
-        if self.config().answer_taken_early() {
+        #[cfg(feature = "planted")]
+        if self.config().plant == Some(crate::planted::Plant::AnswerTakenEarly) {
             return self.offer_taken_early(slot, generation, word, &last);
         }
         let offer = match self.is_lost() {
@@ -98,32 +99,9 @@ impl<P: Platform> Instance<P> {
         true
     }
 
-    /// The planted race: the code leaves the slot before the queue's lock is held.
-    fn offer_taken_early(
-        &self,
-        slot: u32,
-        generation: Generation,
-        word: &SlotWord,
-        last: &crate::driver::PageRequest,
-    ) -> bool {
-        let Some(code) = word.take(generation) else {
-            self.release(slot, generation);
-            return true;
-        };
-        self.release(slot, generation);
-        let stale = SlotWord::new();
-        if let Some(g) = stale.arm() {
-            stale.answer(g, code);
-            while self.driver().page_response(&Answer::new(last, &stale, g)) == Offer::Full {
-                self.platform().now();
-            }
-        }
-        true
-    }
-
     /// Frees a slot whose answer went out or is void: word and record together, so that nobody
     /// finds a record whose word is free.
-    fn release(&self, slot: u32, generation: Generation) {
+    pub(crate) fn release(&self, slot: u32, generation: Generation) {
         let freed = self.state.with(|s| {
             let freed = self.words.get(slot as usize).is_some_and(|w| w.free(generation));
             if freed {

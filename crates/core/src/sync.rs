@@ -19,15 +19,20 @@ use portcullis_pgtable::{Gather, IoTable, Synced, UnmapError};
 /// [`flush`](crate::Domain::flush); nothing is freed early.
 #[must_use = "what was unmapped stays visible to devices until it is synced"]
 pub struct Unmapping<'d, P: Platform> {
-    domain: &'d Arc<DomainInner<P>>,
-    gather: Gather,
-    /// The planted race: tags read before the entries were cleared.
-    early: Option<Vec<Chunk<P>>>,
+    pub(crate) domain: &'d Arc<DomainInner<P>>,
+    pub(crate) gather: Gather,
+    #[cfg(feature = "planted")]
+    pub(crate) early: crate::planted::EarlyTags<P>,
 }
 
 impl<'d, P: Platform> Unmapping<'d, P> {
     pub(crate) fn new(domain: &'d Arc<DomainInner<P>>) -> Self {
-        Unmapping { domain, gather: Gather::new(), early: None }
+        Unmapping {
+            domain,
+            gather: Gather::new(),
+            #[cfg(feature = "planted")]
+            early: None,
+        }
     }
 
     /// Takes out the mappings of `len` bytes at `iova`, which must consist of whole leaves. The
@@ -36,9 +41,8 @@ impl<'d, P: Platform> Unmapping<'d, P> {
     /// # Errors
     /// See [`UnmapError`]; nothing was taken out.
     pub fn unmap(&mut self, iova: u64, len: u64) -> Result<(), UnmapError> {
-        if self.domain.shared.hub.config.tags_read_early() && self.early.is_none() {
-            self.early = Some(all_tags(self.domain));
-        }
+        #[cfg(feature = "planted")]
+        self.read_tags_early();
         match self.domain.table() {
             Some(t) => t.unmap(iova, len, &mut self.gather),
             None => Err(UnmapError::NotMapped { iova }),
@@ -63,19 +67,23 @@ impl<'d, P: Platform> Unmapping<'d, P> {
         if self.gather.is_empty() {
             return Ok(());
         }
-        match self.early.take() {
-            Some(chunks) => {
-                for chunk in &chunks {
-                    invalidate_chunk(self.domain, chunk, self.gather.range(), self.gather.non_leaf()).await?;
-                }
-            }
-            None => invalidate(self.domain, self.gather.range(), self.gather.non_leaf()).await?,
+        #[cfg(feature = "planted")]
+        if let Some(done) = self.invalidate_early().await {
+            done?;
+            self.retire();
+            return Ok(());
         }
+        invalidate(self.domain, self.gather.range(), self.gather.non_leaf()).await?;
+        self.retire();
+        Ok(())
+    }
+
+    /// Frees the tables that were taken out, after the invalidation.
+    fn retire(&mut self) {
         let gather = core::mem::take(&mut self.gather);
         if let Some(t) = self.domain.table() {
             t.retire(gather.into_retired(), Synced::after_completed_invalidation());
         }
-        Ok(())
     }
 }
 
@@ -85,16 +93,6 @@ impl<P: Platform> Drop for Unmapping<'_, P> {
             self.domain.parked.park(core::mem::take(&mut self.gather));
         }
     }
-}
-
-fn all_tags<P: Platform>(domain: &DomainInner<P>) -> Vec<Chunk<P>> {
-    let mut chunks = Vec::new();
-    let mut cursor = None;
-    while let Some(chunk) = domain.tags.collect(cursor) {
-        cursor = chunk.end();
-        chunks.push(chunk);
-    }
-    chunks
 }
 
 /// Invalidates a range, or everything, on every cache that may hold it. One batch and one wait for
@@ -113,7 +111,7 @@ pub(crate) async fn invalidate<P: Platform>(
     Ok(())
 }
 
-async fn invalidate_chunk<P: Platform>(
+pub(crate) async fn invalidate_chunk<P: Platform>(
     domain: &DomainInner<P>,
     chunk: &Chunk<P>,
     range: Option<(u64, u64)>,
