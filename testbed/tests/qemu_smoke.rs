@@ -1,5 +1,8 @@
 //! That QEMU is what the suite takes it for: its VT-d answers, and its test devices move bytes.
 
+use portcullis::{Config, InstanceId, Iommu, Sleep, driver::Start};
+use portcullis_drivers::vtd::{Options, Vtd};
+use portcullis_testbed::platform::{QemuPlatform, VTD};
 use portcullis_testbed::qemu::{DmaFailure, EDUS, MEMORY_BYTES, Qemu, VTD_REGISTERS};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -143,4 +146,18 @@ fn testdev_tells_where_its_bytes_went() {
     assert!(matches!(elsewhere, Err(DmaFailure::Elsewhere)), "{elsewhere:?}");
     let nowhere = testdev.write_memory(1 << 40, 0x70_0000, 16);
     assert!(matches!(nowhere, Err(DmaFailure::Blocked)), "{nowhere:?}");
+}
+
+#[test]
+fn the_driver_refuses_caching_mode_with_the_reason() {
+    let name = "the_driver_refuses_caching_mode_with_the_reason";
+    let Some(qemu) = Qemu::start_or_skip(name, "caching-mode=on") else {
+        return;
+    };
+    let platform = QemuPlatform::new(&qemu).unwrap();
+    let iommu = Iommu::new(platform.clone(), Config::default()).unwrap();
+    let driver = Box::new(Vtd::new(platform, VTD, Options::default()));
+    let refused = iommu.register(&Sleep::in_sleepable_context(), InstanceId(0), driver, Start::Fresh);
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("caching mode"), "{why}");
 }

@@ -153,7 +153,8 @@ impl<P: Platform> Device<P> {
         block_on(hub, cx, self.inner.reset()).map_err(|_| AttachError::Shutdown)?.map_err(AttachError::Lost)
     }
 
-    /// The step form of [`reset`](Device::reset).
+    /// The step form of [`reset`](Device::reset). Dropped unfinished, the device stays cut off, and
+    /// its page requests void, until it is reset again.
     pub fn start_reset(&self) -> Op<'_, Result<(), HwLost>> {
         Op::new(self.inner.reset())
     }

@@ -96,7 +96,8 @@ impl<P: Platform> Iommu<P> {
         added.map_err(|_| AddDeviceError::Shutdown)?
     }
 
-    /// The step form of [`add_device`](Iommu::add_device).
+    /// The step form of [`add_device`](Iommu::add_device). Dropped unfinished, the requester stays
+    /// with the instance's driver, blocked or with its direct regions, and cannot be added again.
     pub fn start_add_device(&self, spec: DeviceSpec) -> Op<'_, Result<Device<P>, AddDeviceError>> {
         Op::new(registry::add_device(&self.shared, spec))
     }

@@ -209,17 +209,17 @@ async fn make_device<P: Platform>(
         let target = domain.target(*tag);
         let (held, _) =
             Holding::prepare(instance, at, target).inspect_err(|_| domain.release_tag(instance))?;
-        let shown = Shown { domain, instance, done: false };
+        let shown = Shown { domain, done: false };
         device.inner.install_prepared(at, target, Some(held)).await?;
         shown.done();
     }
     Ok(device)
 }
 
-/// A domain that hardware may have begun to use: given up half-way, it is kept for ever.
+/// A domain that hardware may have begun to use: given up half-way, it is kept for ever, and its
+/// tag is never given to another.
 struct Shown<'a, P: Platform> {
     domain: &'a DomainInner<P>,
-    instance: &'a Arc<Instance<P>>,
     done: bool,
 }
 
@@ -233,7 +233,6 @@ impl<P: Platform> Drop for Shown<'_, P> {
     fn drop(&mut self) {
         if !self.done {
             self.domain.keep_for_ever();
-            self.domain.release_tag(self.instance);
         }
     }
 }

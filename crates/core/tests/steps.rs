@@ -3,9 +3,9 @@
 mod common;
 
 use common::*;
-use portcullis::driver::Start;
+use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, RegisterError};
-use portcullis::{At, Code, Config, InstanceId, Iommu, Op, Replaced, SourceId};
+use portcullis::{At, Code, Config, DirectRegion, InstanceId, Iommu, Op, Replaced, SourceId};
 use std::task::Poll;
 
 /// Steps an operation to its end, with service turns in between.
@@ -79,4 +79,25 @@ fn a_replace_given_up_half_way_is_ended_by_a_worker() {
     assert!(w.hw.entry(At { source: SourceId(1), pasid: None }).is_none(), "nothing is attached");
     assert!(one.is_unused() && two.is_unused());
     let _again = w.attach(&one, &d);
+}
+
+#[test]
+fn a_device_given_up_half_way_keeps_what_hardware_may_have_cached() {
+    let w = World::new();
+    let mut spec = w.spec(1);
+    spec.direct = vec![DirectRegion { start: 0x8000, len: 0x2000, prot: RW }];
+    w.hw.state().hold = true;
+    let mut op = w.iommu.start_add_device(spec);
+    assert!(op.step().is_pending());
+    drop(op);
+    w.hw.state().hold = false;
+    let tag = |n| match w.hw.entry(At { source: SourceId(n), pasid: None }) {
+        Some(Target::Table { tag, .. }) => tag,
+        other => panic!("{other:?}"),
+    };
+    let first = tag(1);
+    let d = w.device(2);
+    let dom = w.served(&d);
+    let _a = w.attach(&dom, &d);
+    assert_ne!(tag(2), first, "the caches may hold something under it");
 }
