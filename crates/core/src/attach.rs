@@ -12,7 +12,7 @@ use crate::{
     op::hw,
     platform::{Platform, ShortLock},
     resolver::{Handler, Resolves},
-    sources::{Phase, Slot},
+    sources::Phase,
 };
 use alloc::{collections::VecDeque, sync::Arc};
 use core::future::poll_fn;
@@ -267,38 +267,18 @@ impl<P: Platform> Made<P> {
         let (instance, at) = (&inner.instance, inner.at);
         let ats = instance.may_cache(at);
         inner.domain.tags.publish(instance, CacheTag { tag: inner.tag, at, ats })?;
-        let shown = self.enter(Phase::Attaching);
-        if !shown {
+        if !instance.show(at, Phase::Attaching, inner) {
             inner.domain.tags.remove(instance.id(), at);
             return Err(AttachError::TooMany(inner.device.id));
         }
         Ok(())
     }
 
-    /// Puts the attachment where the fault path finds it, in the place of one that it replaces.
-    fn enter(&self, phase: Phase) -> bool {
-        let inner = &self.inner;
-        let (shown, old) = inner.instance.state.with(|s| {
-            let Some(src) = s.sources.get_mut(inner.at.source) else { return (false, None) };
-            let new = Slot { pasid: inner.at.pasid, phase, inner: inner.clone() };
-            if let Some(slot) = src.slot(inner.at.pasid) {
-                return (true, Some(core::mem::replace(slot, new)));
-            }
-            if src.slots.len() == src.slots.capacity() {
-                return (false, Some(new));
-            }
-            src.slots.push(new);
-            (true, None)
-        });
-        drop(old);
-        shown
-    }
-
     /// The hardware translates: the resolver may run.
     fn publish(mut self) -> Attachment<P> {
         // The key first: a resolver may use it before the caller has the attachment.
         self.inner.device.shared_slab().fill(self.inner.clone());
-        self.enter(Phase::Attached);
+        self.inner.instance.show(self.inner.at, Phase::Attached, &self.inner);
         if let Some(token) = self.token.take() {
             token.finish(Some(self.inner.key));
         }

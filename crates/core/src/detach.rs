@@ -8,7 +8,6 @@ use crate::{
     instance::Instance,
     op::hw,
     platform::{Platform, ShortLock, Sleep, Time},
-    sources::Phase,
     wait::{GaveUp, wait_for},
 };
 use alloc::sync::Arc;
@@ -79,12 +78,7 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         inner.finish();
         return;
     };
-    instance.state.with(|s| {
-        let slot = s.sources.get_mut(at.source).and_then(|src| src.slot(at.pasid));
-        if let Some(slot) = slot.filter(|slot| slot.inner.key == inner.key) {
-            slot.phase = Phase::Draining;
-        }
-    });
+    instance.set_draining(at, inner.key);
     inner.gate.close();
     let blocked = inner.device.block(at).await;
     let drained = match blocked {
@@ -108,12 +102,7 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         inner.replaces.with(Option::take);
         old.finish();
     }
-    let slot = instance.state.with(|s| {
-        let src = s.sources.get_mut(at.source)?;
-        let i = src.slots.iter().position(|slot| slot.inner.key == inner.key)?;
-        Some(src.slots.swap_remove(i))
-    });
-    drop(slot);
+    instance.hide(at, inner.key);
     let_go(&inner, drained).await;
     token.finish(None);
     inner.finish();
@@ -161,7 +150,7 @@ async fn by_deadline<P: Platform>(instance: &Arc<Instance<P>>, mut done: impl Fn
 
 /// Proves that no request that was sent before the block is still on its way.
 pub(crate) async fn drain<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), HwLost> {
-    if !makes_requests(instance, at) {
+    if !instance.may_have_asked(at.source) {
         return Ok(());
     }
     // A queue that others keep full lets no fence prove anything: it is tried as long as the
@@ -171,7 +160,7 @@ pub(crate) async fn drain<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> R
         hw(instance, || instance.driver().drain(at)).await?;
         match instance.driver().drain_end(at) {
             DrainEnd::At(tail) => {
-                by_deadline(instance, || instance.is_lost() || instance.state.with(|s| s.head >= tail)).await;
+                by_deadline(instance, || instance.is_lost() || instance.has_passed(tail)).await;
                 return if instance.is_lost() { Err(HwLost) } else { Ok(()) };
             }
             DrainEnd::Again => instance.service(),
@@ -193,14 +182,8 @@ async fn look_again() {
 }
 
 async fn fence<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), HwLost> {
-    if !makes_requests(instance, at) {
+    if !instance.may_have_asked(at.source) {
         return Ok(());
     }
     hw(instance, || instance.driver().drain(at)).await
-}
-
-/// Whether the device may have sent page requests that did not arrive. Also when they are off now:
-/// another attachment's end may have switched them off a moment ago.
-fn makes_requests<P: Platform>(instance: &Instance<P>, at: At) -> bool {
-    instance.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.pri || src.asked))
 }

@@ -1,7 +1,6 @@
 //! Devices: what the embedder says of them, and what the core does to them as a whole.
 
 use crate::{
-    attachment::Inner,
     detach::drain,
     domain::DomainInner,
     driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
@@ -122,20 +121,12 @@ impl<P: Platform> Device<P> {
 
     /// What was counted since it was added.
     pub fn counters(&self) -> Counters {
-        self.inner
-            .instance
-            .state
-            .with(|s| s.sources.get(self.inner.source).map(|src| src.counters))
-            .unwrap_or_default()
+        self.inner.instance.counters(self.inner.source)
     }
 
     /// Which features are switched on now.
     pub fn features(&self) -> Features {
-        self.inner
-            .instance
-            .state
-            .with(|s| s.sources.get(self.inner.source).map(|src| src.features))
-            .unwrap_or_default()
+        self.inner.instance.features(self.inner.source)
     }
 
     /// Whether it was cut off because its own TLB did not answer. A reset ends that.
@@ -247,7 +238,7 @@ impl<P: Platform> DeviceInner<P> {
                 self.give_share_back();
                 return Err(lost.into());
             }
-            self.set_share(share);
+            self.instance.set_share(self.source, share);
             self.control.set_pri(Some(share));
         }
         self.pri.with(|p| {
@@ -264,7 +255,7 @@ impl<P: Platform> DeviceInner<P> {
         let turn = Turning(self);
         if self.pri.with(|p| p.users <= 1) {
             self.control.set_pri(None);
-            self.set_share(0);
+            self.instance.set_share(self.source, 0);
             // The interface is reset before it is switched on again: nothing completes these.
             self.instance.drop_partials_of(self.source);
             self.pri.with(|p| p.on = false);
@@ -281,7 +272,7 @@ impl<P: Platform> DeviceInner<P> {
         if held > 0 {
             return Some(held);
         }
-        let share = self.instance.state.with(|s| s.credits.take(limit))?;
+        let share = self.instance.take_credits(limit)?;
         self.pri.with(|p| p.share = share);
         Some(share)
     }
@@ -289,7 +280,7 @@ impl<P: Platform> DeviceInner<P> {
     /// Gives back the credits of a device that makes no page requests any more.
     pub(crate) fn give_share_back(&self) {
         let share = self.pri.with(|p| core::mem::take(&mut p.share));
-        self.instance.state.with(|s| s.credits.give_back(share));
+        self.instance.give_credits(share);
     }
 
     /// The device's limit of outstanding page requests, if it may make any.
@@ -317,27 +308,11 @@ impl<P: Platform> DeviceInner<P> {
         if taken { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn set_share(&self, share: u32) {
-        self.instance.state.with(|s| {
-            if let Some(src) = s.sources.get_mut(self.source) {
-                src.share = share;
-                src.asked |= share > 0;
-            }
-        });
-    }
-
     async fn set_features(&self, change: impl FnOnce(&mut Features)) -> Result<(), HwLost> {
-        let mut features = self
-            .instance
-            .state
-            .with(|s| s.sources.get(self.source).map(|src| src.features).unwrap_or_default());
+        let mut features = self.instance.features(self.source);
         change(&mut features);
         hw(&self.instance, || self.instance.driver().set_features(self.source, features)).await?;
-        self.instance.state.with(|s| {
-            if let Some(src) = s.sources.get_mut(self.source) {
-                src.features = features;
-            }
-        });
+        self.instance.set_features(self.source, features);
         Ok(())
     }
 
@@ -348,7 +323,7 @@ impl<P: Platform> DeviceInner<P> {
         poll_fn(|_| self.pri_turn()).await;
         let turn = Turning(self);
         let instance = &self.instance;
-        self.set_resetting(true);
+        instance.set_resetting(self.source, true);
         hw(instance, || instance.driver().cut_off(self.source)).await?;
         instance.void_all_of(self.source);
         self.control.reset();
@@ -359,12 +334,12 @@ impl<P: Platform> DeviceInner<P> {
         hw(instance, || instance.driver().restore(self.source)).await?;
         let mut last = None;
         let mut requester_id = false;
-        while let Some(inner) = self.attached_after(last) {
+        while let Some((at, inner)) = instance.attached_after(self.source, last) {
             if let Some(target) = inner.domain.maybe_target(inner.tag) {
-                self.install(inner.at, target).await?;
+                self.install(at, target).await?;
             }
-            requester_id |= inner.at.pasid.is_none();
-            last = Some(inner.at);
+            requester_id |= at.pasid.is_none();
+            last = Some(at);
         }
         if let (Some((domain, tag)), false) = (&self.direct_only, requester_id) {
             self.install(At { source: self.source, pasid: None }, domain.target(*tag)).await?;
@@ -374,26 +349,15 @@ impl<P: Platform> DeviceInner<P> {
         if on {
             self.control.set_pri(Some(share));
         }
-        self.set_resetting(false);
+        instance.set_resetting(self.source, false);
         drop(turn);
         drop(frozen);
         Ok(())
     }
 
-    fn set_resetting(&self, resetting: bool) {
-        self.instance.state.with(|s| {
-            if let Some(src) = s.sources.get_mut(self.source) {
-                src.resetting = resetting;
-            }
-        });
-    }
-
     /// PASID, then ATS: the order that PCIe asks for.
     pub(crate) fn enable(&self) {
-        let f = self
-            .instance
-            .state
-            .with(|s| s.sources.get(self.source).map(|src| src.features).unwrap_or_default());
+        let f = self.instance.features(self.source);
         if f.pasid {
             self.control.set_pasid(true);
         }
@@ -407,15 +371,6 @@ impl<P: Platform> DeviceInner<P> {
         self.control.set_pri(None);
         self.control.set_ats(false);
         self.control.set_pasid(false);
-    }
-
-    /// What is attached at the next place.
-    fn attached_after(&self, last: Option<At>) -> Option<Arc<Inner<P>>> {
-        self.instance.state.with(|s| {
-            let slots = s.sources.get(self.source)?.slots.iter();
-            let later = slots.map(|slot| &slot.inner).filter(|inner| Some(inner.at) > last);
-            later.min_by_key(|inner| inner.at).cloned()
-        })
     }
 }
 

@@ -30,6 +30,7 @@ mod intake;
 mod iommu;
 mod observer;
 mod op;
+mod places;
 #[cfg(feature = "planted")]
 mod planted;
 mod registry;

@@ -12,7 +12,6 @@ use crate::{
     iommu::Shared,
     op::hw,
     platform::{Platform, ShortLock},
-    sources::Source,
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{future::poll_fn, mem::ManuallyDrop, task::Poll};
@@ -161,19 +160,7 @@ impl<'a, P: Platform> Known<'a, P> {
         spec: &DeviceSpec,
         features: Features,
     ) -> Result<Self, AddDeviceError> {
-        let config = instance.config();
-        let share = config.credits_per_device as usize;
-        let mut entry = Some(Source::new(source, spec.id, features, config.attachments_per_device, share)?);
-        instance.state.with(|s| {
-            if s.sources.get(source).is_some() || s.sources.iter_mut().any(|x| x.device == spec.id) {
-                return Err(AddDeviceError::Duplicate(spec.id));
-            }
-            if s.sources.is_full() {
-                return Err(AddDeviceError::TooMany(instance.id()));
-            }
-            entry.take().into_iter().for_each(|e| s.sources.insert(e));
-            Ok(())
-        })?;
+        instance.learn(spec.id, &[source], features)?;
         Ok(Known { instance, source, stays: false })
     }
 
@@ -185,8 +172,7 @@ impl<'a, P: Platform> Known<'a, P> {
 impl<P: Platform> Drop for Known<'_, P> {
     fn drop(&mut self) {
         if !self.stays {
-            let gone = self.instance.state.with(|s| s.sources.remove(self.source));
-            drop(gone);
+            self.instance.forget(self.source);
         }
     }
 }
@@ -268,8 +254,7 @@ pub(crate) async fn remove_device<P: Platform>(device: &Device<P>) -> Result<(),
     inner.give_share_back();
     instance.void_all_of(source);
     instance.absolve(source);
-    let gone = instance.state.with(|s| s.sources.remove(source));
-    drop(gone);
+    instance.forget(source);
     instance.driver().remove_device(source);
     if let Some((domain, _)) = &inner.direct_only {
         domain.release_tag(instance);

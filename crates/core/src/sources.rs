@@ -165,7 +165,7 @@ impl<P: Platform> Sources<P> {
     }
 
     /// Adds a requester whose id is not known yet, while there is room: see
-    /// [`is_full`](Self::is_full).
+    /// [`room`](Self::room).
     pub(crate) fn insert(&mut self, source: Source<P>) {
         if let Err(i) = self.0.binary_search_by_key(&source.id, |s| s.id) {
             self.0.insert(i, source);
@@ -176,8 +176,9 @@ impl<P: Platform> Sources<P> {
         self.0.binary_search_by_key(&id, |s| s.id).ok().map(|i| self.0.remove(i))
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.0.len() == self.0.capacity()
+    /// How many more fit.
+    pub(crate) fn room(&self) -> usize {
+        self.0.capacity() - self.0.len()
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Source<P>> {
