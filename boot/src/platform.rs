@@ -91,6 +91,18 @@ impl Machine {
         offset / FRAME_SIZE
     }
 
+    /// Takes `n` frames in a row, aligned to their number, out of `free`: the index of the first.
+    fn take(&self, free: &mut Vec<usize>, n: usize) -> Option<usize> {
+        if n == 1 {
+            return free.pop();
+        }
+        let aligned = |i: &&usize| (self.frames / FRAME_SIZE + **i).is_multiple_of(n);
+        let whole = |i: &&usize| (**i..**i + n).all(|i| free.contains(&i));
+        let first = *free.iter().filter(aligned).find(whole)?;
+        free.retain(|i| !(first..first + n).contains(i));
+        Some(first)
+    }
+
     /// Where the entries `range`, of `width` bytes each, of a frame begin.
     fn entries(&self, table: Phys, range: &Range<usize>, width: usize) -> *mut u8 {
         assert!(range.start <= range.end && range.end <= FRAME_SIZE / width, "entries {range:?}");
@@ -118,25 +130,29 @@ impl Machine {
 /// else in any context.
 impl TableMem for BareMetal {
     /// Zeroed, and out of everybody's reach: the linear [`Fresh`] is the exclusive right to it.
-    fn frame(&self) -> Result<Fresh, NoMem> {
-        let index = self.0.free.with(Vec::pop).ok_or(NoMem)?;
-        let frame = self.0.frames + index * FRAME_SIZE;
-        // SAFETY: it was free, so neither the CPU nor a walker uses it.
-        unsafe { ptr::with_exposed_provenance_mut::<u8>(frame).write_bytes(0, FRAME_SIZE) };
-        // SAFETY: as above; zeroed, and no longer in the list of free frames.
-        Ok(unsafe { Fresh::from_raw(Phys(frame as u64)) })
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        let n = 1usize.checked_shl(order).ok_or(NoMem)?;
+        let index = self.0.free.with(|free| self.0.take(free, n)).ok_or(NoMem)?;
+        let first = self.0.frames + index * FRAME_SIZE;
+        // SAFETY: the run was free, so neither the CPU nor a walker uses it.
+        unsafe { ptr::with_exposed_provenance_mut::<u8>(first).write_bytes(0, n * FRAME_SIZE) };
+        // SAFETY: as above; zeroed, aligned, and no longer in the list of free frames.
+        Ok(unsafe { Fresh::from_raw(Phys(first as u64), order) })
     }
 
     /// The library calls this after the invalidation that makes it true that no walker comes here.
-    fn reclaim(&self, table: Phys) {
-        let index = self.0.frame(table);
+    fn reclaim_frames(&self, first: Phys, order: u32) {
+        let first = self.0.frame(first);
         self.0.free.with(|free| {
-            assert!(free.len() < FRAMES, "a frame was given back twice");
-            free.push(index);
+            for index in first..first + (1 << order) {
+                assert!(free.len() < FRAMES, "a frame was given back twice");
+                free.push(index);
+            }
         });
     }
-    fn release(&self, frame: Fresh) {
-        self.reclaim(frame.publish());
+    fn release(&self, frames: Fresh) {
+        let order = frames.order();
+        self.reclaim_frames(frames.publish(), order);
     }
 
     // One access of the entry's own width each, acquire or release: the walker sees the old entry or
@@ -161,14 +177,15 @@ impl TableMem for BareMetal {
     /// Plain stores are enough: the borrow of the `Fresh` shows that no walker is there yet.
     fn fill_private<W: Word>(
         &self,
-        frame: &mut Fresh,
+        frames: &mut Fresh,
         range: Range<usize>,
         mut entry: impl FnMut(usize) -> W,
     ) {
-        let first = self.0.entries(frame.phys(), &range, W::BYTES).cast::<W>();
-        for (n, i) in range.enumerate() {
-            // SAFETY: `entries` checked the range, and the frame is borrowed exclusively.
-            unsafe { first.add(n).write(entry(i)) };
+        assert!(range.end <= (FRAME_SIZE << frames.order()) / W::BYTES, "entries {range:?}");
+        let first = self.0.entries(frames.phys(), &(0..0), W::BYTES).cast::<W>();
+        for i in range {
+            // SAFETY: inside the run, just checked, and the run is borrowed exclusively.
+            unsafe { first.add(i).write(entry(i)) };
         }
     }
 

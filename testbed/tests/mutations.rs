@@ -21,8 +21,8 @@ use portcullis_machine::{
 };
 use portcullis_models::{mutation::Mutations, vtd::Config};
 use portcullis_pgtable::{
-    FormatDesc, Gather, IoTable, Leaf, MapError, NoAccessedBits, Phys, Prot, Retired, Synced, TableMem,
-    UnmapError,
+    DirtyError, FormatDesc, Gather, IoTable, Leaf, MapError, NoAccessedBits, Phys, Prot, Retired, Synced,
+    TableMem, UnmapError,
 };
 use std::{sync::Arc, task::Poll};
 
@@ -222,6 +222,21 @@ impl IoTable for HastyTable {
 
     fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits> {
         self.table.accessed(iova, len, clear)
+    }
+
+    fn set_dirty_tracking(&self, on: bool, gather: &mut Gather) -> Result<(), DirtyError> {
+        self.table.set_dirty_tracking(on, gather)
+    }
+
+    fn read_dirty(
+        &self,
+        iova: u64,
+        len: u64,
+        clear: bool,
+        gather: &mut Gather,
+        visit: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), DirtyError> {
+        self.table.read_dirty(iova, len, clear, gather, visit)
     }
 
     fn retire(&self, tables: Retired, synced: Synced) {

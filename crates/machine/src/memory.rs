@@ -93,6 +93,8 @@ enum Use {
 }
 
 struct Frames {
+    /// Number of the first frame, counted from address 0.
+    base_frame: u64,
     uses: Vec<Use>,
     /// Frames given back, the last one first; a frame beyond `fresh` was never handed out.
     returned: Vec<usize>,
@@ -149,7 +151,7 @@ impl Ram {
             base,
             region,
             guest,
-            frames: Mutex::new(Frames::new(n)),
+            frames: Mutex::new(Frames::new(base, n)),
             dirty: (0..n.div_ceil(64)).map(|_| real::AtomicU64::new(dirty)).collect(),
             cleaning: Cleaning {
                 tracked: real::AtomicBool::new(false),
@@ -362,7 +364,7 @@ impl Ram {
         for i in 0..n {
             self.zero(i);
         }
-        *self.0.frames.lock() = Frames::new(n);
+        *self.0.frames.lock() = Frames::new(self.base(), n);
         self.track_cleaning(false);
         true
     }
@@ -477,8 +479,9 @@ impl Ram {
 }
 
 impl Frames {
-    fn new(n: usize) -> Frames {
+    fn new(base: u64, n: usize) -> Frames {
         Frames {
+            base_frame: base / FRAME_SIZE as u64,
             uses: vec![Use::Free; n],
             returned: Vec::new(),
             fresh: 0,
@@ -502,11 +505,30 @@ impl Frames {
         {
             return Ok(i);
         }
+        if r#use == Use::Table {
+            return self.find_aligned(n);
+        }
         if n == 0 || n > self.uses.len() - self.fresh {
             return Err(NoMem);
         }
         let first = self.fresh;
         self.fresh += n;
+        Ok(first)
+    }
+
+    /// The first free run of `n` frames, a power of two, that is aligned to its size.
+    fn find_aligned(&mut self, n: usize) -> Result<usize, NoMem> {
+        let free = |first: &usize| {
+            self.uses.get(*first..*first + n).is_some_and(|run| run.iter().all(|u| *u == Use::Free))
+        };
+        let skip = self.base_frame.next_multiple_of(n as u64) - self.base_frame;
+        let skip = usize::try_from(skip).map_err(|_| NoMem)?;
+        let first = (skip..self.uses.len()).step_by(n).find(free).ok_or(NoMem)?;
+        let run = first..first + n;
+        self.returned.retain(|i| !run.contains(i));
+        // What was passed over is as if it had been handed out and given back.
+        self.returned.extend(self.fresh..first);
+        self.fresh = self.fresh.max(run.end);
         Ok(first)
     }
 

@@ -25,14 +25,15 @@
 //! as settled once it was cleaned, and who meets one without the mark cleans it too.
 
 use crate::{
-    cursor::{Cursor, block_end, block_start, entries, index, low},
+    cursor::{Cursor, block_end, entries, index, low},
     format::{Config, Entry, Format},
     gather::{Gather, Retired, Synced},
     limbo::Limbo,
     mem::{FRAME_SIZE, NoMem, Phys, TableMem, Word},
-    table::{FormatDesc, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError},
+    table::{DirtyError, FormatDesc, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError},
 };
 use core::ops::Range;
+use portcullis_sync::atomic::AtomicBool;
 
 /// The deepest walk that the engine does.
 pub const MAX_LEVELS: usize = 6;
@@ -46,9 +47,10 @@ pub struct Table<F: Format, M: TableMem> {
     pub(crate) format: F,
     pub(crate) root: Phys,
     pub(crate) page_sizes: u64,
-    input_bits: u8,
+    pub(crate) input_bits: u8,
     output_bits: u8,
     coherent: bool,
+    pub(crate) tracking: AtomicBool,
     pub(crate) limbo: Limbo<F>,
 }
 
@@ -71,6 +73,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
             input_bits: config.input_bits.min(F::INPUT_BITS),
             output_bits: config.output_bits.min(F::OUTPUT_BITS),
             coherent: config.coherent,
+            tracking: AtomicBool::new(false),
             limbo: Limbo::new(),
             mem,
         })
@@ -210,78 +213,6 @@ impl<F: Format, M: TableMem> Table<F, M> {
             prot: self.format.prot(w),
         }
     }
-
-    /// Whether a leaf of `iova..=last` was used.
-    fn test_accessed(&self, iova: u64, last: u64, clear: bool) -> bool {
-        let mut cursor = self.cursor();
-        let mut used = false;
-        let mut pos = iova;
-        loop {
-            cursor.go(pos);
-            let Some((entry, _)) = self.at(&cursor, pos) else {
-                return used;
-            };
-            let level = cursor.level();
-            let end = match (entry, cursor.table()) {
-                (Entry::Table(t), _) => {
-                    cursor.enter(Some(t));
-                    continue;
-                }
-                (Entry::Leaf { .. }, Some(table)) => {
-                    let shift = F::shift(level);
-                    let table_start = block_start(pos, F::shift(level + 1));
-                    // A walker may mark any entry of a leaf of several: look at all of them.
-                    let widest = self.sizes_at(level).checked_ilog2().unwrap_or(shift);
-                    let end = match level {
-                        1 => last.min(block_end(pos, F::shift(2))),
-                        _ => pos,
-                    };
-                    let end = block_end(end, widest);
-                    let first = index::<F>(level, block_start(pos, widest));
-                    let range = first..index::<F>(level, end) + 1;
-                    self.mem.run::<F::Word>(table, range, |i, a| {
-                        let at = table_start + ((i as u64) << shift);
-                        used |= self.test_entry(level, at, a, iova, last, clear);
-                    });
-                    end
-                }
-                _ => block_end(pos, F::shift(level)),
-            };
-            if end >= last || (used && !clear) {
-                return used;
-            }
-            pos = end + 1;
-        }
-    }
-
-    /// Whether the entry for `at` belongs to a leaf within `iova..=last` and was used.
-    fn test_entry(
-        &self,
-        level: usize,
-        at: u64,
-        a: &<F::Word as Word>::Atomic,
-        iova: u64,
-        last: u64,
-        clear: bool,
-    ) -> bool {
-        let mut w = F::Word::load(a);
-        let Entry::Leaf { size_bits, .. } = self.format.decode(level, w) else {
-            return false;
-        };
-        let outside = block_start(at, size_bits) > last || block_end(at, size_bits) < iova;
-        if outside || !self.format.accessed(w) {
-            return false;
-        }
-        // The walker may set the dirty bit between the load and the swap; an entry that was
-        // unmapped meanwhile is not accessed any more, which ends the loop.
-        while clear && self.format.accessed(w) {
-            match F::Word::cas(a, w, self.format.clear_accessed(w)) {
-                Ok(()) => break,
-                Err(found) => w = found,
-            }
-        }
-        true
-    }
 }
 
 impl<F: Format, M: TableMem> IoTable for Table<F, M> {
@@ -351,14 +282,22 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
     }
 
     fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits> {
-        if self.format.access_bits() != crate::format::AccessBits::Kept {
-            return Err(NoAccessedBits(F::ID));
-        }
-        let Some(last) = self.clip(iova, len) else {
-            return Ok(false);
-        };
-        let _pin = self.limbo.pin(&self.mem);
-        Ok(self.test_accessed(iova, last, clear))
+        self.test_accessed(iova, len, clear)
+    }
+
+    fn set_dirty_tracking(&self, on: bool, gather: &mut Gather) -> Result<(), DirtyError> {
+        self.track_dirty(on, gather)
+    }
+
+    fn read_dirty(
+        &self,
+        iova: u64,
+        len: u64,
+        clear: bool,
+        gather: &mut Gather,
+        visit: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), DirtyError> {
+        self.visit_dirty(iova, len, clear, gather, visit)
     }
 
     fn retire(&self, tables: Retired, _synced: Synced) {

@@ -143,6 +143,17 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// `w` as if no walker had used it.
     fn clear_accessed(&self, w: Self::Word) -> Self::Word;
 
+    /// How this table treats dirty bits, where that differs from accessed bits.
+    fn dirty_bits(&self) -> AccessBits {
+        self.access_bits()
+    }
+
+    /// Whether a walker wrote through the leaf entry `w`.
+    fn dirty(&self, w: Self::Word) -> bool;
+
+    /// `w` as if no walker had written through it.
+    fn clear_dirty(&self, w: Self::Word) -> Self::Word;
+
     /// Whether the table entry `w` is known to be visible to walkers that do not snoop.
     fn settled(&self, w: Self::Word) -> bool;
 

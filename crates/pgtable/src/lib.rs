@@ -4,6 +4,7 @@ extern crate alloc;
 #[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]
 extern crate std;
 
+mod access;
 mod cursor;
 pub mod engine;
 pub mod format;
@@ -22,4 +23,6 @@ pub use format::{AccessBits, Config, Entry, Format};
 pub use formats::{VTD_SECOND_STAGE, VtdSecondStage, X86_FIRST_STAGE, X86FirstStage};
 pub use gather::{Gather, Retired, Synced};
 pub use mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
-pub use table::{FormatDesc, FormatId, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError};
+pub use table::{
+    DirtyError, FormatDesc, FormatId, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError,
+};

@@ -31,34 +31,42 @@ impl fmt::Display for Phys {
 #[error("out of table memory")]
 pub struct NoMem;
 
-/// A zeroed frame that no walker can see yet.
+/// Zeroed frames, one or a run of them, that no walker can see yet.
 ///
 /// The value is linear: it is given to [`Fresh::publish`] when its address is about to be stored
 /// where hardware finds it, or back to [`TableMem::release`].
 #[derive(Debug)]
-#[must_use = "a fresh frame is published or released, else it leaks"]
-pub struct Fresh(Phys);
+#[must_use = "fresh frames are published or released, else they leak"]
+pub struct Fresh {
+    first: Phys,
+    order: u32,
+}
 
 impl Fresh {
-    /// Wraps a frame for a [`TableMem`] implementation to hand out.
+    /// Wraps 2^`order` frames for a [`TableMem`] implementation to hand out.
     ///
     /// # Safety
-    /// `frame` is the address of a zeroed frame of [`FRAME_SIZE`] bytes to which nothing else
-    /// holds a reference, and which no other `Fresh` names until this one is published or
-    /// released.
+    /// `first` is the address of 2^`order` zeroed frames of [`FRAME_SIZE`] bytes in a row, aligned
+    /// to the size of the run, to which nothing else holds a reference, and which no other `Fresh`
+    /// names until this one is published or released.
     #[expect(unsafe_code, reason = "the exclusive ownership is the caller's to promise")]
-    pub unsafe fn from_raw(frame: Phys) -> Fresh {
-        Fresh(frame)
+    pub unsafe fn from_raw(first: Phys, order: u32) -> Fresh {
+        Fresh { first, order }
     }
 
-    /// The frame's address, for the parent entry that is being composed.
+    /// The address of the first frame, for the parent entry that is being composed.
     pub fn phys(&self) -> Phys {
-        self.0
+        self.first
+    }
+
+    /// The run has 2^`order` frames.
+    pub fn order(&self) -> u32 {
+        self.order
     }
 
     /// Gives up exclusive access: from here on only atomic access by address is possible.
     pub fn publish(self) -> Phys {
-        self.0
+        self.first
     }
 }
 
@@ -111,20 +119,34 @@ word!(u64, AtomicU64);
 
 /// The embedder's table memory.
 ///
-/// Addresses passed in were handed out by [`TableMem::frame`] of the same memory, and indexes lie
-/// inside the frame: an implementation may panic on others, since they are bugs of this library
-/// and never input. Methods are callable from any context; [`TableMem::frame`] only from one that
-/// may allocate.
+/// Addresses passed in are those of frames that [`TableMem::frames`] of the same memory handed
+/// out, each frame of a run by its own, and indexes lie inside the frame: an implementation may
+/// panic on others, since they are bugs of this library and never input. Methods are callable from
+/// any context; [`TableMem::frames`] only from one that may allocate.
 pub trait TableMem: Send + Sync + 'static {
-    /// A zeroed frame of [`FRAME_SIZE`] bytes, naturally aligned.
+    /// 2^`order` zeroed frames of [`FRAME_SIZE`] bytes in a row, aligned to the size of the run:
+    /// for structures that hardware wants contiguous, such as queues, PASID directories, tables of
+    /// larger granules and concatenated roots.
+    ///
+    /// # Errors
+    /// [`NoMem`] when there is no such run.
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem>;
+    /// A zeroed frame.
     ///
     /// # Errors
     /// [`NoMem`] when none is left.
-    fn frame(&self) -> Result<Fresh, NoMem>;
-    /// Takes a frame back. Its contents no longer matter.
-    fn release(&self, frame: Fresh);
-    /// Takes back a frame that was published, once no walker can reach it any more.
-    fn reclaim(&self, table: Phys);
+    fn frame(&self) -> Result<Fresh, NoMem> {
+        self.frames(0)
+    }
+    /// Takes frames back. Their contents no longer matter.
+    fn release(&self, frames: Fresh);
+    /// Takes back the 2^`order` frames from `first` on, a run that was published, as a whole, once
+    /// no walker can reach it any more.
+    fn reclaim_frames(&self, first: Phys, order: u32);
+    /// Takes back a single frame that was published, once no walker can reach it any more.
+    fn reclaim(&self, table: Phys) {
+        self.reclaim_frames(table, 0);
+    }
     /// Reads entry `i` of width `W` (acquire).
     fn load<W: Word>(&self, table: Phys, i: usize) -> W;
     /// Writes entry `i` (release).
@@ -139,8 +161,8 @@ pub trait TableMem: Send + Sync + 'static {
     /// Writes the 16 bytes at index `i` (of 16-byte units), single-copy atomic
     /// (`[V]` 6.2.2.1, 6.2.3.1).
     fn store128(&self, table: Phys, i: usize, w: u128);
-    /// Fills entries of a frame that no walker can see yet.
-    fn fill_private<W: Word>(&self, frame: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W);
+    /// Fills entries of frames that no walker can see yet; the range counts through the whole run.
+    fn fill_private<W: Word>(&self, frames: &mut Fresh, range: Range<usize>, entry: impl FnMut(usize) -> W);
     /// Visits entries of a live table behind one check of the range.
     fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic));
     /// Orders earlier stores to table memory before later ones and before a doorbell, as seen by

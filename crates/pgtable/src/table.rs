@@ -188,6 +188,18 @@ pub enum UnmapError {
 #[error("the format {0} keeps no accessed bits")]
 pub struct NoAccessedBits(pub FormatId);
 
+/// Why dirty bits could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirtyError {
+    /// The format has no dirty bits, or the table was built for walkers that do not keep them.
+    #[error("the format {0} keeps no dirty bits")]
+    NotKept(FormatId),
+    /// [`IoTable::set_dirty_tracking`] did not begin it.
+    #[error("dirty tracking is off")]
+    Off,
+}
+
 /// A page table as a domain holds it. Implemented once, by the engine, for every format.
 ///
 /// All methods take `&self`. The caller owns the IOVA range it maps or unmaps: operations on
@@ -218,6 +230,29 @@ pub trait IoTable: Send + Sync {
     /// # Errors
     /// [`NoAccessedBits`] when the format has none.
     fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits>;
+    /// Begins or ends dirty tracking in this table. When it begins, dirty bits from before are
+    /// cleared and their range is added to `gather`: until that is synced, a device may write
+    /// through a cached translation without marking the leaf again. Telling the walkers to keep
+    /// the bits is the driver's.
+    ///
+    /// # Errors
+    /// [`DirtyError::NotKept`].
+    fn set_dirty_tracking(&self, on: bool, gather: &mut Gather) -> Result<(), DirtyError>;
+    /// Calls `visit` with IOVA and size of every leaf that was written through since its dirty bit
+    /// was last cleared, in order, for leaves that touch the range: a leaf that reaches beyond it
+    /// is told (and cleared) whole. With `clear` the bits are cleared and the range is added to
+    /// `gather`; the caller has it synced before it trusts a later answer. May run beside anything.
+    ///
+    /// # Errors
+    /// See [`DirtyError`]; nothing was visited.
+    fn read_dirty(
+        &self,
+        iova: u64,
+        len: u64,
+        clear: bool,
+        gather: &mut Gather,
+        visit: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), DirtyError>;
     /// Frees tables that [`IoTable::unmap`] took out, given proof that no walker can still read
     /// them.
     fn retire(&self, tables: crate::gather::Retired, synced: crate::gather::Synced);

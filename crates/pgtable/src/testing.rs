@@ -69,6 +69,22 @@ impl Frame {
     }
 }
 
+impl State {
+    /// Takes `n` frames in a row, aligned to their number.
+    fn take(&mut self, n: usize) -> Option<usize> {
+        let first = if n == 1 {
+            self.free.pop()?
+        } else {
+            let mut runs = (0..self.taken.len() / n).map(|run| run * n);
+            let first = runs.find(|first| !self.taken[*first..first + n].contains(&true))?;
+            self.free.retain(|i| !(first..first + n).contains(i));
+            first
+        };
+        self.taken[first..first + n].fill(true);
+        Some(first)
+    }
+}
+
 impl HeapMem {
     /// `n` frames for walkers that snoop. Address 0 is one of them.
     pub fn new(n: usize) -> HeapMem {
@@ -149,35 +165,43 @@ impl fmt::Debug for HeapMem {
 }
 
 impl TableMem for HeapMem {
-    fn frame(&self) -> Result<Fresh, NoMem> {
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        let count = 1usize.checked_shl(order).ok_or(NoMem)?;
         let n = self.state(|s| {
             match &mut s.allowed {
                 Some(0) => return Err(NoMem),
                 Some(n) => *n -= 1,
                 None => {}
             }
-            let n = s.free.pop().ok_or(NoMem)?;
-            s.taken[n] = true;
-            Ok(n)
+            s.take(count).ok_or(NoMem)
         })?;
-        // SAFETY: the frame was not handed out, so nothing else refers to it.
+        for frame in &self.0.frames[n..n + count] {
+            // SAFETY: the frame was not handed out, so nothing else refers to it.
+            #[expect(unsafe_code, reason = "table memory")]
+            unsafe {
+                frame.0.get().write_bytes(0, 1);
+            }
+        }
+        // SAFETY: as above, and the run is zeroed and aligned.
         #[expect(unsafe_code, reason = "table memory")]
         unsafe {
-            self.0.frames[n].0.get().write_bytes(0, 1);
-            Ok(Fresh::from_raw(Phys(self.0.base + (n * FRAME_SIZE) as u64)))
+            Ok(Fresh::from_raw(Phys(self.0.base + (n * FRAME_SIZE) as u64), order))
         }
     }
 
-    fn release(&self, frame: Fresh) {
-        self.reclaim(frame.publish());
+    fn release(&self, frames: Fresh) {
+        let order = frames.order();
+        self.reclaim_frames(frames.publish(), order);
     }
 
-    fn reclaim(&self, table: Phys) {
-        let n = self.number(table);
+    fn reclaim_frames(&self, first: Phys, order: u32) {
+        let n = self.number(first);
         self.state(|s| {
-            assert!(s.taken[n], "frame {table} was given back twice");
-            s.taken[n] = false;
-            s.free.push(n);
+            for n in n..n + (1 << order) {
+                assert!(s.taken[n], "frame {n} of the run at {first} was given back twice");
+                s.taken[n] = false;
+                s.free.push(n);
+            }
         });
     }
 
@@ -206,14 +230,17 @@ impl TableMem for HeapMem {
 
     fn fill_private<W: Word>(
         &self,
-        frame: &mut Fresh,
+        fresh: &mut Fresh,
         range: Range<usize>,
         mut entry: impl FnMut(usize) -> W,
     ) {
-        assert!(range.start <= range.end && range.end <= FRAME_SIZE / size_of::<W>());
-        let start = self.live(frame.phys()).0.get().cast::<W>();
+        debug_assert!(self.state(|s| s.taken[self.number(fresh.phys())]));
+        let first = self.number(fresh.phys());
+        let run = &self.0.frames[first..first + (1 << fresh.order())];
+        assert!(range.start <= range.end && range.end <= run.len() * FRAME_SIZE / size_of::<W>());
+        let start = UnsafeCell::raw_get(run.as_ptr().cast::<UnsafeCell<u8>>()).cast::<W>();
         for i in range {
-            // SAFETY: the index was checked, and `Fresh` is the only way to this frame.
+            // SAFETY: the index was checked, and `Fresh` is the only way to these frames.
             #[expect(unsafe_code, reason = "table memory")]
             unsafe {
                 start.add(i).write(entry(i));

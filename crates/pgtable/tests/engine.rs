@@ -5,7 +5,7 @@ mod common;
 
 use common::{Walked, Wide, config};
 use portcullis_pgtable::{
-    Config, Format, Gather, IoTable, MapError, Phys, Prot, Synced, Table, TableMem, UnmapError,
+    Config, DirtyError, Format, Gather, IoTable, MapError, Phys, Prot, Synced, Table, TableMem, UnmapError,
     VtdSecondStage, X86FirstStage,
     formats::size::{G1, K4, M2},
     testing::HeapMem,
@@ -324,6 +324,84 @@ fn any_entry_of_a_leaf_of_several_counts_as_accessed() {
     assert_eq!(t.accessed(0x1_0000, 0x1000, false), Ok(true));
     assert_eq!(t.accessed(0x1_8000, 0x1000, true), Ok(true));
     assert_eq!(t.accessed(0, 1 << 32, true), Ok(false));
+}
+
+fn dirty_bits<F: Walked<Word = u64>>(bit: u64) {
+    let mem = HeapMem::new(16);
+    let t = table::<F>(&mem, config());
+    t.map(0, Phys(0), M2 + 3 * K4, RW).unwrap();
+    let upper: u64 = mem.load(t.root(), 0);
+    let directory: u64 = mem.load(Phys(upper & !0xfff), 0);
+    let directory = Phys(directory & !0xfff);
+    let pages: u64 = mem.load(directory, 1);
+    let pages = Phys(pages & !0xfff);
+    let mark = |table, i| {
+        let w: u64 = mem.load(table, i);
+        mem.store(table, i, w | bit);
+    };
+    let read = |iova, len, clear| {
+        let (mut seen, mut gather) = (Vec::new(), Gather::new());
+        t.read_dirty(iova, len, clear, &mut gather, &mut |at, size| seen.push((at, size)))
+            .map(|()| (seen, gather.range()))
+    };
+    mark(pages, 0);
+    mark(pages, 2);
+    assert_eq!(read(0, u64::MAX, false), Err(DirtyError::Off));
+    let mut gather = Gather::new();
+    t.set_dirty_tracking(true, &mut gather).unwrap();
+    assert_eq!(gather.range(), Some((M2, M2 + 3 * K4 - 1)), "what was written before");
+    assert_eq!(read(0, u64::MAX, false), Ok((vec![], None)));
+    mark(pages, 1);
+    mark(directory, 0);
+    assert_eq!(read(M2, K4, true), Ok((vec![], None)));
+    let both = vec![(0, M2), (M2 + K4, K4)];
+    assert_eq!(read(0, u64::MAX, false), Ok((both.clone(), None)));
+    assert_eq!(read(M2 - 1, 2 * K4, true), Ok((both, Some((0, M2 + 2 * K4 - 1)))));
+    assert_eq!(read(0, u64::MAX, true), Ok((vec![], None)));
+    assert_eq!(read(0, 0, true), Ok((vec![], None)));
+    assert_eq!(t.lookup(M2 + K4).map(|l| l.prot), Some(RW));
+    t.set_dirty_tracking(false, &mut Gather::new()).unwrap();
+    assert_eq!(read(0, K4, true), Err(DirtyError::Off));
+}
+
+#[test]
+fn dirty_bits_are_read_and_cleared() {
+    dirty_bits::<VtdSecondStage>(1 << 9);
+    dirty_bits::<X86FirstStage>(1 << 6);
+}
+
+#[test]
+fn a_leaf_of_several_entries_is_dirty_once() {
+    let mem = HeapMem::new(8);
+    let t = table::<Wide>(&mem, config());
+    t.set_dirty_tracking(true, &mut Gather::new()).unwrap();
+    t.map(0x1_0000, Phys(0x1_0000), 0x2_0000, RW).unwrap();
+    let upper: u32 = mem.load(t.root(), 0);
+    let pages = Phys(u64::from(upper & !0xfff));
+    for i in [17, 30, 31] {
+        let w: u32 = mem.load(pages, i);
+        mem.store(pages, i, w | 128);
+    }
+    let mut gather = Gather::new();
+    let mut seen = Vec::new();
+    t.read_dirty(0x1_5000, 0x1000, true, &mut gather, &mut |at, size| seen.push((at, size))).unwrap();
+    assert_eq!((seen, gather.range()), (vec![(0x1_0000, 0x1_0000)], Some((0x1_0000, 0x1_ffff))));
+    t.read_dirty(0, 1 << 32, false, &mut Gather::new(), &mut |at, _| panic!("{at:#x}")).unwrap();
+}
+
+#[test]
+fn dirty_bits_that_say_nothing_are_refused() {
+    let mem = HeapMem::new(8);
+    let off = Config { accessed: false, ..config() };
+    let preset = Config { coherent: false, ..config() };
+    let error = |t: &dyn IoTable| t.set_dirty_tracking(true, &mut Gather::new()).unwrap_err();
+    let id = VtdSecondStage::ID;
+    assert_eq!(error(&table::<VtdSecondStage>(&mem, off)), DirtyError::NotKept(id));
+    assert_eq!(error(&table::<VtdSecondStage>(&mem, preset)), DirtyError::NotKept(id));
+    assert_eq!(error(&table::<X86FirstStage>(&mem, preset)), DirtyError::NotKept(X86FirstStage::ID));
+    let t = table::<VtdSecondStage>(&mem, off);
+    let read = t.read_dirty(0, K4, true, &mut Gather::new(), &mut |_, _| ());
+    assert_eq!(read, Err(DirtyError::NotKept(id)));
 }
 
 #[test]

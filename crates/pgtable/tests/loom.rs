@@ -64,6 +64,12 @@ impl Format for Tiny {
     fn clear_accessed(&self, w: u64) -> u64 {
         w
     }
+    fn dirty(&self, _: u64) -> bool {
+        false
+    }
+    fn clear_dirty(&self, w: u64) -> u64 {
+        w
+    }
     fn settled(&self, _: u64) -> bool {
         true
     }
@@ -122,19 +128,20 @@ impl Handle {
 
 impl TableMem for Handle {
     #[expect(unsafe_code, reason = "table memory of the test")]
-    fn frame(&self) -> Result<Fresh, NoMem> {
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        assert_eq!(order, 0, "tables are of one frame");
         let n = self.0.free.lock().unwrap().pop().ok_or(NoMem)?;
         let frame = Phys(n as u64 * PAGE);
         for i in 0..4 {
             self.store(frame, i, 0u64);
         }
         // SAFETY: the frame was on the free list, so nobody else has it.
-        Ok(unsafe { Fresh::from_raw(frame) })
+        Ok(unsafe { Fresh::from_raw(frame, 0) })
     }
     fn release(&self, frame: Fresh) {
         self.reclaim(frame.publish());
     }
-    fn reclaim(&self, table: Phys) {
+    fn reclaim_frames(&self, table: Phys, _: u32) {
         self.0.free.lock().unwrap().push((table.0 / PAGE) as usize);
     }
     fn load<W: Word>(&self, table: Phys, i: usize) -> W {

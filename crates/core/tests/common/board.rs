@@ -196,15 +196,15 @@ impl Platform for Board {
 }
 
 impl TableMem for Board {
-    fn frame(&self) -> Result<Fresh, NoMem> {
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
         assert_eq!(self.0.held.load(SeqCst), 0, "a short lock is held over an allocation");
-        self.0.mem.frame()
+        self.0.mem.frames(order)
     }
-    fn release(&self, frame: Fresh) {
-        self.0.mem.release(frame)
+    fn release(&self, frames: Fresh) {
+        self.0.mem.release(frames)
     }
-    fn reclaim(&self, table: Phys) {
-        self.0.mem.reclaim(table)
+    fn reclaim_frames(&self, first: Phys, order: u32) {
+        self.0.mem.reclaim_frames(first, order)
     }
     fn load<W: Word>(&self, table: Phys, i: usize) -> W {
         self.0.mem.load(table, i)

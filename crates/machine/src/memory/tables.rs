@@ -9,19 +9,26 @@ use portcullis_sync::{
 use std::{any::TypeId, ops::Range, sync::atomic as real};
 
 impl TableMem for Ram {
-    fn frame(&self) -> Result<Fresh, NoMem> {
-        let frame = self.take(Use::Table, 1)?;
-        self.written(frame, 0..FRAME_SIZE);
-        // SAFETY: the frame was free until now, so nothing names it, and `take` zeroed it.
-        Ok(unsafe { Fresh::from_raw(frame) })
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        let n = 1usize.checked_shl(order).ok_or(NoMem)?;
+        let first = self.take(Use::Table, n)?;
+        for frame in frames(first, order) {
+            self.written(frame, 0..FRAME_SIZE);
+        }
+        // SAFETY: the frames were free until now, so nothing names them, and `take` zeroed them
+        // and aligned the run.
+        Ok(unsafe { Fresh::from_raw(first, order) })
     }
 
-    fn release(&self, frame: Fresh) {
-        self.give_back(frame.publish(), Use::Table);
+    fn release(&self, frames: Fresh) {
+        let order = frames.order();
+        self.reclaim_frames(frames.publish(), order);
     }
 
-    fn reclaim(&self, table: Phys) {
-        self.give_back(table, Use::Table);
+    fn reclaim_frames(&self, first: Phys, order: u32) {
+        for frame in frames(first, order) {
+            self.give_back(frame, Use::Table);
+        }
     }
 
     fn load<W: Word>(&self, table: Phys, i: usize) -> W {
@@ -50,17 +57,26 @@ impl TableMem for Ram {
 
     fn fill_private<W: Word>(
         &self,
-        frame: &mut Fresh,
+        fresh: &mut Fresh,
         range: Range<usize>,
         mut entry: impl FnMut(usize) -> W,
     ) {
-        let p = self.entries::<W>(frame.phys(), &range).cast::<W>();
-        let size = size_of::<W>();
-        self.written(frame.phys(), range.start * size..range.end * size);
-        for (n, i) in range.enumerate() {
-            // SAFETY: `entries` checked the range and the width. The frame is fresh and borrowed
-            // mutably: no walker knows it, nothing else accesses it.
-            unsafe { p.add(n).write(entry(i)) };
+        let per_frame = FRAME_SIZE / size_of::<W>();
+        for (n, frame) in frames(fresh.phys(), fresh.order()).enumerate() {
+            let first = n * per_frame;
+            let start = range.start.max(first);
+            let end = range.end.min(first + per_frame);
+            if start >= end {
+                continue;
+            }
+            let part = start - first..end - first;
+            let p = self.entries::<W>(frame, &part).cast::<W>();
+            self.written(frame, part.start * size_of::<W>()..part.end * size_of::<W>());
+            for i in start..end {
+                // SAFETY: `entries` checked the range and the width. The run is fresh and borrowed
+                // mutably: no walker knows it, nothing else accesses it.
+                unsafe { p.add(i - start).write(entry(i)) };
+            }
         }
     }
 
@@ -96,6 +112,11 @@ impl TableMem for Ram {
             self.settle(table, lines);
         }
     }
+}
+
+/// The frames of a run.
+fn frames(first: Phys, order: u32) -> impl Iterator<Item = Phys> {
+    (0..1u64 << order).map(move |n| Phys(first.0 + n * FRAME_SIZE as u64))
 }
 
 /// Where entry `i` of width `W` lies in its frame.
@@ -191,14 +212,14 @@ impl Ram {
 macro_rules! table_mem_of_ram {
     ($platform:ty) => {
         impl $crate::memory::TableMem for $platform {
-            fn frame(&self) -> Result<$crate::memory::Fresh, $crate::memory::NoMem> {
-                self.0.ram.frame()
+            fn frames(&self, order: u32) -> Result<$crate::memory::Fresh, $crate::memory::NoMem> {
+                self.0.ram.frames(order)
             }
-            fn release(&self, frame: $crate::memory::Fresh) {
-                self.0.ram.release(frame);
+            fn release(&self, frames: $crate::memory::Fresh) {
+                self.0.ram.release(frames);
             }
-            fn reclaim(&self, table: $crate::memory::Phys) {
-                self.0.ram.reclaim(table);
+            fn reclaim_frames(&self, first: $crate::memory::Phys, order: u32) {
+                self.0.ram.reclaim_frames(first, order);
             }
             fn load<W: $crate::memory::Word>(&self, table: $crate::memory::Phys, i: usize) -> W {
                 self.0.ram.load(table, i)
@@ -274,6 +295,36 @@ mod tests {
         assert_eq!(ram.load64_at(a.0 + 8 * 511), Ok(0));
         let count = ram.count();
         assert_eq!((count.tables, count.tables_peak, count.pages, count.free), (0, 1, 2, 0));
+    }
+
+    #[test]
+    fn runs_are_aligned_and_come_from_what_was_given_back() {
+        let ram = ram(16);
+        let page = ram.page().unwrap();
+        let mut run = ram.frames(2).unwrap();
+        assert_eq!((run.phys().0 % (4 * FRAME_SIZE as u64), run.order()), (0, 2));
+        ram.fill_private::<u64>(&mut run, 510..514, |i| i as u64);
+        let first = run.publish();
+        let second = Phys(first.0 + FRAME_SIZE as u64);
+        assert_eq!((ram.load::<u64>(first, 511), ram.load::<u64>(second, 1)), (511, 513));
+        assert_eq!(ram.count().tables, 4);
+        // What was left over for the sake of alignment is used by others.
+        let singles: Vec<Phys> = (0..11).map(|_| ram.frame().unwrap().publish()).collect();
+        assert_eq!(ram.frames(0).unwrap_err(), NoMem);
+        for frame in singles {
+            ram.reclaim(frame);
+        }
+        let large = ram.frames(3).unwrap();
+        assert_eq!(large.phys().0 % (8 * FRAME_SIZE as u64), 0);
+        assert_eq!(ram.frames(3).unwrap_err(), NoMem);
+        assert_eq!(ram.frames(200).unwrap_err(), NoMem);
+        ram.release(large);
+        ram.reclaim_frames(first, 2);
+        ram.free_page(page);
+        let again = ram.frames(4).unwrap();
+        assert!((0..512).all(|i| ram.load::<u64>(second, i) == 0), "zeroed again");
+        ram.release(again);
+        assert_eq!(ram.count().free, 16);
     }
 
     #[test]

@@ -180,18 +180,18 @@ impl SimPlatform {
 /// The entries themselves are atomics of `portcullis-sync`, so that every access is a preemption
 /// point already; here they get their price.
 impl TableMem for SimPlatform {
-    fn frame(&self) -> Result<Fresh, NoMem> {
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
         self.0.check_may_allocate("taking a frame");
         self.0.point(costs::FRAME);
-        self.0.ram.frame()
+        self.0.ram.frames(order)
     }
 
-    fn release(&self, frame: Fresh) {
-        self.0.ram.release(frame);
+    fn release(&self, frames: Fresh) {
+        self.0.ram.release(frames);
     }
 
-    fn reclaim(&self, table: Phys) {
-        self.0.ram.reclaim(table);
+    fn reclaim_frames(&self, first: Phys, order: u32) {
+        self.0.ram.reclaim_frames(first, order);
     }
 
     fn load<W: Word>(&self, table: Phys, i: usize) -> W {

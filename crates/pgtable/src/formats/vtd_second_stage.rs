@@ -125,6 +125,16 @@ impl Format for VtdSecondStage {
     }
 
     #[inline]
+    fn dirty(&self, w: u64) -> bool {
+        w & D != 0
+    }
+
+    #[inline]
+    fn clear_dirty(&self, w: u64) -> u64 {
+        w & !D
+    }
+
+    #[inline]
     fn settled(&self, w: u64) -> bool {
         w & SW_SETTLED != 0
     }

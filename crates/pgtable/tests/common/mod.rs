@@ -90,6 +90,7 @@ const WRITABLE: u32 = 8;
 const USED: u32 = 16;
 const PARKED: u32 = 32;
 const SETTLED: u32 = 64;
+const DIRTY: u32 = 128;
 
 impl Format for Wide {
     type Word = u32;
@@ -139,6 +140,12 @@ impl Format for Wide {
     }
     fn clear_accessed(&self, w: u32) -> u32 {
         w & !USED
+    }
+    fn dirty(&self, w: u32) -> bool {
+        w & DIRTY != 0
+    }
+    fn clear_dirty(&self, w: u32) -> u32 {
+        w & !DIRTY
     }
     fn settled(&self, w: u32) -> bool {
         w & SETTLED != 0

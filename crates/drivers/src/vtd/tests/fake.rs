@@ -262,7 +262,7 @@ impl Fake {
 }
 
 impl TableMem for Fake {
-    fn frame(&self) -> Result<Fresh, NoMem> {
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
         let left = self.with(|s| {
             let left = s.frames_left;
             s.frames_left = left.saturating_sub(1);
@@ -271,22 +271,30 @@ impl TableMem for Fake {
         if left == 0 {
             return Err(NoMem);
         }
-        let layout = Layout::from_size_align(FRAME_SIZE, FRAME_SIZE).unwrap();
-        // SAFETY: the layout has a size.
-        let frame = unsafe { alloc_zeroed(layout) };
+        let n = 1 << order;
+        let layout = Layout::from_size_align(n * FRAME_SIZE, n * FRAME_SIZE).unwrap();
         let mut frames = self.frames.lock().unwrap();
-        frames.push(frame.expose_provenance());
-        let phys = Phys(BASE + (frames.len() - 1) as u64 * FRAME_SIZE as u64);
-        // SAFETY: the frame is new and zeroed, and its address is given out once.
-        Ok(unsafe { Fresh::from_raw(phys) })
+        // BASE is aligned to any run that a test asks for.
+        while frames.len() % n != 0 {
+            frames.push(0);
+        }
+        let first = frames.len();
+        // SAFETY: the layout has a size.
+        let run = unsafe { alloc_zeroed(layout) };
+        frames.extend((0..n).map(|i| run.wrapping_add(i * FRAME_SIZE).expose_provenance()));
+        let phys = Phys(BASE + first as u64 * FRAME_SIZE as u64);
+        // SAFETY: the run is new, zeroed and aligned, and its address is given out once.
+        Ok(unsafe { Fresh::from_raw(phys, order) })
     }
 
-    fn release(&self, frame: Fresh) {
-        self.reclaim(frame.publish());
+    fn release(&self, frames: Fresh) {
+        let order = frames.order();
+        self.reclaim_frames(frames.publish(), order);
     }
 
-    fn reclaim(&self, table: Phys) {
-        self.with(|s| s.released.push(table));
+    fn reclaim_frames(&self, first: Phys, order: u32) {
+        let frames = (0..1 << order).map(|i| Phys(first.0 + i * FRAME_SIZE as u64));
+        self.with(|s| s.released.extend(frames));
     }
 
     fn load<W: Word>(&self, table: Phys, i: usize) -> W {
@@ -316,12 +324,14 @@ impl TableMem for Fake {
 
     fn fill_private<W: Word>(
         &self,
-        frame: &mut Fresh,
+        frames: &mut Fresh,
         range: Range<usize>,
         mut entry: impl FnMut(usize) -> W,
     ) {
+        let each = FRAME_SIZE / size_of::<W>();
         for i in range {
-            self.store::<W>(frame.phys(), i, entry(i));
+            let frame = Phys(frames.phys().0 + (i / each * FRAME_SIZE) as u64);
+            self.store::<W>(frame, i % each, entry(i));
         }
     }
 
