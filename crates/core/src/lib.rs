@@ -18,6 +18,7 @@ pub mod turn;
 
 mod attach;
 mod attachment;
+mod cookies;
 mod credits;
 mod detach;
 mod device;
@@ -39,6 +40,7 @@ mod resolver;
 mod settle;
 mod slab;
 mod sources;
+mod speck;
 mod sync;
 mod tags;
 mod wait;
@@ -46,6 +48,7 @@ mod wait;
 pub use attach::Replaced;
 pub use attachment::Attachment;
 pub use config::Config;
+pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
 pub use device::{Device, DeviceCaps, DeviceSpec, DirectRegion, Upstream};
 pub use domain::{

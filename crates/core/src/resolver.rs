@@ -10,7 +10,7 @@ use crate::{
 };
 use alloc::sync::Arc;
 use core::{fmt, marker::PhantomData};
-use portcullis_sync::slot::Generation;
+use portcullis_sync::slot::{Generation, SlotWord, State};
 
 /// Decides what becomes of page requests. At most one per domain, given when the domain is built,
 /// and only for owners that control the mappings.
@@ -177,6 +177,11 @@ impl<P: Platform> Token<P> {
         if self.instance.settle(self.slot, self.generation, code) { Ok(()) } else { Err(AlreadyAnswered) }
     }
 
+    fn is_pending(&self) -> bool {
+        let word = self.instance.words.get(self.slot as usize).map(SlotWord::peek);
+        word == Some((self.generation, State::Pending))
+    }
+
     fn request(&self, n: usize) -> Option<Request> {
         let n = u32::try_from(n).ok()?;
         let r = self.instance.state.with(|s| s.requests.request(self.slot, self.generation, n))?;
@@ -208,6 +213,11 @@ macro_rules! reply {
             /// Never: a group has a last request.
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
+            }
+
+            /// Whether nobody has answered it so far.
+            pub fn is_pending(&self) -> bool {
+                self.token.as_ref().is_some_and(Token::is_pending)
             }
 
             /// The `n`th request. `None` past the end, and once somebody else answered the group.
