@@ -28,7 +28,7 @@ use core::fmt;
 /// /// A program wrote an answer: a cookie, and a code that its interface defines.
 /// fn answered<P: Platform>(held: &Cookies<P>, cookie: u64, code: u32) -> Result<(), CookieError> {
 ///     let response = if code == 0 { Response::Success } else { Response::Invalid };
-///     held.respond(cookie, Claimant::Owner, response)
+///     held.respond(cookie, Claimant::Holder, response)
 /// }
 /// ```
 pub struct Cookies<P: Platform> {
@@ -51,12 +51,12 @@ pub enum CookieWidth {
 /// Who brings an answer, as far as the caller knows: a group of somebody else is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claimant {
-    /// The owner of the table, who may answer whatever is in it.
-    Owner,
+    /// Whoever holds the table, and may answer whatever is in it.
+    Holder,
     /// Whoever speaks for one device: a guest that it was given to.
-    Device(DeviceId),
+    OfDevice(DeviceId),
     /// Whoever speaks for one attachment.
-    Attachment(Key),
+    OfAttachment(Key),
 }
 
 /// Why a cookie answered nothing.
@@ -252,9 +252,9 @@ impl<P: Platform> Table<P> {
 impl Claimant {
     fn may_answer<P: Platform>(self, group: &Deferred<P>) -> bool {
         match self {
-            Claimant::Owner => true,
-            Claimant::Device(device) => group.device() == Some(device),
-            Claimant::Attachment(key) => group.attachment() == Some(key),
+            Claimant::Holder => true,
+            Claimant::OfDevice(device) => group.device() == Some(device),
+            Claimant::OfAttachment(key) => group.attachment() == Some(key),
         }
     }
 }

@@ -114,7 +114,7 @@ impl Run {
                 let n = if self.width == CookieWidth::Bits32 { n >> 32 } else { n };
                 if !self.held.iter().any(|(cookie, _)| *cookie == n) {
                     let response = if ok { Response::Success } else { Response::Invalid };
-                    let refused = self.cookies.respond(n, Claimant::Owner, response);
+                    let refused = self.cookies.respond(n, Claimant::Holder, response);
                     assert_eq!(refused, Err(CookieError::Forged(n)));
                 }
             }
@@ -185,7 +185,7 @@ impl Run {
                         let response = Response::Success;
                         !h.gone
                             && h.answered
-                            && self.cookies.respond(*c, Claimant::Device(DeviceId(0)), response)
+                            && self.cookies.respond(*c, Claimant::OfDevice(DeviceId(0)), response)
                                 == Err(CookieError::Stale(*c))
                     });
                     gone.expect("one gave up its place").1.gone = true;
@@ -204,11 +204,11 @@ impl Run {
     fn respond(&mut self, n: usize, speaker: Speaker, response: Response) {
         let (cookie, h) = self.held[n];
         let (claimant, may) = match speaker {
-            Speaker::Owner => (Claimant::Owner, true),
-            Speaker::Device(d) => (Claimant::Device(DeviceId(d.into())), d == h.device),
+            Speaker::Owner => (Claimant::Holder, true),
+            Speaker::Device(d) => (Claimant::OfDevice(DeviceId(d.into())), d == h.device),
             Speaker::Attachment(d) => {
                 let key = self.attached[&d].key().expect("attached");
-                (Claimant::Attachment(key), key == h.attachment)
+                (Claimant::OfAttachment(key), key == h.attachment)
             }
         };
         let expected = match h {
@@ -261,7 +261,7 @@ fn a_cookie_of_another_table_is_forged() {
     let other = Cookies::new(&run.w.board, CAPACITY, CookieWidth::Bits64).unwrap();
     run.arrives(1);
     let (cookie, _) = run.held[0];
-    assert_eq!(other.respond(cookie, Claimant::Owner, Response::Success), Err(CookieError::Forged(cookie)));
+    assert_eq!(other.respond(cookie, Claimant::Holder, Response::Success), Err(CookieError::Forged(cookie)));
     assert!(run.w.hw.answers().is_empty());
     run.respond(0, Speaker::Owner, Response::Success);
     assert_eq!(run.w.hw.answers(), [sent(1, 1, Code::Success)]);
@@ -272,7 +272,7 @@ fn a_number_wider_than_the_table_s_is_forged() {
     let mut run = Run::new(CookieWidth::Bits32);
     run.arrives(1);
     let wide = run.held[0].0 | 1 << 32;
-    let refused = run.cookies.respond(wide, Claimant::Owner, Response::Success);
+    let refused = run.cookies.respond(wide, Claimant::Holder, Response::Success);
     assert_eq!(refused, Err(CookieError::Forged(wide)));
 }
 
