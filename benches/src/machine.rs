@@ -2,8 +2,8 @@
 
 use crate::Row;
 use portcullis::{
-    Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
-    InstanceId, Iommu, PageGroup, Sleep, SourceId, Upstream, Window,
+    Attachment, Config, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, InstanceId, Iommu,
+    PageGroup, Sleep, SourceId, Upstream, Window,
     driver::{DeviceControl, Start},
 };
 use portcullis_drivers::vtd::{Options, Vtd};
@@ -59,14 +59,8 @@ impl Bench {
         let iommu = Iommu::new(platform.clone(), Config::default()).expect("memory for the core");
         let driver = Vtd::new(platform.clone(), Window(0), Options::default());
         iommu.register(&cx, InstanceId(0), Box::new(driver), Start::Fresh).expect("a unit that starts");
-        let spec = DeviceSpec {
-            id: DeviceId(8),
-            upstreams: vec![Upstream { instance: InstanceId(0), sources: vec![SourceId(8)] }],
-            trusted: false,
-            caps: DeviceCaps::default(),
-            control: Arc::new(NoCapabilities),
-            direct: Vec::new(),
-        };
+        let upstreams = vec![Upstream { instance: InstanceId(0), sources: vec![SourceId(8)] }];
+        let spec = DeviceSpec::new(DeviceId(8), upstreams, Arc::new(NoCapabilities));
         let device = iommu.add_device(&cx, spec).expect("a new device");
         let make = || {
             let options = DomainOptions::default();

@@ -7,7 +7,7 @@ use core::fmt;
 
 use portcullis::driver::{Start, TableRequest};
 use portcullis::{
-    Access, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
+    Access, Config, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
     InstanceId, Iommu, PageGroup, Reason, Scope, Sleep, SourceId, Subscription, Upstream, Waited,
 };
 use portcullis_drivers::vtd::{Options, Vtd};
@@ -122,17 +122,8 @@ impl Bench {
         say!("VT-d runs in {} mode", if scalable { "scalable" } else { "legacy" });
 
         let faults = iommu.observe(Scope::Device(DEVICE), 8)?;
-        let device = iommu.add_device(
-            cx,
-            DeviceSpec {
-                id: DEVICE,
-                upstreams: vec![Upstream { instance: INSTANCE, sources: vec![source] }],
-                trusted: false,
-                caps: DeviceCaps::default(),
-                control: edu.clone(),
-                direct: vec![],
-            },
-        )?;
+        let upstreams = vec![Upstream { instance: INSTANCE, sources: vec![source] }];
+        let device = iommu.add_device(cx, DeviceSpec::new(DEVICE, upstreams, edu.clone()))?;
         edu.let_master_the_bus();
         Ok(Self { platform, scalable, iommu, edu, device, faults })
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use portcullis::driver::TableRequest;
 use portcullis::error::{AddDeviceError, AttachError};
 use portcullis::{
-    Access, Attachment, Device, DeviceCaps, DeviceId, DeviceSpec, DirectRegion, Domain, DomainOptions,
-    External, FaultKind, FaultRecord, Identity, Owner, PageGroup, Platform, Replaced, Resolver, Scope, Sleep,
+    Access, Attachment, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
+    FaultRecord, Gap, Identity, Owner, PageGroup, Platform, Replaced, ReservedRegion, Resolver, Scope, Sleep,
     Subscription, Upstream, Waited,
 };
 use portcullis_machine::memory::Ram;
@@ -128,19 +128,14 @@ impl<R: Rig> Stage<R> {
     pub fn add_with_direct(&mut self, who: Who, page: Phys) -> Result<Device<R::P>, AddDeviceError> {
         self.rig.oracle().map(DIRECT, page.0, page.0, PAGE, true);
         self.rig.oracle().attach(place(who), DIRECT);
-        self.try_add(who, vec![DirectRegion { start: page.0, len: PAGE, prot: RW }])
+        self.try_add(who, vec![ReservedRegion::direct(page.0, PAGE, RW)])
     }
 
-    fn try_add(&mut self, who: Who, direct: Vec<DirectRegion>) -> Result<Device<R::P>, AddDeviceError> {
+    fn try_add(&mut self, who: Who, regions: Vec<ReservedRegion>) -> Result<Device<R::P>, AddDeviceError> {
         let source = who.source();
-        let spec = DeviceSpec {
-            id: DeviceId(u64::from(source.0)),
-            upstreams: vec![Upstream { instance: INSTANCE, sources: vec![source] }],
-            trusted: false,
-            caps: DeviceCaps::default(),
-            control: self.rig.control(who),
-            direct,
-        };
+        let upstreams = vec![Upstream { instance: INSTANCE, sources: vec![source] }];
+        let id = DeviceId(u64::from(source.0));
+        let spec = DeviceSpec { regions, ..DeviceSpec::new(id, upstreams, self.rig.control(who)) };
         self.rig.iommu().add_device(&self.cx, spec)
     }
 
@@ -236,7 +231,7 @@ impl<R: Rig> Stage<R> {
     pub fn replace<A: Attachable<R::P>>(&self, old: Attached<R::P>, to: &A) -> (Attached<R::P>, Replaced) {
         let domain = to.domain();
         self.rig.oracle().attach(place(old.who), domain.id());
-        let replaced = self.rig.iommu().replace(&self.cx, old.attachment, domain, Arc::new(()), true);
+        let replaced = self.rig.iommu().replace(&self.cx, old.attachment, domain, Arc::new(()), Gap::Allowed);
         let (attachment, detaching, how) = match replaced {
             Ok(done) => done,
             Err((_, error)) => panic!("not replaced: {error}"),

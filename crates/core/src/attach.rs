@@ -54,7 +54,7 @@ impl<P: Platform> Wanted<P> {
         let unfit = |why| Err(AttachError::Incompatible { at, why });
         match &domain.kind {
             Kind::Blocked => {
-                if self.pasid.is_none() && !device.direct.is_empty() {
+                if self.pasid.is_none() && device.has_direct() {
                     return Err(AttachError::NotHitless(at));
                 }
             }
@@ -75,7 +75,7 @@ impl<P: Platform> Wanted<P> {
     /// Direct regions are mapped before the hardware sees the table, and stay when it is left.
     fn map_direct(&self) -> Result<(), AttachError> {
         let (Kind::Table(table), None) = (&self.domain.kind, self.pasid) else { return Ok(()) };
-        for region in &self.device.direct {
+        for region in self.device.direct() {
             map_missing(&***table, region.start, region.len, region.prot)
                 .map_err(|why| AttachError::Direct { start: region.start, why })?;
         }
@@ -121,7 +121,7 @@ pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<
     wanted.map_direct()?;
     let made = Made::new(wanted, token, None).await?;
     let inner = made.inner.clone();
-    let Some(target) = inner.domain.maybe_target(inner.tag) else {
+    let Some(target) = inner.target() else {
         return Ok(made.publish());
     };
     let (instance, device) = (&inner.instance, &inner.device);
@@ -156,27 +156,36 @@ pub enum Replaced {
     ThroughBlocked,
 }
 
+/// Whether a replacement may leave the device without any translation for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// It may: where the hardware cannot go from one to the other at once, it goes through blocked.
+    Allowed,
+    /// It may not: where it would have to, the replacement is refused.
+    Refused,
+}
+
 /// Replaces what is attached. `old` has been claimed by its owner's hand.
 pub(crate) async fn replace<P: Platform>(
     old: &Arc<Inner<P>>,
     wanted: Wanted<P>,
-    gap_allowed: bool,
+    gap: Gap,
 ) -> Result<(Attachment<P>, Detaching<P>, Replaced), AttachError> {
     wanted.check()?;
     let at = wanted.at();
     let token = begin(&wanted, Some(old.key)).await?;
     wanted.map_direct()?;
-    let direct = wanted.pasid.is_none() && !wanted.device.direct.is_empty();
+    let direct = wanted.pasid.is_none() && wanted.device.has_direct();
     let made = Made::new(wanted, token, Some(old)).await?;
     let inner = made.inner.clone();
     let (instance, device) = (&inner.instance, &inner.device);
-    let target = inner.domain.maybe_target(inner.tag);
+    let target = inner.target();
     let (held, how) = match target.map(|t| Holding::prepare(instance, at, t)) {
         Some(Ok((held, Change::Hitless))) => (Some(held), Replaced::Hitless),
         Some(Ok((_, Change::ThroughBlocked))) | None => (None, Replaced::ThroughBlocked),
         Some(Err(e)) => return Err(made.undo(e.into()).await),
     };
-    if how == Replaced::ThroughBlocked && (direct || !gap_allowed) {
+    if how == Replaced::ThroughBlocked && (direct || gap == Gap::Refused) {
         return Err(made.undo(AttachError::NotHitless(at)).await);
     }
     if let Err(e) = made.show() {
@@ -241,12 +250,16 @@ impl<P: Platform> Made<P> {
             pending.try_reserve_exact(most).map_err(|_| OutOfMemory)?;
         }
         let key = device.shared_slab().reserve().ok_or(AttachError::TooMany(device.id))?;
-        let tag: Result<DomainTag, AttachError> = match domain.acquire_tag(&instance) {
-            Ok(Some(tag)) => Ok(tag),
-            Ok(None) => Err(AttachError::NoTag(instance.id())),
-            Err(e) => Err(e.into()),
+        let tag: Result<Option<DomainTag>, AttachError> = match &domain.kind {
+            Kind::Blocked => Ok(None),
+            _ => match domain.acquire_tag(&instance) {
+                Ok(Some(tag)) => Ok(Some(tag)),
+                Ok(None) => Err(AttachError::NoTag(instance.id())),
+                Err(e) => Err(e.into()),
+            },
         };
         let tag = tag.inspect_err(|_| device.shared_slab().free(key))?;
+        domain.count_attachment(true);
         let inner = Arc::new(Inner::new(key, at, tag, device, domain, handler, resolves, pending));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };
@@ -265,8 +278,10 @@ impl<P: Platform> Made<P> {
     fn show(&self) -> Result<(), AttachError> {
         let inner = &self.inner;
         let (instance, at) = (&inner.instance, inner.at);
-        let ats = instance.may_cache(at);
-        inner.domain.tags.publish(instance, CacheTag { tag: inner.tag, at, ats })?;
+        if let Some(tag) = inner.tag {
+            let ats = instance.may_cache(at);
+            inner.domain.tags.publish(instance, CacheTag { tag, at, ats })?;
+        }
         if !instance.show(at, Phase::Attaching, inner) {
             inner.domain.tags.remove(instance.id(), at);
             return Err(AttachError::TooMany(inner.device.id));

@@ -5,6 +5,7 @@ use crate::{
     detach::{Detaching, detach},
     device::DeviceInner,
     domain::DomainInner,
+    driver::Target,
     ids::{At, DomainTag, Key},
     instance::Instance,
     intake::Queued,
@@ -23,7 +24,8 @@ use portcullis_sync::{
 pub(crate) struct Inner<P: Platform> {
     pub(crate) key: Key,
     pub(crate) at: At,
-    pub(crate) tag: DomainTag,
+    /// What the caches know the domain by; none where nothing passes.
+    pub(crate) tag: Option<DomainTag>,
     pub(crate) instance: Arc<Instance<P>>,
     pub(crate) device: Arc<DeviceInner<P>>,
     pub(crate) domain: Arc<DomainInner<P>>,
@@ -59,7 +61,7 @@ impl<P: Platform> Inner<P> {
     pub(crate) fn new(
         key: Key,
         at: At,
-        tag: DomainTag,
+        tag: Option<DomainTag>,
         device: Arc<DeviceInner<P>>,
         domain: Arc<DomainInner<P>>,
         handler: Arc<dyn Handler<P>>,
@@ -83,6 +85,11 @@ impl<P: Platform> Inner<P> {
             device,
             domain,
         }
+    }
+
+    /// What the hardware translates through; `None` where nothing passes.
+    pub(crate) fn target(&self) -> Option<Target> {
+        self.domain.target(self.tag?)
     }
 
     /// Whether page requests go to a resolver.
@@ -245,37 +252,33 @@ impl<P: Platform> Drop for Inside<'_, P> {
 /// whose drop never runs: keep its [`key`](Attachment::key) there instead.
 #[must_use = "an attachment that is dropped is detached"]
 pub struct Attachment<P: Platform> {
-    inner: Option<Arc<Inner<P>>>,
+    inner: Arc<Inner<P>>,
 }
 
 impl<P: Platform> Attachment<P> {
     pub(crate) fn new(inner: Arc<Inner<P>>) -> Self {
-        Attachment { inner: Some(inner) }
+        Attachment { inner }
     }
 
-    pub(crate) fn inner(&self) -> Option<&Arc<Inner<P>>> {
-        self.inner.as_ref()
-    }
-
-    pub(crate) fn into_inner(mut self) -> Option<Arc<Inner<P>>> {
-        self.inner.take()
+    pub(crate) fn inner(&self) -> &Arc<Inner<P>> {
+        &self.inner
     }
 
     /// Names the attachment without keeping it.
-    pub fn key(&self) -> Option<Key> {
-        self.inner.as_ref().map(|i| i.key)
+    pub fn key(&self) -> Key {
+        self.inner.key
     }
 
     /// Where it is attached.
-    pub fn at(&self) -> Option<At> {
-        self.inner.as_ref().map(|i| i.at)
+    pub fn at(&self) -> At {
+        self.inner.at
     }
 
     /// Blocks the device, invalidates, drains, answers everything pending with Invalid, and frees
     /// the place for a new attach. Sleeps for hardware, never for a resolver. Cannot fail:
     /// hardware that is lost on the way is one of its outcomes ([`Detaching::lost`]).
-    pub fn begin_detach(mut self, cx: &Sleep<'_>) -> Detaching<P> {
-        let Some(inner) = self.inner.take() else { return Detaching::nothing() };
+    pub fn begin_detach(self, cx: &Sleep<'_>) -> Detaching<P> {
+        let inner = self.inner.clone();
         let unfinished = Unfinished(Some(inner.clone()));
         inner.begin_leaving();
         if block_on(&inner.instance.hub, cx, detach(inner.clone())).is_ok() {
@@ -285,16 +288,15 @@ impl<P: Platform> Attachment<P> {
     }
 
     /// The step form of [`begin_detach`](Attachment::begin_detach).
-    pub fn start_detach(mut self) -> Op<'static, Detaching<P>>
+    pub fn start_detach(self) -> Op<'static, Detaching<P>>
     where
         P: 'static,
     {
-        let inner = self.inner.take();
-        // Made here, so that an operation which is dropped before its first step detaches too.
-        let unfinished = Unfinished(inner.clone());
+        let inner = self.inner.clone();
+        // Begun here, so that an operation which is dropped before its first step detaches too.
+        inner.begin_leaving();
+        let unfinished = Unfinished(Some(inner.clone()));
         Op::new(async move {
-            let Some(inner) = inner else { return Detaching::nothing() };
-            inner.begin_leaving();
             detach(inner.clone()).await;
             unfinished.done();
             Detaching::new(inner)
@@ -323,11 +325,9 @@ impl<P: Platform> Drop for Unfinished<P> {
 
 impl<P: Platform> Drop for Attachment<P> {
     fn drop(&mut self) {
-        if let Some(inner) = self.inner.take()
-            && inner.begin_leaving()
-        {
-            let hub = inner.instance.hub.clone();
-            hub.reap(inner);
+        // Who detached or replaced it has claimed that before.
+        if self.inner.begin_leaving() {
+            self.inner.instance.hub.reap(self.inner.clone());
         }
     }
 }

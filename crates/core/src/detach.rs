@@ -17,7 +17,7 @@ use portcullis_sync::atomic::Ordering;
 /// An attachment that the hardware has let go of; handlers may still run with it.
 #[must_use = "handlers may still run: wait for them, or let go"]
 pub struct Detaching<P: Platform> {
-    inner: Option<Arc<Inner<P>>>,
+    inner: Arc<Inner<P>>,
 }
 
 /// How far a detach is.
@@ -35,22 +35,18 @@ pub enum Waited {
 
 impl<P: Platform> Detaching<P> {
     pub(crate) fn new(inner: Arc<Inner<P>>) -> Self {
-        Detaching { inner: Some(inner) }
-    }
-
-    pub(crate) fn nothing() -> Self {
-        Detaching { inner: None }
+        Detaching { inner }
     }
 
     /// Whether the hardware was lost on the way. What it may still reach is kept for ever.
     pub fn lost(&self) -> bool {
-        self.inner.as_ref().is_some_and(|i| i.lost.load(Ordering::Acquire))
+        self.inner.lost.load(Ordering::Acquire)
     }
 
     /// Waits until no handler runs with the attachment. From inside its own resolver it returns at
     /// once and says so.
     pub fn wait(&self, cx: &Sleep<'_>, until: Option<Time>) -> Waited {
-        let Some(inner) = &self.inner else { return Waited::Gone };
+        let inner = &self.inner;
         if cx.inside == Some(inner.key) {
             return Waited::InsideResolver;
         }
@@ -65,7 +61,7 @@ impl<P: Platform> Detaching<P> {
 
     /// Whether no handler runs with the attachment any more. Never waits.
     pub fn is_gone(&self) -> bool {
-        self.inner.as_ref().is_none_or(|i| i.is_gone())
+        self.inner.is_gone()
     }
 }
 
@@ -123,7 +119,10 @@ pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), Hw
     }
     if drained.is_ok() {
         inner.domain.tags.remove(inner.instance.id(), inner.at);
-        inner.domain.release_tag(&inner.instance);
+        if inner.tag.is_some() {
+            inner.domain.release_tag(&inner.instance);
+        }
+        inner.domain.count_attachment(false);
     } else {
         inner.lost.store(true, Ordering::Release);
         inner.domain.keep_for_ever();

@@ -4,19 +4,19 @@ use crate::{
     detach::drain,
     domain::DomainInner,
     driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
-    error::AttachError,
+    error::{AttachError, OutOfMemory},
     group::{Group, MergedBy},
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
     instance::Instance,
     iommu::Shared,
     op::{Op, block_on, hw},
     platform::{Platform, ShortLock, Sleep},
+    reserved::{RegionKind, Regions, ReservedRegion},
     slab::Slab,
     sources::Counters,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::{future::poll_fn, task::Poll};
-use portcullis_pgtable::Prot;
 
 /// What a device can do, as its PCIe capabilities say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,11 @@ pub struct DeviceCaps {
     pub page_requests: Option<u32>,
     /// Sends PASID stop markers.
     pub stop_markers: bool,
+    /// Its DMA is coherent with the CPU's caches: PCIe without No Snoop, most else on x86.
+    pub coherent_dma: bool,
+    /// Its physical function, where it is a virtual function of another: device TLBs are asked with
+    /// that one's queue depth (`[V]` 6.5.2.5, PFSID).
+    pub physical_function: Option<SourceId>,
 }
 
 /// One IOMMU instance that a device's requests pass through, and the ids it is known by there.
@@ -40,18 +45,6 @@ pub struct Upstream {
     pub instance: InstanceId,
     /// Requester or stream ids.
     pub sources: Vec<SourceId>,
-}
-
-/// Memory that a device accesses at addresses equal to physical ones, whatever it is attached to
-/// (RMRR and the like): mapped before every attach and never interrupted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirectRegion {
-    /// First address, a multiple of the page size.
-    pub start: u64,
-    /// Bytes, a multiple of the page size.
-    pub len: u64,
-    /// What the device may do there.
-    pub prot: Prot,
 }
 
 /// A device as the embedder describes it.
@@ -67,8 +60,22 @@ pub struct DeviceSpec {
     pub caps: DeviceCaps,
     /// How its PCIe capabilities are switched.
     pub control: Arc<dyn DeviceControl>,
-    /// Its direct regions.
-    pub direct: Vec<DirectRegion>,
+    /// Its reserved regions; those of its IOMMU need not be named.
+    pub regions: Vec<ReservedRegion>,
+}
+
+impl DeviceSpec {
+    /// A device that is not trusted, can do nothing special and has no reserved regions.
+    pub fn new(id: DeviceId, upstreams: Vec<Upstream>, control: Arc<dyn DeviceControl>) -> DeviceSpec {
+        DeviceSpec {
+            id,
+            upstreams,
+            trusted: false,
+            caps: DeviceCaps::default(),
+            control,
+            regions: Vec::new(),
+        }
+    }
 }
 
 /// A device that was added. A counted handle.
@@ -83,7 +90,7 @@ pub(crate) struct DeviceInner<P: Platform> {
     pub(crate) trusted: bool,
     pub(crate) caps: DeviceCaps,
     pub(crate) control: Arc<dyn DeviceControl>,
-    pub(crate) direct: Vec<DirectRegion>,
+    pub(crate) regions: Vec<ReservedRegion>,
     pub(crate) instance: Arc<Instance<P>>,
     pub(crate) group: Arc<Group<P>>,
     pub(crate) shared: Arc<Shared<P>>,
@@ -117,6 +124,23 @@ impl<P: Platform> Device<P> {
     /// The members of its group, and the rule that merged them.
     pub fn group(&self) -> (DeviceId, MergedBy) {
         (self.inner.group.member, self.inner.group.merged_by)
+    }
+
+    /// What of its IOVA space is reserved, by itself or by its IOMMU: sorted by start, what touches
+    /// and is of one kind merged. Allocates.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn reserved_regions(&self) -> Result<Vec<ReservedRegion>, OutOfMemory> {
+        let mut list = Regions::default();
+        for region in &self.inner.regions {
+            list.add(*region)?;
+        }
+        for (start, end) in self.inner.instance.caps().reserved {
+            let len = (end - start).saturating_add(1);
+            list.add(ReservedRegion::closed(*start, len, RegionKind::Msi))?;
+        }
+        Ok(list.finish())
     }
 
     /// What was counted since it was added.
@@ -167,13 +191,22 @@ impl<P: Platform> DeviceInner<P> {
             trusted: spec.trusted,
             caps: spec.caps,
             control: spec.control,
-            direct: spec.direct,
+            regions: spec.regions,
             instance,
             group,
             shared,
             direct_only,
             pri,
         }
+    }
+
+    /// The regions that must be mapped one to one wherever its requester id is attached.
+    pub(crate) fn direct(&self) -> impl Iterator<Item = &ReservedRegion> {
+        self.regions.iter().filter(|r| r.kind.is_direct())
+    }
+
+    pub(crate) fn has_direct(&self) -> bool {
+        self.direct().next().is_some()
     }
 
     pub(crate) fn shared_slab(&self) -> &Slab<P> {
@@ -189,8 +222,9 @@ impl<P: Platform> DeviceInner<P> {
     /// Makes an attachment point stop translating: blocked, or back to its direct regions.
     pub(crate) async fn block(&self, at: At) -> Result<(), HwLost> {
         let driver = self.instance.driver();
-        if let (None, Some((domain, tag))) = (at.pasid, &self.direct_only) {
-            let target = domain.target(*tag);
+        if let (None, Some((domain, tag))) = (at.pasid, &self.direct_only)
+            && let Some(target) = domain.target(*tag)
+        {
             return self.install(at, target).await;
         }
         hw(&self.instance, || driver.block(at)).await
@@ -335,14 +369,16 @@ impl<P: Platform> DeviceInner<P> {
         let mut last = None;
         let mut requester_id = false;
         while let Some((at, inner)) = instance.attached_after(self.source, last) {
-            if let Some(target) = inner.domain.maybe_target(inner.tag) {
+            if let Some(target) = inner.target() {
                 self.install(at, target).await?;
             }
             requester_id |= at.pasid.is_none();
             last = Some(at);
         }
-        if let (Some((domain, tag)), false) = (&self.direct_only, requester_id) {
-            self.install(At { source: self.source, pasid: None }, domain.target(*tag)).await?;
+        if let (Some((domain, tag)), false) = (&self.direct_only, requester_id)
+            && let Some(target) = domain.target(*tag)
+        {
+            self.install(At { source: self.source, pasid: None }, target).await?;
         }
         self.enable();
         let (on, share) = self.pri.with(|p| (p.on, p.share));

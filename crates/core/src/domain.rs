@@ -18,7 +18,7 @@ use crate::{
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{marker::PhantomData, mem::ManuallyDrop};
 use portcullis_pgtable::{FormatDesc, IoTable, Leaf, NoAccessedBits, Phys, Prot};
-use portcullis_sync::atomic::{AtomicBool, Ordering};
+use portcullis_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 mod sealed {
     pub trait Sealed {}
@@ -130,6 +130,8 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) parked: Parked<P>,
     pub(crate) shared: Arc<Shared<P>>,
     uses: P::Lock<Vec<TagUse<P>>>,
+    /// Attachments that the hardware may use, or that wait for it to stop.
+    attachments: AtomicUsize,
     reserved: Vec<(u64, u64)>,
     never_output: Vec<(u64, u64)>,
     /// Lost hardware may still walk the table: it is never freed.
@@ -163,6 +165,7 @@ impl<P: Platform> DomainInner<P> {
             parked: Parked::new(platform),
             shared: shared.clone(),
             uses: platform.lock(Vec::new()),
+            attachments: AtomicUsize::new(0),
             reserved,
             never_output,
             kept: AtomicBool::new(false),
@@ -180,17 +183,13 @@ impl<P: Platform> DomainInner<P> {
         self.table().map(|t| t.desc())
     }
 
-    pub(crate) fn maybe_target(&self, tag: DomainTag) -> Option<Target> {
+    /// What an attachment point translates through that uses the domain under `tag`.
+    pub(crate) fn target(&self, tag: DomainTag) -> Option<Target> {
         match &self.kind {
             Kind::Blocked => None,
             Kind::Identity => Some(Target::Identity { tag }),
             Kind::Table(t) => Some(Target::Table { desc: t.desc(), root: t.root(), tag }),
         }
-    }
-
-    /// For domains that are known to translate.
-    pub(crate) fn target(&self, tag: DomainTag) -> Target {
-        self.maybe_target(tag).unwrap_or(Target::Identity { tag })
     }
 
     /// The domain's tag on an instance, one more user of it. `None` when the instance has none left.
@@ -246,8 +245,16 @@ impl<P: Platform> DomainInner<P> {
         }
     }
 
+    /// One attachment more or less.
+    pub(crate) fn count_attachment(&self, more: bool) {
+        match more {
+            true => self.attachments.fetch_add(1, Ordering::Relaxed),
+            false => self.attachments.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
     fn is_unused(&self) -> bool {
-        self.uses.with(|uses| uses.is_empty())
+        self.attachments.load(Ordering::Relaxed) == 0
     }
 
     /// Hardware that was lost may still read the table.

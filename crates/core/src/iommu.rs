@@ -1,7 +1,7 @@
 //! The calls by which an embedder drives it all.
 
 use crate::{
-    attach::{Replaced, Wanted, attach, replace},
+    attach::{Gap, Replaced, Wanted, attach, replace},
     attachment::{Attachment, Where},
     config::Config,
     detach::{Detaching, detach},
@@ -278,8 +278,8 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// Replaces an attachment by one to another domain. The device sees the old translation, the
-    /// new one, or nothing, never a mix; which of it is said in the answer. With `gap_allowed`
-    /// false the change is refused where it cannot be made without a gap. Page requests that the
+    /// new one, or nothing, never a mix; which of it is said in the answer. With
+    /// [`Gap::Refused`] the change is not made where it takes a gap. Page requests that the
     /// old one owed an answer are answered Invalid. Sleeps for hardware.
     ///
     /// # Errors
@@ -291,14 +291,14 @@ impl<P: Platform> Iommu<P> {
         old: Attachment<P>,
         domain: &Domain<P, O>,
         data: Arc<O::Data>,
-        gap_allowed: bool,
+        gap: Gap,
     ) -> Result<(Attachment<P>, Detaching<P>, Replaced), (Option<Attachment<P>>, AttachError)> {
-        let Some(inner) = old.into_inner() else { return Err((None, AttachError::Shutdown)) };
+        let inner = old.inner();
         let device = Device { inner: inner.device.clone() };
         let wanted = self.wanted(domain, &device, inner.at.pasid, data);
-        block_on(&self.shared.hub, cx, replace(&inner, wanted, gap_allowed))
+        block_on(&self.shared.hub, cx, replace(inner, wanted, gap))
             .unwrap_or(Err(AttachError::Shutdown))
-            .map_err(|e| (inner.is_live().then(|| Attachment::new(inner)), e))
+            .map_err(|e| (Some(old).filter(|old| old.inner().is_live()), e))
     }
 
     /// The step form of [`replace`](Iommu::replace). Dropped unfinished, it is ended by a worker.
@@ -308,23 +308,17 @@ impl<P: Platform> Iommu<P> {
         old: Attachment<P>,
         domain: &Domain<P, O>,
         data: Arc<O::Data>,
-        gap_allowed: bool,
+        gap: Gap,
     ) -> Op<'static, Result<(Attachment<P>, Detaching<P>, Replaced), (Option<Attachment<P>>, AttachError)>>
     where
         P: 'static,
     {
-        let wanted = old.inner().map(|inner| {
-            let device = Device { inner: inner.device.clone() };
-            self.wanted(domain, &device, inner.at.pasid, data)
-        });
+        let device = Device { inner: old.inner().device.clone() };
+        let wanted = self.wanted(domain, &device, old.inner().at.pasid, data);
         Op::new(async move {
-            let (Some(wanted), Some(inner)) = (wanted, old.inner().cloned()) else {
-                return Err((None, AttachError::Shutdown));
-            };
-            let done = replace(&inner, wanted, gap_allowed).await;
+            let done = replace(old.inner(), wanted, gap).await;
             // What was replaced is nobody's to drop any more; what still stands goes back.
-            let old = old.into_inner();
-            done.map_err(|e| (old.filter(|i| i.is_live()).map(Attachment::new), e))
+            done.map_err(|e| (Some(old).filter(|old| old.inner().is_live()), e))
         })
     }
 

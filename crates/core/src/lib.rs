@@ -36,6 +36,7 @@ mod places;
 mod planted;
 mod registry;
 mod requests;
+mod reserved;
 mod resolver;
 mod settle;
 mod slab;
@@ -45,12 +46,12 @@ mod sync;
 mod tags;
 mod wait;
 
-pub use attach::Replaced;
+pub use attach::{Gap, Replaced};
 pub use attachment::Attachment;
 pub use config::Config;
 pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
-pub use device::{Device, DeviceCaps, DeviceSpec, DirectRegion, Upstream};
+pub use device::{Device, DeviceCaps, DeviceSpec, Upstream};
 pub use domain::{
     AddressSpace, Blocked, Domain, DomainOptions, External, Identity, KernelDma, Maps, Nested, Owner,
     UserObject,
@@ -63,6 +64,7 @@ pub use iommu::Iommu;
 pub use observer::{Scope, Subscription};
 pub use op::Op;
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
+pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;
 pub use sync::Unmapping;

@@ -119,7 +119,7 @@ pub(crate) async fn add_device<P: Platform>(
         ats: spec.trusted && spec.caps.ats && caps.ats,
         pri: false,
         invalidate_queue_depth: spec.caps.invalidate_queue_depth,
-        physical_function: None,
+        physical_function: spec.caps.physical_function,
     };
     let known = Known::new(&instance, source, &spec, features)?;
     instance.driver().add_device(source, features)?;
@@ -184,15 +184,16 @@ async fn make_device<P: Platform>(
     source: SourceId,
 ) -> Result<Device<P>, AddDeviceError> {
     let group = Arc::new(Group::new(&shared.hub, spec.id).ok_or(OutOfMemory)?);
-    let direct_only = match spec.direct.is_empty() {
-        true => None,
-        false => Some(direct_only(shared, &spec, instance)?),
+    let direct_only = match spec.regions.iter().any(|r| r.kind.is_direct()) {
+        true => Some(direct_only(shared, &spec, instance)?),
+        false => None,
     };
     let inner = DeviceInner::new(spec, source, instance.clone(), group, shared.clone(), direct_only);
     let device = Device { inner: Arc::new(inner) };
-    if let Some((domain, tag)) = &device.inner.direct_only {
+    if let Some((domain, tag)) = &device.inner.direct_only
+        && let Some(target) = domain.target(*tag)
+    {
         let at = At { source, pasid: None };
-        let target = domain.target(*tag);
         let (held, _) =
             Holding::prepare(instance, at, target).inspect_err(|_| domain.release_tag(instance))?;
         let shown = Shown { domain, done: false };
@@ -231,7 +232,7 @@ fn direct_only<P: Platform>(
 ) -> Result<(Arc<DomainInner<P>>, DomainTag), AddDeviceError> {
     // The second stage where there is one, but not every unit has it.
     let table = instance.driver().new_table(TableRequest::default())?;
-    for r in &spec.direct {
+    for r in spec.regions.iter().filter(|r| r.kind.is_direct()) {
         map_missing(&*table, r.start, r.len, r.prot)
             .map_err(|why| AddDeviceError::Direct { start: r.start, why })?;
     }

@@ -34,7 +34,7 @@ fn pasids_of_one_device_are_places_of_their_own() {
     let _rid = w.attach(&dom, &d);
     let five = w.iommu.attach(&cx(), &dom, &d, pasid(5), data()).unwrap();
     let _six = w.iommu.attach(&cx(), &dom, &d, pasid(6), data()).unwrap();
-    assert_eq!(five.at(), Some(At { source: SourceId(1), pasid: pasid(5) }));
+    assert_eq!(five.at(), At { source: SourceId(1), pasid: pasid(5) });
     drop(five.begin_detach(&cx()));
     assert!(w.hw.entry(At { source: SourceId(1), pasid: pasid(6) }).is_some());
     assert!(w.hw.entry(At { source: SourceId(1), pasid: pasid(5) }).is_none());

@@ -126,7 +126,7 @@ impl Run {
                 self.attached.insert(device, new);
             }
             Step::Release(device) => {
-                let key = self.attached[&device].key().expect("attached");
+                let key = self.attached[&device].key();
                 let here = |h: &Held| h.attachment == key && !h.gone;
                 let count = self.held.iter().filter(|(_, h)| here(h)).count();
                 assert_eq!(self.cookies.release(key), count);
@@ -207,7 +207,7 @@ impl Run {
             Speaker::Owner => (Claimant::Holder, true),
             Speaker::Device(d) => (Claimant::OfDevice(DeviceId(d.into())), d == h.device),
             Speaker::Attachment(d) => {
-                let key = self.attached[&d].key().expect("attached");
+                let key = self.attached[&d].key();
                 (Claimant::OfAttachment(key), key == h.attachment)
             }
         };

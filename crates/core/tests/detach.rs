@@ -140,7 +140,7 @@ fn a_resolver_detaches_itself_by_key() {
     assert_eq!(*outcome.lock().unwrap(), [Waited::InsideResolver]);
     assert!(late.lock().unwrap().take().unwrap().is_gone(), "gone when it returned");
     assert_eq!(w.hw.answers(), [sent(1, 1, Code::Invalid)]);
-    let key = a.key().unwrap();
+    let key = a.key();
     assert!(a.begin_detach(&cx()).is_gone(), "the owner finds it detached");
     assert_eq!(w.iommu.begin_detach_by_key(&cx(), key).err(), Some(Stale(key)));
     let _again = w.attach(&w.plain(&d), &d);
@@ -270,7 +270,7 @@ fn a_dropped_attachment_is_detached_by_a_worker() {
     w.work();
     w.hw.take_log();
     let kicks = w.board.kicks();
-    let key = a.key().unwrap();
+    let key = a.key();
     drop(a);
     assert!(w.hw.take_log().is_empty(), "a drop never waits, nor touches hardware");
     assert!(w.board.kicks() > kicks, "it wakes a worker");
@@ -409,7 +409,7 @@ fn only_one_of_two_detaches_of_one_attachment_works() {
     let d = w.device(1);
     let dom = w.plain(&d);
     let a = w.attach(&dom, &d);
-    let key = a.key().unwrap();
+    let key = a.key();
     w.hw.state().hold = true;
     let mut first = a.start_detach();
     assert!(first.step().is_pending());
@@ -428,7 +428,7 @@ fn what_waits_for_a_worker_counts_as_an_attachment() {
     let dom = w.served(&d);
     for n in 0..3 {
         let a = w.attach(&dom, &d);
-        let key = a.key().unwrap();
+        let key = a.key();
         w.sends(&[last(1, n)]);
         assert!(a.begin_detach(&cx()).is_gone());
         assert_eq!(w.iommu.begin_detach_by_key(&cx(), key).err(), Some(Stale(key)));

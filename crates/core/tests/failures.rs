@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use portcullis::error::{AddDeviceError, AttachError, DomainMapError};
-use portcullis::{At, Code, Replaced, SourceId};
+use portcullis::{At, Code, Gap, Replaced, SourceId};
 use portcullis_pgtable::{MapError, Phys};
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ fn a_domain_and_a_device_without_memory_are_not_made() {
     let frames = w.board.frames();
     let refused = every_frame(&w, || {
         let mut spec = w.spec(1);
-        spec.direct = vec![portcullis::DirectRegion { start: 0x8000, len: 0x2000, prot: RW }];
+        spec.regions = vec![portcullis::ReservedRegion::direct(0x8000, 0x2000, RW)];
         match w.iommu.add_device(&cx(), spec) {
             Ok(_) => true,
             Err(e) => {
@@ -119,11 +119,11 @@ fn life(n: Option<u32>) -> u32 {
     gone.sync(&cx()).unwrap();
     let (b, _, how) = w
         .iommu
-        .replace(&cx(), a, &two, held.clone(), false)
+        .replace(&cx(), a, &two, held.clone(), Gap::Refused)
         .or_else(|(old, e)| {
             assert!(matches!(e, AttachError::Prepare(_)), "{e}");
             assert!(two.is_unused() && !one.is_unused());
-            w.iommu.replace(&cx(), old.expect("it still stands"), &two, held.clone(), false)
+            w.iommu.replace(&cx(), old.expect("it still stands"), &two, held.clone(), Gap::Refused)
         })
         .map_err(|(_, e)| e)
         .unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use portcullis::error::AttachError;
-use portcullis::{At, Code, Replaced, SourceId, Waited};
+use portcullis::{At, Code, Gap, Replaced, SourceId, Waited};
 use std::sync::{Arc, Mutex};
 
 const AT: At = At { source: SourceId(1), pasid: None };
@@ -22,7 +22,7 @@ fn hitless_never_blocks_and_answers_what_the_old_one_owed() {
     w.sends(&[last(1, 4)]);
     w.work();
     w.hw.take_log();
-    let (b, gone, how) = w.iommu.replace(&cx(), a, &new, data(), false).map_err(|(_, e)| e).unwrap();
+    let (b, gone, how) = w.iommu.replace(&cx(), a, &new, data(), Gap::Refused).map_err(|(_, e)| e).unwrap();
     assert_eq!(how, Replaced::Hitless);
     assert!(!w.hw.take_log().contains(&Call::Block(AT)));
     assert_eq!(gone.wait(&cx(), None), Waited::Gone);
@@ -44,7 +44,7 @@ fn through_blocked_blocks_and_drains_before_the_new_one_shows() {
     let a = w.attach(&old, &d);
     w.hw.state().gaps = true;
     w.hw.take_log();
-    let (_b, gone, how) = w.iommu.replace(&cx(), a, &new, data(), true).map_err(|(_, e)| e).unwrap();
+    let (_b, gone, how) = w.iommu.replace(&cx(), a, &new, data(), Gap::Allowed).map_err(|(_, e)| e).unwrap();
     assert_eq!(how, Replaced::ThroughBlocked);
     assert!(gone.is_gone());
     let log = w.hw.take_log();
@@ -63,7 +63,7 @@ fn a_gap_is_refused_to_who_accepts_none() {
     let a = w.attach(&old, &d);
     let before = w.hw.entry(AT);
     w.hw.state().gaps = true;
-    let (back, why) = w.iommu.replace(&cx(), a, &new, data(), false).err().unwrap();
+    let (back, why) = w.iommu.replace(&cx(), a, &new, data(), Gap::Refused).err().unwrap();
     assert_eq!(why, AttachError::NotHitless(AT));
     assert_eq!(w.hw.entry(AT), before);
     assert!(new.is_unused());
@@ -81,10 +81,11 @@ fn a_device_with_direct_regions_is_replaced_hitless_or_not_at_all() {
     let (old, new) = (w.plain(&d), w.plain(&d));
     let a = w.attach(&old, &d);
     w.hw.state().gaps = true;
-    let (back, why) = w.iommu.replace(&cx(), a, &new, data(), true).err().unwrap();
+    let (back, why) = w.iommu.replace(&cx(), a, &new, data(), Gap::Allowed).err().unwrap();
     assert_eq!(why, AttachError::NotHitless(AT));
     w.hw.state().gaps = false;
-    let (_b, _, how) = w.iommu.replace(&cx(), back.unwrap(), &new, data(), true).map_err(|(_, e)| e).unwrap();
+    let (_b, _, how) =
+        w.iommu.replace(&cx(), back.unwrap(), &new, data(), Gap::Allowed).map_err(|(_, e)| e).unwrap();
     assert_eq!(how, Replaced::Hitless);
     assert_eq!(new.lookup(0x8000).map(|l| l.start & !0xfff), Some(0x8000));
 }
@@ -96,7 +97,7 @@ fn the_same_domain_with_other_data() {
     let dom = w.served(&d);
     let a = w.attach(&dom, &d);
     let other = data();
-    let (b, _, _) = w.iommu.replace(&cx(), a, &dom, other.clone(), false).map_err(|(_, e)| e).unwrap();
+    let (b, _, _) = w.iommu.replace(&cx(), a, &dom, other.clone(), Gap::Refused).map_err(|(_, e)| e).unwrap();
     w.sends(&[last(1, 3)]);
     w.work();
     assert_eq!(*other.lock().unwrap(), ["3000"]);
@@ -116,8 +117,8 @@ fn an_attachment_that_was_detached_by_key_is_not_replaced() {
     let d = w.device(1);
     let dom = w.plain(&d);
     let a = w.attach(&dom, &d);
-    drop(w.iommu.begin_detach_by_key(&cx(), a.key().unwrap()).unwrap());
-    let (back, why) = w.iommu.replace(&cx(), a, &dom, data(), true).err().unwrap();
+    drop(w.iommu.begin_detach_by_key(&cx(), a.key()).unwrap());
+    let (back, why) = w.iommu.replace(&cx(), a, &dom, data(), Gap::Allowed).err().unwrap();
     assert_eq!(why, AttachError::Occupied(AT), "the place is not as the replace found it");
     assert!(back.is_none());
 }
@@ -134,7 +135,7 @@ fn a_replace_that_loses_its_hardware_keeps_both_domains_and_leaks_no_attachment(
     let hw = w.hw.clone();
     w.hw.state().hold = true;
     w.board.on_wait(Some(Box::new(move || hw.state().lost = true)));
-    let (back, why) = w.iommu.replace(&cx(), a, &new, fresh.clone(), true).err().unwrap();
+    let (back, why) = w.iommu.replace(&cx(), a, &new, fresh.clone(), Gap::Allowed).err().unwrap();
     assert!(matches!(why, AttachError::Lost(_)));
     assert!(back.is_none());
     let frames = w.board.frames();

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, RegisterError};
-use portcullis::{At, Code, Config, DirectRegion, InstanceId, Iommu, Op, Replaced, SourceId};
+use portcullis::{At, Code, Config, Gap, InstanceId, Iommu, Op, Replaced, ReservedRegion, SourceId};
 use std::task::Poll;
 
 /// Steps an operation to its end, with service turns in between.
@@ -27,7 +27,8 @@ fn every_operation_of_a_life_has_a_step_form() {
     w.hw.state().full = 3;
     let a = steps(&w, w.iommu.start_attach(&one, &d, None, data())).unwrap();
     w.hw.state().full = 3;
-    let (b, old, how) = steps(&w, w.iommu.start_replace(a, &two, data(), true)).map_err(|(_, e)| e).unwrap();
+    let (b, old, how) =
+        steps(&w, w.iommu.start_replace(a, &two, data(), Gap::Allowed)).map_err(|(_, e)| e).unwrap();
     assert_eq!((old.is_gone(), how), (true, Replaced::Hitless));
     let iova = w.map(&two, 0x5000);
     let mut unmapping = two.unmapping();
@@ -71,7 +72,7 @@ fn a_replace_given_up_half_way_is_ended_by_a_worker() {
     let (one, two) = (w.served(&d), w.served(&d));
     let a = w.attach(&one, &d);
     w.hw.state().hold = true;
-    let mut op = w.iommu.start_replace(a, &two, data(), true);
+    let mut op = w.iommu.start_replace(a, &two, data(), Gap::Allowed);
     assert!(op.step().is_pending());
     drop(op);
     w.hw.state().hold = false;
@@ -85,7 +86,7 @@ fn a_replace_given_up_half_way_is_ended_by_a_worker() {
 fn a_device_given_up_half_way_keeps_what_hardware_may_have_cached() {
     let w = World::new();
     let mut spec = w.spec(1);
-    spec.direct = vec![DirectRegion { start: 0x8000, len: 0x2000, prot: RW }];
+    spec.regions = vec![ReservedRegion::direct(0x8000, 0x2000, RW)];
     w.hw.state().hold = true;
     let mut op = w.iommu.start_add_device(spec);
     assert!(op.step().is_pending());

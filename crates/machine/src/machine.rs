@@ -147,14 +147,11 @@ pub fn plug(platform: &SimPlatform, endpoint: Endpoint, trusted: bool) -> (usize
         invalidate_queue_depth: 0,
         page_requests: Some(256),
         stop_markers: false,
+        coherent_dma: true,
+        physical_function: None,
     };
-    let spec = DeviceSpec {
-        id: DeviceId(u64::from(source)),
-        upstreams: vec![Upstream { instance: INSTANCE, sources: vec![SourceId(source)] }],
-        trusted,
-        caps,
-        control: Arc::new(Function::new(platform, place)),
-        direct: Vec::new(),
-    };
+    let upstreams = vec![Upstream { instance: INSTANCE, sources: vec![SourceId(source)] }];
+    let control = Arc::new(Function::new(platform, place));
+    let spec = DeviceSpec { trusted, caps, ..DeviceSpec::new(DeviceId(source.into()), upstreams, control) };
     (place, spec)
 }

@@ -4,8 +4,8 @@
 
 use parking_lot::Mutex;
 use portcullis::{
-    Config, DeviceSpec, DomainOptions, FaultKind, FaultRecord, InstanceId, Iommu, PageGroup, Pasid, Platform,
-    Resolver, Scope, Sleep, Window, Woken,
+    Config, DeviceSpec, DomainOptions, FaultKind, FaultRecord, Gap, InstanceId, Iommu, PageGroup, Pasid,
+    Platform, Resolver, Scope, Sleep, Window, Woken,
     driver::{Stage, Start, TableRequest},
 };
 use portcullis_drivers::vtd::{Msi, Options, Vtd};
@@ -173,7 +173,7 @@ fn two_domains(h: &Hands, stage: Stage) {
     assert!(h.writes(IOVA) && !h.writes(IOVA + PAGE) && h.writes(IOVA + LARGE));
 
     let (attached, old, _) =
-        h.iommu.replace(&h.cx, attached, &two, Arc::new(()), true).map_err(|_| ()).unwrap();
+        h.iommu.replace(&h.cx, attached, &two, Arc::new(()), Gap::Allowed).map_err(|_| ()).unwrap();
     old.wait(&h.cx, None);
     assert!(!h.writes(IOVA) && h.writes(IOVA + LARGE));
     attached.begin_detach(&h.cx).wait(&h.cx, None);

@@ -11,8 +11,8 @@ pub use hardware::{Call, Hardware};
 
 use portcullis::driver::{PageRequest, Start};
 use portcullis::{
-    Attachment, Code, Config, Device, DeviceCaps, DeviceId, DeviceSpec, DirectRegion, Domain, DomainOptions,
-    External, InstanceId, Iommu, PageGroup, Pasid, Platform, Response, Sleep, SourceId, Upstream,
+    Attachment, Code, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
+    InstanceId, Iommu, PageGroup, Pasid, Platform, ReservedRegion, Response, Sleep, SourceId, Upstream,
 };
 use portcullis_pgtable::{Phys, Prot};
 use std::{
@@ -78,9 +78,8 @@ impl World {
 
     /// What a well-behaved, trusted device with everything looks like.
     pub fn spec(&self, n: u32) -> DeviceSpec {
+        let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
         DeviceSpec {
-            id: DeviceId(u64::from(n)),
-            upstreams: vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }],
             trusted: true,
             caps: DeviceCaps {
                 pasid_bits: 8,
@@ -88,9 +87,10 @@ impl World {
                 invalidate_queue_depth: 0,
                 page_requests: Some(8),
                 stop_markers: false,
+                coherent_dma: true,
+                physical_function: None,
             },
-            control: self.hw.control(SourceId(n)),
-            direct: Vec::new(),
+            ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, self.hw.control(SourceId(n)))
         }
     }
 
@@ -101,7 +101,7 @@ impl World {
     /// A device that needs memory at `start` whatever it is attached to.
     pub fn device_with_direct(&self, n: u32, start: u64) -> Dev {
         let mut spec = self.spec(n);
-        spec.direct = vec![DirectRegion { start, len: 0x2000, prot: RW }];
+        spec.regions = vec![ReservedRegion::direct(start, 0x2000, RW)];
         self.iommu.add_device(&cx(), spec).expect("added")
     }
 

@@ -5,7 +5,7 @@ use super::{
     stage::{Actor, Ending, Setting, Stage, Task, perform},
 };
 use crate::pager::PAGE;
-use portcullis::{Sleep, driver::Stage as Table};
+use portcullis::{Gap, Sleep, driver::Stage as Table};
 use portcullis_models::endpoint::Intent;
 
 const BASE: u64 = 0x4000_0000;
@@ -72,13 +72,16 @@ fn moves(
                 leaving.wait(cx)?;
                 new
             }
-            Some(old) => match old.replace(cx, actor, room, rng.bool())? {
-                Ok((new, leaving, _)) => {
-                    leaving.wait(cx)?;
-                    Some(new)
+            Some(old) => {
+                let gap = if rng.bool() { Gap::Allowed } else { Gap::Refused };
+                match old.replace(cx, actor, room, gap)? {
+                    Ok((new, leaving, _)) => {
+                        leaving.wait(cx)?;
+                        Some(new)
+                    }
+                    Err(old) => Some(old),
                 }
-                Err(old) => Some(old),
-            },
+            }
         };
         stage.sleep(cx, rng.u64(..40_000))?;
     }

@@ -8,8 +8,8 @@ use crate::{
 };
 use parking_lot::Mutex;
 use portcullis::{
-    Attachment, Detaching, Device, Domain, DomainOptions, External, PageGroup, Pasid, Replaced, Resolver,
-    Response, Sleep, Waited,
+    Attachment, Detaching, Device, Domain, DomainOptions, External, Gap, PageGroup, Pasid, Replaced,
+    Resolver, Response, Sleep, Waited,
     driver::{Stage as TableStage, TableRequest},
 };
 use portcullis_models::bus::Pasid as BusPasid;
@@ -295,14 +295,14 @@ impl Lodger {
         cx: &Sleep<'_>,
         actor: &Actor,
         to: &Room,
-        gap_allowed: bool,
+        gap: Gap,
     ) -> Result<Result<(Lodger, Leaving, Replaced), Lodger>, String> {
         let Lodger { attachment, place, room, number } = self;
         let Stage { iommu, oracle, .. } = &room.stage;
         let tenant = to.tenant(actor, place.1.map(BusPasid::get));
         let new = tenant.number;
         oracle.attach(place, to.id());
-        match iommu.replace(cx, attachment, &to.domain, tenant, gap_allowed) {
+        match iommu.replace(cx, attachment, &to.domain, tenant, gap) {
             Ok((attachment, detaching, how)) => {
                 oracle.replaced(place, room.id());
                 let oracle = oracle.clone();
