@@ -344,7 +344,7 @@ impl<R: Rig> Stage<R> {
         loop {
             let until = self.rig.platform().now() + PATIENCE;
             match self.faults.next(&self.cx, Some(until)) {
-                Some(fault) => found.push(fault),
+                Some(told) => found.push(told.record),
                 None => return found,
             }
         }
@@ -353,7 +353,7 @@ impl<R: Rig> Stage<R> {
     /// The records that came since the last look.
     fn drain(&mut self) -> Vec<FaultRecord> {
         self.rig.settle();
-        std::iter::from_fn(|| self.faults.try_next()).collect()
+        std::iter::from_fn(|| self.faults.try_next()).map(|t| t.record).collect()
     }
 
     fn no_fault(&mut self) {

@@ -12,7 +12,7 @@ const LOOM: &str = "--cfg portcullis_loom -C target-feature=+cmpxchg16b";
 const LOOM: &str = "--cfg portcullis_loom";
 
 const LOOM_TEST: &[&str] =
-    &["test", "--release", "-p", "portcullis-sync", "-p", "portcullis-pgtable", "--test", "loom"];
+    &["test", "--release", "-p", "portcullis-sync", "-p", "portcullis-pgtable", "--test", "loom*"];
 
 /// The steps of `cargo xtask test`.
 pub fn test() -> Vec<Step> {

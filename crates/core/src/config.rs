@@ -28,6 +28,10 @@ pub struct Config {
     /// How long one hardware step may take before the hardware is given up. Must exceed the
     /// hardware's own time-out for device-TLB invalidations.
     pub hardware_deadline: Duration,
+    /// Observers that can exist at once.
+    pub observers: usize,
+    /// Fault records kept with each device, domain and instance, the last ones.
+    pub last_faults: usize,
     /// Records that one service turn hands over at most.
     pub turn_budget: usize,
     /// Races that tests plant, to show that the simulation finds them.
@@ -46,6 +50,8 @@ impl Default for Config {
             group_deadline: Some(Duration::from_secs(10)),
             partial_deadline: Duration::from_secs(1),
             hardware_deadline: Duration::from_secs(120),
+            observers: 64,
+            last_faults: 8,
             turn_budget: 64,
             #[cfg(feature = "planted")]
             plant: None,

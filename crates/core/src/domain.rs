@@ -6,6 +6,7 @@
 use crate::{
     driver::{HwLost, Target},
     error::{DomainMapError, OutOfMemory, SyncError},
+    faultlog::FaultLog,
     ids::{DomainTag, InstanceId},
     instance::Instance,
     iommu::Shared,
@@ -129,6 +130,8 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) tags: TagList<P>,
     pub(crate) parked: Parked<P>,
     pub(crate) shared: Arc<Shared<P>>,
+    /// Faults of what is attached. Taken inside an instance's lock.
+    pub(crate) faults: P::Lock<FaultLog>,
     uses: P::Lock<Vec<TagUse<P>>>,
     /// Attachments that the hardware may use, or that wait for it to stop.
     attachments: AtomicUsize,
@@ -164,6 +167,7 @@ impl<P: Platform> DomainInner<P> {
             tags: TagList::new(platform),
             parked: Parked::new(platform),
             shared: shared.clone(),
+            faults: platform.lock(FaultLog::new(shared.hub.config.last_faults)?),
             uses: platform.lock(Vec::new()),
             attachments: AtomicUsize::new(0),
             reserved,

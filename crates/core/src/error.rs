@@ -11,6 +11,21 @@ use portcullis_pgtable::{MapError, Phys};
 #[error("out of memory")]
 pub struct OutOfMemory;
 
+/// Why an observer was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ObserveError {
+    /// As many observers exist as [`Config::observers`](crate::Config::observers) allows.
+    #[error("{limit} observers exist already, as many as are configured")]
+    TooMany {
+        /// The bound.
+        limit: usize,
+    },
+    /// No memory for its queue.
+    #[error("no memory for the observer's queue")]
+    OutOfMemory,
+}
+
 /// A door that this version keeps shut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not in this version: {0}")]

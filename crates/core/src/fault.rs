@@ -1,7 +1,7 @@
 //! What is told about a fault: one record for DMA, interrupt-remapping and configuration faults.
 
 use crate::{
-    ids::{DeviceId, InstanceId, Pasid, SourceId},
+    ids::{DeviceId, GroupId, InstanceId, Pasid, SourceId, StallId},
     platform::Time,
 };
 use core::fmt;
@@ -26,6 +26,19 @@ pub enum FaultKind {
     InstanceLost,
 }
 
+impl FaultKind {
+    /// Every kind.
+    pub const ALL: [FaultKind; 7] = [
+        FaultKind::Dma,
+        FaultKind::PageRequest,
+        FaultKind::InterruptRemapping,
+        FaultKind::Configuration,
+        FaultKind::Overflow,
+        FaultKind::Quarantine,
+        FaultKind::InstanceLost,
+    ];
+}
+
 /// What the device tried to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -42,6 +55,16 @@ pub enum Access {
     Translate,
     /// The record does not say.
     Unknown,
+}
+
+/// Which stage of the translation stopped it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The first stage: a process's, or a guest's own.
+    First,
+    /// The second stage: the host's.
+    Second,
 }
 
 /// Why it was stopped, in words that all vendors share; the vendor's own code is beside it in
@@ -80,7 +103,7 @@ pub enum Reason {
     Other,
 }
 
-/// One fault. `Display` says it in a line.
+/// One fault. `Display` says it in a line; [`explain`](crate::Iommu::explain) says what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FaultRecord {
@@ -88,8 +111,13 @@ pub struct FaultRecord {
     pub instance: InstanceId,
     /// The requester, where the record names one.
     pub source: Option<SourceId>,
-    /// The device that the requester belongs to, where it is known.
+    /// The device that the requester belongs to; `None` for a requester that nobody added.
     pub device: Option<DeviceId>,
+    /// The device's group.
+    pub group: Option<GroupId>,
+    /// What the requester, or its PASID, was attached to when the record was taken: the domain's
+    /// [`id`](crate::Domain::id).
+    pub domain: Option<u64>,
     /// The PASID of the request.
     pub pasid: Option<Pasid>,
     /// What the record is about.
@@ -98,19 +126,28 @@ pub struct FaultRecord {
     pub access: Access,
     /// Whether the request was privileged.
     pub privileged: bool,
-    /// The address, where the record gives one: page granular for most vendors.
+    /// The address, where the record gives one. Bits outside `address_mask` are zero.
     pub address: Option<u64>,
+    /// The bits of `address` that the hardware recorded: page granular for most vendors.
+    pub address_mask: u64,
+    /// The stage that stopped it, where the record says.
+    pub stage: Option<Stage>,
     /// Why it was stopped.
     pub reason: Reason,
     /// The vendor's own code.
     pub code: u32,
+    /// The vendor's record as the hardware wrote it, lowest word first; zero where there was none.
+    pub raw: [u64; 4],
+    /// The transaction that waits for a verdict, where the device stalled.
+    pub stalled: Option<StallId>,
     /// When the core took the record.
     pub at: Time,
     /// Counts the records of this instance, from 1.
     pub sequence: u64,
 }
 
-/// What a driver decodes; the core adds the device, the time and the sequence number.
+/// What a driver decodes; the core adds who and where that is, the time and the sequence number.
+/// Made by [`RawFault::new`] and struct update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawFault {
     /// The requester, where the record names one.
@@ -125,10 +162,38 @@ pub struct RawFault {
     pub privileged: bool,
     /// The address, where the record gives one.
     pub address: Option<u64>,
+    /// The bits of `address` that the hardware recorded.
+    pub address_mask: u64,
+    /// The stage that stopped it, where the record says.
+    pub stage: Option<Stage>,
     /// Why it was stopped.
     pub reason: Reason,
     /// The vendor's own code.
     pub code: u32,
+    /// The record as the hardware wrote it, lowest word first; zero where there was none.
+    pub raw: [u64; 4],
+    /// The transaction that waits for a verdict, where the device stalled.
+    pub stalled: Option<StallId>,
+}
+
+impl RawFault {
+    /// A record that names nothing but its kind and reason.
+    pub const fn new(kind: FaultKind, reason: Reason) -> RawFault {
+        RawFault {
+            source: None,
+            pasid: None,
+            kind,
+            access: Access::Unknown,
+            privileged: false,
+            address: None,
+            address_mask: u64::MAX,
+            stage: None,
+            reason,
+            code: 0,
+            raw: [0; 4],
+            stalled: None,
+        }
+    }
 }
 
 impl fmt::Display for FaultRecord {

@@ -5,14 +5,14 @@ use crate::{
     config::Config,
     error::OutOfMemory,
     fault::FaultRecord,
-    observer::Observer,
+    observer::{Desk, Listener},
     platform::{Platform, ShortLock},
 };
-use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
-use portcullis_sync::atomic::{AtomicU32, Ordering};
-
-/// Subscriptions that can exist at once.
-const OBSERVERS: usize = 64;
+use alloc::{collections::VecDeque, sync::Arc};
+use portcullis_sync::{
+    atomic::{AtomicBool, AtomicU32, Ordering},
+    roster::Roster,
+};
 
 pub(crate) struct Hub<P: Platform> {
     pub(crate) platform: P,
@@ -23,7 +23,9 @@ pub(crate) struct Hub<P: Platform> {
     /// or a transition ended: whatever a blocking operation may be waiting for.
     pub(crate) progress: P::Event,
     running: AtomicU32,
-    observers: P::Lock<Vec<Arc<Observer>>>,
+    pub(crate) observers: Roster<Listener>,
+    /// A sleeping observer may have records to be handed to it.
+    records_due: AtomicBool,
     work: P::Lock<Work<P>>,
 }
 
@@ -50,12 +52,13 @@ pub(crate) enum Job<P: Platform> {
     Handle(Arc<Inner<P>>),
     /// An attachment was dropped without being detached.
     Reap(Arc<Inner<P>>),
+    /// A sleeping observer has records.
+    Tell(Arc<Desk>),
 }
 
 impl<P: Platform> Hub<P> {
     pub(crate) fn new(platform: P, config: Config) -> Result<Hub<P>, OutOfMemory> {
-        let mut observers = Vec::new();
-        observers.try_reserve_exact(OBSERVERS).map_err(|_| OutOfMemory)?;
+        let observers = Roster::with_capacity(config.observers).map_err(|_| OutOfMemory)?;
         let mut work = Work { handlers: VecDeque::new(), dropped: VecDeque::new() };
         for queue in [&mut work.handlers, &mut work.dropped] {
             queue.try_reserve_exact(config.attachments).map_err(|_| OutOfMemory)?;
@@ -64,35 +67,51 @@ impl<P: Platform> Hub<P> {
             told: platform.event(),
             progress: platform.event(),
             running: AtomicU32::new(0),
-            observers: platform.lock(observers),
+            observers,
+            records_due: AtomicBool::new(false),
             work: platform.lock(work),
             platform,
             config,
         })
     }
 
-    pub(crate) fn subscribe(&self, observer: Arc<Observer>) -> Result<(), OutOfMemory> {
-        self.observers.with(|list| {
-            if list.len() == list.capacity() {
-                return Err(OutOfMemory);
-            }
-            list.push(observer);
-            Ok(())
-        })
-    }
-
-    pub(crate) fn unsubscribe(&self, observer: &Arc<Observer>) {
-        let gone = self.observers.with(|list| {
-            let i = list.iter().position(|o| Arc::ptr_eq(o, observer))?;
-            Some(list.swap_remove(i))
-        });
-        drop(gone);
-    }
-
-    /// Offers a record to every observer.
-    pub(crate) fn tell(&self, record: &FaultRecord, domain: Option<u64>) {
-        self.observers.with(|list| list.iter().for_each(|o| o.tell(record, domain)));
+    /// Offers a record to every observer: one load when there is none. Service context, no lock
+    /// held.
+    pub(crate) fn tell(&self, record: &FaultRecord) {
+        if self.observers.is_empty() {
+            return;
+        }
+        let mut due = false;
+        self.observers.visit(|o| due |= o.tell(record));
         self.platform.notify(&self.told);
+        if due {
+            self.ask_for_telling();
+        }
+    }
+
+    /// Has a worker hand records to sleeping observers.
+    pub(crate) fn ask_for_telling(&self) {
+        self.records_due.store(true, Ordering::SeqCst);
+        self.platform.kick();
+    }
+
+    /// A sleeping observer with records, now the caller's to run.
+    fn next_desk(&self) -> Option<Arc<Desk>> {
+        if !self.records_due.swap(false, Ordering::SeqCst) {
+            return None;
+        }
+        let mut found = None;
+        self.observers.visit(|o| {
+            if found.is_none()
+                && let Some(desk) = o.desk()
+                && desk.take()
+            {
+                found = Some(desk.clone());
+            }
+        });
+        // There may be another one.
+        self.records_due.fetch_or(found.is_some(), Ordering::SeqCst);
+        found
     }
 
     pub(crate) fn progressed(&self) {
@@ -127,8 +146,9 @@ impl<P: Platform> Hub<P> {
     }
 
     pub(crate) fn next_job(&self) -> Option<Job<P>> {
-        self.work.with(|w| {
+        let first = self.work.with(|w| {
             w.dropped.pop_front().map(Job::Reap).or_else(|| w.handlers.pop_front().map(Job::Handle))
-        })
+        });
+        first.or_else(|| self.next_desk().map(Job::Tell))
     }
 }

@@ -23,6 +23,21 @@ impl fmt::Display for DeviceId {
     }
 }
 
+/// A group of devices that cannot be isolated from one another, named after the first of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u64);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group {:#x}", self.0)
+    }
+}
+
+/// A transaction that its device holds until it gets a verdict, in the numbers of its instance
+/// (SMMUv3: a stall tag; SMMUv2: a context bank).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StallId(pub u64);
+
 /// What an IOMMU knows a requester by: a PCI requester id, a stream id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u32);

@@ -5,7 +5,8 @@ use crate::{
     credits::Credits,
     driver::{Caps, Driver, More, QueuePos},
     error::OutOfMemory,
-    fault::{Access, FaultKind, FaultRecord, RawFault, Reason},
+    fault::{FaultKind, FaultRecord, RawFault, Reason},
+    faultlog::FaultLog,
     hub::Hub,
     ids::{At, DomainTag, InstanceId, SourceId},
     intake::TurnIntake,
@@ -49,6 +50,7 @@ pub(crate) struct State<P: Platform> {
     /// Devices that are marked and not cut off yet.
     suspects: u32,
     sequence: u64,
+    pub(crate) faults: FaultLog,
     tags: Vec<u64>,
 }
 
@@ -74,6 +76,7 @@ impl<P: Platform> Instance<P> {
             head: QueuePos(0),
             suspects: 0,
             sequence: 0,
+            faults: FaultLog::new(hub.config.last_faults)?,
             tags,
         };
         Ok(Instance {
@@ -116,16 +119,7 @@ impl<P: Platform> Instance<P> {
     /// Gives the hardware up: every wait for it ends, and what it may still reach is kept for ever.
     pub(crate) fn declare_lost(&self) {
         if !self.lost.swap(true, Ordering::AcqRel) {
-            self.report(RawFault {
-                source: None,
-                pasid: None,
-                kind: FaultKind::InstanceLost,
-                access: Access::Unknown,
-                privileged: false,
-                address: None,
-                reason: Reason::Hardware,
-                code: 0,
-            });
+            self.report(RawFault::new(FaultKind::InstanceLost, Reason::Hardware));
         }
         self.hub.progressed();
     }
@@ -159,34 +153,35 @@ impl<P: Platform> Instance<P> {
 
     /// Completes a driver's record and tells the observers.
     pub(crate) fn report(&self, raw: RawFault) {
-        let at = self.platform().now();
-        let (sequence, device, domain) = self.state.with(|s| {
-            s.sequence += 1;
-            let source = raw.source.and_then(|id| s.sources.get_mut(id));
-            let (device, domain) = match source {
-                Some(src) => {
-                    src.counters.faults += 1;
-                    (Some(src.device), src.domain_at(raw.pasid))
-                }
-                None => (None, None),
-            };
-            (s.sequence, device, domain)
-        });
-        let record = FaultRecord {
+        let mut record = FaultRecord {
             instance: self.id,
             source: raw.source,
-            device,
+            device: None,
+            group: None,
+            domain: None,
             pasid: raw.pasid,
             kind: raw.kind,
             access: raw.access,
             privileged: raw.privileged,
-            address: raw.address,
+            address: raw.address.map(|a| a & raw.address_mask),
+            address_mask: raw.address_mask,
+            stage: raw.stage,
             reason: raw.reason,
             code: raw.code,
-            at,
-            sequence,
+            raw: raw.raw,
+            stalled: raw.stalled,
+            at: self.platform().now(),
+            sequence: 0,
         };
-        self.hub.tell(&record, domain);
+        self.state.with(|s| {
+            s.sequence += 1;
+            record.sequence = s.sequence;
+            if let Some(source) = raw.source.and_then(|id| s.sources.get_mut(id)) {
+                source.note(&mut record);
+            }
+            s.faults.note(&record);
+        });
+        self.hub.tell(&record);
     }
 
     /// Marks a device whose own TLB does not answer. It is cut off before any other work of the
@@ -199,16 +194,8 @@ impl<P: Platform> Instance<P> {
             first
         });
         if first {
-            self.report(RawFault {
-                source: Some(source),
-                pasid: None,
-                kind: FaultKind::Quarantine,
-                access: Access::Unknown,
-                privileged: false,
-                address: None,
-                reason: Reason::DeviceTimeout,
-                code: 0,
-            });
+            let raw = RawFault::new(FaultKind::Quarantine, Reason::DeviceTimeout);
+            self.report(RawFault { source: Some(source), ..raw });
         }
     }
 

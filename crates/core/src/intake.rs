@@ -80,16 +80,7 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
             let State { sources, requests, .. } = s;
             sources.iter_mut().for_each(|source| source.drop_partials(requests, |_| true));
         });
-        self.instance.report(RawFault {
-            source: None,
-            pasid: None,
-            kind: FaultKind::Overflow,
-            access: Access::Unknown,
-            privileged: false,
-            address: None,
-            reason: Reason::QueueOverflow,
-            code: 0,
-        });
+        self.instance.report(RawFault::new(FaultKind::Overflow, Reason::QueueOverflow));
     }
 
     fn completed(&mut self) {
@@ -101,7 +92,6 @@ fn refused(request: &PageRequest, reason: Reason) -> RawFault {
     RawFault {
         source: Some(request.source),
         pasid: request.pasid,
-        kind: FaultKind::PageRequest,
         access: match (request.exec, request.write) {
             (true, _) => Access::Execute,
             (_, true) => Access::Write,
@@ -109,8 +99,7 @@ fn refused(request: &PageRequest, reason: Reason) -> RawFault {
         },
         privileged: request.privileged,
         address: Some(request.address),
-        reason,
-        code: 0,
+        ..RawFault::new(FaultKind::PageRequest, reason)
     }
 }
 

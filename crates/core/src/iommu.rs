@@ -11,10 +11,10 @@ use crate::{
         Nested, Owner, UserObject, instances_of,
     },
     driver::{Caps, Driver, Start},
-    error::{AddDeviceError, AttachError, DomainError, NotYet, OutOfMemory, RegisterError, Stale},
+    error::{AddDeviceError, AttachError, DomainError, NotYet, ObserveError, OutOfMemory, RegisterError, Stale},
     hub::{Hub, Job, Load},
     ids::{InstanceId, Key, Pasid},
-    observer::{Scope, Subscription},
+    observer::{ImmediateObserver, Observation, Observer, Scope, Subscription},
     op::{Op, block_on},
     platform::{Platform, Sleep},
     registry::{self, Instances},
@@ -41,7 +41,7 @@ impl<P: Platform> Shared<P> {
 /// The IOMMU subsystem of one machine. A counted handle.
 #[derive(Clone)]
 pub struct Iommu<P: Platform> {
-    shared: Arc<Shared<P>>,
+    pub(crate) shared: Arc<Shared<P>>,
 }
 
 impl<P: Platform> Iommu<P> {
@@ -335,12 +335,39 @@ impl<P: Platform> Iommu<P> {
         Ok(Attachment::new(inner).begin_detach(cx))
     }
 
-    /// Subscribes to faults. The queue is bounded; what finds no room is counted.
+    /// Subscribes to faults: records are read from a queue for `capacity` of them; what finds no
+    /// room is counted. Allocates.
     ///
     /// # Errors
-    /// [`OutOfMemory`], also when as many subscriptions exist as are allowed.
-    pub fn observe(&self, scope: Scope, capacity: usize) -> Result<Subscription<P>, OutOfMemory> {
+    /// See [`ObserveError`].
+    pub fn observe(&self, scope: Scope, capacity: usize) -> Result<Subscription<P>, ObserveError> {
         Subscription::new(&self.shared.hub, scope, capacity)
+    }
+
+    /// Has an observer called with each fault in service context. Allocates.
+    ///
+    /// # Errors
+    /// See [`ObserveError`].
+    pub fn observe_immediate(
+        &self,
+        scope: Scope,
+        observer: impl ImmediateObserver,
+    ) -> Result<Observation<P>, ObserveError> {
+        Observation::immediate(&self.shared.hub, scope, Box::new(observer))
+    }
+
+    /// Has an observer called with each fault by a worker, from a queue for `capacity` records.
+    /// Allocates.
+    ///
+    /// # Errors
+    /// See [`ObserveError`].
+    pub fn observe_sleeping(
+        &self,
+        scope: Scope,
+        capacity: usize,
+        observer: impl Observer,
+    ) -> Result<Observation<P>, ObserveError> {
+        Observation::sleeping(&self.shared.hub, scope, capacity, Box::new(observer))
     }
 
     /// An instance's interrupt. Interrupt context. Returns whether a service turn is due, which
@@ -367,14 +394,20 @@ impl<P: Platform> Iommu<P> {
         }
     }
 
-    /// Does one piece of sleepable work: a resolver for one group, or the clean-up after a dropped
-    /// attachment. False when there is none. Sleepable context; may take as long as a resolver
+    /// Does one piece of sleepable work: a resolver for one group, the clean-up after a dropped
+    /// attachment, or a few records for an observer that sleeps. False when there is none. Sleepable context; may take as long as a resolver
     /// takes.
     pub fn run_one(&self, cx: &Sleep<'_>) -> bool {
         match self.shared.hub.next_job() {
             None => false,
             Some(Job::Handle(inner)) => {
                 inner.handle_one(Where::Worker);
+                true
+            }
+            Some(Job::Tell(desk)) => {
+                if desk.run(cx) {
+                    self.shared.hub.ask_for_telling();
+                }
                 true
             }
             Some(Job::Reap(inner)) => {

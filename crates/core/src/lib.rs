@@ -23,6 +23,7 @@ mod credits;
 mod detach;
 mod device;
 mod domain;
+mod faultlog;
 mod group;
 mod hub;
 mod hw;
@@ -56,12 +57,13 @@ pub use domain::{
     AddressSpace, Blocked, Domain, DomainOptions, External, Identity, KernelDma, Maps, Nested, Owner,
     UserObject,
 };
-pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason};
+pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
+pub use faultlog::FaultCounts;
 pub use group::MergedBy;
 pub use hub::Load;
-pub use ids::{At, DeviceId, DomainTag, InstanceId, Key, Pasid, SourceId, VendorBits};
+pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId, StallId, VendorBits};
 pub use iommu::Iommu;
-pub use observer::{Scope, Subscription};
+pub use observer::{ImmediateObserver, Observation, Observer, Scope, Subscription, Told};
 pub use op::Op;
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
 pub use reserved::{RegionKind, ReservedRegion};

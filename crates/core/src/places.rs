@@ -5,6 +5,7 @@ use crate::{
     attachment::Inner,
     driver::{Features, QueuePos},
     error::{AddDeviceError, OutOfMemory},
+    faultlog::FaultLog,
     ids::{At, DeviceId, Key, SourceId},
     instance::Instance,
     platform::{Platform, ShortLock},
@@ -25,7 +26,9 @@ impl<P: Platform> Instance<P> {
         let mut new = Vec::new();
         new.try_reserve_exact(sources.len()).map_err(|_| OutOfMemory)?;
         for id in sources {
-            new.push(Source::new(*id, device, features, config.attachments_per_device, share)?);
+            let faults = FaultLog::new(config.last_faults)?;
+            let places = config.attachments_per_device;
+            new.push(Source::new(*id, device, features, places, share, faults)?);
         }
         self.state.with(|s| {
             let known = |src: &Source<P>| src.device == device || sources.contains(&src.id);

@@ -275,12 +275,10 @@ impl<P: Platform> Instance<P> {
             self.report(RawFault {
                 source: Some(g.last.source),
                 pasid: g.last.pasid,
-                kind: FaultKind::PageRequest,
                 access: if g.last.write { Access::Write } else { Access::Read },
                 privileged: g.last.privileged,
                 address: Some(g.last.address),
-                reason: Reason::Deadline,
-                code: 0,
+                ..RawFault::new(FaultKind::PageRequest, Reason::Deadline)
             });
         }
     }

@@ -5,8 +5,10 @@ use crate::{
     attachment::Inner,
     driver::{Features, PageRequest},
     error::OutOfMemory,
-    ids::{DeviceId, Pasid, SourceId},
-    platform::{Platform, Time},
+    fault::FaultRecord,
+    faultlog::FaultLog,
+    ids::{DeviceId, GroupId, Pasid, SourceId},
+    platform::{Platform, ShortLock, Time},
     requests::{Chain, Requests},
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -70,6 +72,7 @@ pub(crate) struct Partial {
 pub(crate) struct Source<P: Platform> {
     pub(crate) id: SourceId,
     pub(crate) device: DeviceId,
+    pub(crate) group: GroupId,
     pub(crate) features: Features,
     /// Its own TLB does not answer: it is to be cut off, or was.
     pub(crate) quarantined: bool,
@@ -84,6 +87,7 @@ pub(crate) struct Source<P: Platform> {
     /// Requests of it that are kept now, in groups and in partials.
     pub(crate) outstanding: u32,
     pub(crate) counters: Counters,
+    pub(crate) faults: FaultLog,
     pub(crate) slots: Vec<Slot<P>>,
     pub(crate) partials: Vec<Partial>,
 }
@@ -95,6 +99,7 @@ impl<P: Platform> Source<P> {
         features: Features,
         attachments: usize,
         share: usize,
+        faults: FaultLog,
     ) -> Result<Self, OutOfMemory> {
         let mut slots = Vec::new();
         slots.try_reserve_exact(attachments).map_err(|_| OutOfMemory)?;
@@ -103,6 +108,7 @@ impl<P: Platform> Source<P> {
         Ok(Source {
             id,
             device,
+            group: GroupId(device.0),
             features,
             quarantined: false,
             cut: false,
@@ -111,6 +117,7 @@ impl<P: Platform> Source<P> {
             share: 0,
             outstanding: 0,
             counters: Counters::default(),
+            faults,
             slots,
             partials,
         })
@@ -120,8 +127,18 @@ impl<P: Platform> Source<P> {
         self.slots.iter_mut().find(|s| s.pasid == pasid)
     }
 
-    pub(crate) fn domain_at(&self, pasid: Option<Pasid>) -> Option<u64> {
-        self.slots.iter().find(|s| s.pasid == pasid).map(|s| s.inner.domain.id)
+    /// Completes a record of this requester, and keeps it with the requester and with what it is
+    /// attached to.
+    pub(crate) fn note(&mut self, record: &mut FaultRecord) {
+        let slot = self.slots.iter().find(|s| s.pasid == record.pasid);
+        let domain = slot.map(|s| &s.inner.domain);
+        (record.device, record.group) = (Some(self.device), Some(self.group));
+        record.domain = domain.map(|d| d.id);
+        self.counters.faults += 1;
+        self.faults.note(record);
+        if let Some(domain) = domain {
+            domain.faults.with(|log| log.note(record));
+        }
     }
 
     /// Drops collected first requests of groups.

@@ -3,19 +3,22 @@
 mod common;
 
 use common::*;
-use portcullis::{Access, FaultKind, Platform, RawFault, Reason, Scope, SourceId};
-use std::{sync::Arc, time::Duration};
+use portcullis::{
+    Access, Config, FaultKind, FaultRecord, Observer, Platform, RawFault, Reason, Scope, Sleep, SourceId, Told,
+    error::ObserveError,
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 fn fault(source: u32, address: u64) -> RawFault {
     RawFault {
         source: Some(SourceId(source)),
-        pasid: None,
-        kind: FaultKind::Dma,
         access: Access::Write,
-        privileged: false,
         address: Some(address),
-        reason: Reason::NotMapped,
         code: 5,
+        ..RawFault::new(FaultKind::Dma, Reason::NotMapped)
     }
 }
 
@@ -64,12 +67,130 @@ fn a_full_observer_loses_and_counts_and_holds_nobody_up() {
 
 #[test]
 fn observers_are_bounded_and_a_dropped_one_makes_room() {
-    let w = World::new();
-    let all: Vec<_> = (0..64).map(|_| w.iommu.observe(Scope::All, 2).unwrap()).collect();
-    assert!(w.iommu.observe(Scope::All, 2).is_err());
+    let w = World::with(Config { observers: 100, ..Config::default() });
+    let all: Vec<_> = (0..100).map(|_| w.iommu.observe(Scope::All, 2).unwrap()).collect();
+    let refused = [
+        w.iommu.observe(Scope::All, 2).err(),
+        w.iommu.observe_immediate(Scope::All, |_: &FaultRecord| ()).err(),
+        w.iommu.observe_sleeping(Scope::All, 2, |_: &Sleep<'_>, _: &Told| ()).err(),
+    ];
+    assert_eq!(refused, [Some(ObserveError::TooMany { limit: 100 }); 3]);
     drop(all);
     assert!(w.iommu.observe(Scope::All, 2).is_ok());
-    assert!(w.iommu.observe(Scope::All, usize::MAX).is_err());
+    assert_eq!(w.iommu.observe(Scope::All, usize::MAX).err(), Some(ObserveError::OutOfMemory));
+}
+
+#[test]
+fn what_was_lost_is_told_with_the_next_record() {
+    let w = World::new();
+    let o = w.iommu.observe(Scope::All, 2).unwrap();
+    let read = || o.try_next().map(|t| (t.record.address.unwrap(), t.lost));
+    (0..5).for_each(|n| w.hw.faults(fault(1, n)));
+    w.iommu.service(IOMMU);
+    assert_eq!((read(), read(), read()), (Some((0, 0)), Some((1, 0)), None));
+    (5..7).for_each(|n| w.hw.faults(fault(1, n)));
+    w.iommu.service(IOMMU);
+    assert_eq!((read(), read(), read()), (Some((5, 3)), Some((6, 0)), None));
+    assert_eq!(o.lost(), 3);
+}
+
+#[test]
+fn an_immediate_observer_is_called_within_the_turn_and_not_after_it_ended() {
+    let w = World::new();
+    let d = w.device(1);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = seen.clone();
+    // It may look at what the core offers in any context: nothing is locked while it is called.
+    let (iommu, device) = (w.iommu.clone(), d.clone());
+    let o = w
+        .iommu
+        .observe_immediate(Scope::Device(d.id()), move |r: &FaultRecord| {
+            let mut last = [None; 1];
+            let counted = device.faults(&mut last).total();
+            assert_eq!(last[0].map(|l| l.sequence), Some(r.sequence));
+            kept.lock().unwrap().push((r.address.unwrap(), counted, iommu.load().waiting));
+        })
+        .unwrap();
+    w.hw.faults(fault(1, 0x1000));
+    w.hw.faults(fault(2, 0x2000));
+    w.hw.faults(fault(1, 0x3000));
+    w.iommu.service(IOMMU);
+    assert_eq!(*seen.lock().unwrap(), [(0x1000, 1, 0), (0x3000, 2, 0)]);
+    assert_eq!(Arc::strong_count(&seen), 2);
+    drop(o);
+    assert_eq!(Arc::strong_count(&seen), 1, "the observer is dropped with its observation");
+    w.hw.faults(fault(1, 0x4000));
+    w.iommu.service(IOMMU);
+    assert_eq!(seen.lock().unwrap().len(), 2);
+}
+
+/// Writes down what it is told, in a sleepable context.
+#[derive(Clone, Default)]
+struct Diary(Arc<DiaryPages>);
+
+#[derive(Default)]
+struct DiaryPages {
+    records: Mutex<Vec<(u64, u64)>>,
+    lost: Mutex<u64>,
+}
+
+impl Observer for Diary {
+    fn fault(&self, _: &Sleep<'_>, told: &Told) {
+        self.0.records.lock().unwrap().push((told.address.unwrap(), told.lost));
+    }
+    fn lost(&self, _: &Sleep<'_>, records: u64) {
+        *self.0.lost.lock().unwrap() += records;
+    }
+}
+
+#[test]
+fn a_sleeping_observer_is_called_by_a_worker_and_hears_of_its_losses() {
+    let w = World::new();
+    let diary = Diary::default();
+    let o = w.iommu.observe_sleeping(Scope::All, 32, diary.clone()).unwrap();
+    (0..40).for_each(|n| w.hw.faults(fault(1, n)));
+    while w.hw.has_faults() {
+        w.iommu.service(IOMMU);
+    }
+    assert!(diary.0.records.lock().unwrap().is_empty(), "not in service context");
+    w.work();
+    assert_eq!(*diary.0.records.lock().unwrap(), (0..32).map(|n| (n, 0)).collect::<Vec<_>>());
+    assert_eq!((*diary.0.lost.lock().unwrap(), o.lost()), (8, 8), "no record followed the last losses");
+    w.hw.faults(fault(1, 99));
+    w.iommu.service(IOMMU);
+    drop(o);
+    w.work();
+    assert_eq!(diary.0.records.lock().unwrap().len(), 32, "nothing is handed over after the end");
+}
+
+#[test]
+fn the_last_records_and_the_counts_stay_with_device_domain_and_instance() {
+    let w = World::with(Config { last_faults: 3, ..Config::default() });
+    let d = w.device(1);
+    let dom = w.plain(&d);
+    let a = w.attach(&dom, &d);
+    (0..5).for_each(|n| w.hw.faults(fault(1, n)));
+    w.hw.faults(fault(9, 0x9000));
+    w.hw.faults(RawFault::new(FaultKind::Overflow, Reason::Other));
+    w.iommu.service(IOMMU);
+    let read = |last: &[Option<FaultRecord>]| -> Vec<u64> {
+        last.iter().flatten().map(|r| r.address.unwrap_or(u64::MAX)).collect()
+    };
+    let mut last = [None; 4];
+    assert_eq!((d.faults(&mut last).total(), read(&last)), (5, vec![4, 3, 2]));
+    assert_eq!((dom.faults(&mut last).total(), read(&last)), (5, vec![4, 3, 2]));
+    assert_eq!(last[0].unwrap().domain, Some(dom.id()));
+    let counts = w.iommu.faults(IOMMU, &mut last).unwrap();
+    assert_eq!(read(&last), [u64::MAX, 0x9000, 4]);
+    assert_eq!(last[1].map(|r| (r.device, r.domain, r.sequence)), Some((None, None, 6)));
+    let of = [FaultKind::Dma, FaultKind::Overflow, FaultKind::Quarantine].map(|k| counts.of(k));
+    assert_eq!((counts.total(), of), (7, [6, 1, 0]));
+    assert_eq!(counts.last_at(), Some(w.board.now()));
+    assert!(w.iommu.faults(portcullis::InstanceId(99), &mut last).is_none());
+    let mut one = [None; 1];
+    w.iommu.faults(IOMMU, &mut one);
+    assert_eq!(read(&one), [u64::MAX], "as many as the reader has room for");
+    drop(a.begin_detach(&cx()));
 }
 
 #[test]

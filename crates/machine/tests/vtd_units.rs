@@ -240,7 +240,7 @@ fn a_turn_that_ends_early_leaves_no_fault_record_behind() {
         for _ in 0..200 {
             h.rest();
         }
-        let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).collect();
+        let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).map(|t| t.record).collect();
         let mut pages: Vec<_> = told.iter().filter_map(|f| f.address).collect();
         pages.sort_unstable();
         assert_eq!(pages, (0..200).map(|n| IOVA + n * PAGE).collect::<Vec<_>>());
@@ -267,7 +267,7 @@ fn an_unasked_completion_does_not_silence_the_fault_event() {
         for _ in 0..20 {
             h.rest();
         }
-        let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).collect();
+        let told: Vec<FaultRecord> = std::iter::from_fn(|| seen.try_next()).map(|t| t.record).collect();
         let kinds: Vec<FaultKind> = told.iter().map(|f| f.kind).collect();
         assert_eq!(kinds, [FaultKind::Configuration, FaultKind::Dma]);
     });

@@ -12,5 +12,6 @@ pub mod gate;
 #[cfg(feature = "hook")]
 pub mod hook;
 pub mod ring;
+pub mod roster;
 pub mod slot;
 pub mod wide;

@@ -21,13 +21,13 @@ pub struct Ring<T> {
     tail: AtomicUsize,
 }
 
-/// No memory for a ring of the wanted capacity.
+/// No memory for a ring, or a roster, of the wanted capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllocError;
 
 impl fmt::Display for AllocError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("out of memory for a ring")
+        f.write_str("out of memory for a ring or a roster")
     }
 }
 

@@ -170,6 +170,11 @@ impl Hardware {
         self.state().faults.push_back(fault);
     }
 
+    /// Whether records wait for a service turn.
+    pub fn has_faults(&self) -> bool {
+        !self.state().faults.is_empty()
+    }
+
     pub fn overflows(&self) {
         self.state().overflowed = true;
     }

@@ -1,7 +1,7 @@
 //! Fault recording (`[V]` 7.2, 7.3, 11.4.7): every record is handed over, and an overflow is told.
 
 use super::{queue::Errors, regs::Regs, unit::Unit};
-use portcullis::{Access, FaultKind, Pasid, Platform, RawFault, Reason, SourceId, Turn, driver::More};
+use portcullis::{Access, FaultKind, Pasid, Platform, RawFault, Reason, SourceId, Stage, Turn, driver::More};
 use portcullis_spec::vtd::{
     fault::FaultReason,
     regs::{AddressType, Frcd, FrcdType, Fsts},
@@ -33,7 +33,7 @@ pub(super) fn service<P: Platform>(regs: &Regs<P>, unit: &Unit, turn: &mut Turn<
     // Hardware records nothing while PFO is set: cleared when all records are out.
     if fsts.pfo() {
         regs.clear_fsts(Fsts::new().with_pfo(true));
-        turn.fault(RawFault { kind: FaultKind::Overflow, reason: Reason::Other, ..nothing() });
+        turn.fault(RawFault::new(FaultKind::Overflow, Reason::Other));
     }
     More::No
 }
@@ -49,10 +49,8 @@ pub(super) fn tell(errors: Errors, turn: &mut Turn<'_>) {
         if errors.bits.into_bits() & bit.into_bits() != 0 {
             turn.fault(RawFault {
                 source,
-                kind: FaultKind::Configuration,
-                reason: Reason::Other,
                 code: bit.into_bits(),
-                ..nothing()
+                ..RawFault::new(FaultKind::Configuration, Reason::Other)
             });
         }
     }
@@ -86,33 +84,21 @@ fn gone(fsts: Fsts) -> bool {
     fsts.into_bits() == u32::MAX
 }
 
-fn nothing() -> RawFault {
-    RawFault {
-        source: None,
-        pasid: None,
-        kind: FaultKind::Dma,
-        access: Access::Unknown,
-        privileged: false,
-        address: None,
-        reason: Reason::Other,
-        code: 0,
-    }
-}
-
 pub(super) fn decode(record: Frcd) -> RawFault {
     let known = record.reason();
     let reason = known.map_or(Reason::Other, reason);
     let source = Some(SourceId(record.sid().into()));
     let code = record.fr().into();
+    let bits = record.into_bits();
+    let raw = [bits as u64, (bits >> 64) as u64, 0, 0];
     if known.is_some_and(FaultReason::is_interrupt) {
         // No address type, PASID or address here ([V] 11.4.7.6).
         return RawFault {
             source,
-            kind: FaultKind::InterruptRemapping,
             access: Access::Write,
-            reason,
             code,
-            ..nothing()
+            raw,
+            ..RawFault::new(FaultKind::InterruptRemapping, reason)
         };
     }
     let ty = record.request_type();
@@ -132,12 +118,46 @@ pub(super) fn decode(record: Frcd) -> RawFault {
     RawFault {
         source,
         pasid: record.pp().then(|| Pasid::new(record.pv())).flatten(),
-        kind,
         access,
         privileged: record.pp() && record.privileged(),
         address: Some(record.fi()),
-        reason,
+        address_mask: !0xfff, // FI is bits 63:12
+        stage: known.and_then(stage),
         code,
+        raw,
+        ..RawFault::new(kind, reason)
+    }
+}
+
+/// The stage whose walk or check a reason names (`[V]` table 30); most are of neither, and the
+/// permission of a nested walk may be refused by both.
+fn stage(r: FaultReason) -> Option<Stage> {
+    use FaultReason as F;
+    match r {
+        F::Sfs1
+        | F::Sfs2
+        | F::Sfs3
+        | F::Sfs4
+        | F::Sfs5
+        | F::Sfs6
+        | F::Sfs7
+        | F::Sfs8
+        | F::Sfs9
+        | F::Sfs10
+        | F::Sgn1
+        | F::Sgn2 => Some(Stage::First),
+        F::Lss1
+        | F::Lss2
+        | F::Lgn2
+        | F::Lgn3
+        | F::Sss1
+        | F::Sss2
+        | F::Sss3
+        | F::Sss4
+        | F::Sss5
+        | F::Sss6
+        | F::Sgn5 => Some(Stage::Second),
+        _ => None,
     }
 }
 

@@ -401,21 +401,24 @@ fn fault_records_are_read_from_the_oldest_on() {
     record(&fake, 0, 0x2000, F | 0x85 << 32 | 0x0113);
     assert!(vtd.interrupt());
     let (seen, more) = turn(&vtd, 10);
-    let fault = |access, address, code| {
+    let fault = |access, address, code, high| {
         Seen::Fault(RawFault {
             source: Some(SOURCE),
-            pasid: None,
-            kind: FaultKind::Dma,
             access,
-            privileged: false,
             address: Some(address),
-            reason: Reason::Permission,
+            address_mask: !0xfff,
             code,
+            raw: [address, high, 0, 0],
+            ..RawFault::new(FaultKind::Dma, Reason::Permission)
         })
     };
     assert_eq!(
         seen,
-        [fault(Access::Read, 0x1000, 0x86), fault(Access::Write, 0x2000, 0x85), Seen::Passed(0)]
+        [
+            fault(Access::Read, 0x1000, 0x86, F | READ | 0x86 << 32 | 0x0113),
+            fault(Access::Write, 0x2000, 0x85, F | 0x85 << 32 | 0x0113),
+            Seen::Passed(0)
+        ]
     );
     assert_eq!(more, More::No);
     assert!(!vtd.interrupt());
