@@ -11,7 +11,9 @@ use crate::{
         Nested, Owner, UserObject, instances_of,
     },
     driver::{Caps, Driver, Start},
-    error::{AddDeviceError, AttachError, DomainError, NotYet, ObserveError, OutOfMemory, RegisterError, Stale},
+    error::{
+        AddDeviceError, AttachError, DomainError, NotYet, ObserveError, OutOfMemory, RegisterError, Stale,
+    },
     hub::{Hub, Job, Load},
     ids::{InstanceId, Key, Pasid},
     observer::{ImmediateObserver, Observation, Observer, Scope, Subscription},

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use portcullis::{
-    Access, Config, FaultKind, FaultRecord, Observer, Platform, RawFault, Reason, Scope, Sleep, SourceId, Told,
-    error::ObserveError,
+    Access, Config, FaultKind, FaultRecord, Observer, Platform, RawFault, Reason, Scope, Sleep, SourceId,
+    Told, error::ObserveError,
 };
 use std::{
     sync::{Arc, Mutex},

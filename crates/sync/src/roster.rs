@@ -65,10 +65,7 @@ impl<T: Send + Sync> Roster<T> {
     pub fn with_capacity(capacity: usize) -> Result<Roster<T>, AllocError> {
         let mut places = Vec::new();
         places.try_reserve_exact(capacity).map_err(|_| AllocError)?;
-        places.resize_with(capacity, || Place {
-            word: AtomicU64::new(CLOSED),
-            value: UnsafeCell::new(None),
-        });
+        places.resize_with(capacity, || Place { word: AtomicU64::new(CLOSED), value: UnsafeCell::new(None) });
         Ok(Roster { places, members: AtomicUsize::new(0), end: AtomicUsize::new(0) })
     }
 
