@@ -14,6 +14,7 @@ pub mod error;
 pub mod fault;
 pub mod ids;
 pub mod platform;
+pub mod topology;
 pub mod turn;
 
 mod attach;
