@@ -6,7 +6,10 @@
 
 use portcullis::{Domain, DomainOptions, External, Iommu, PageGroup, Response, Sleep, driver::Start};
 use portcullis_machine::machine::{INSTANCE, Machine, MachineConfig, plug, vtd};
-use portcullis_machine::{board::Board, sim::SimPlatform};
+use portcullis_machine::{
+    board::Board,
+    platform::{AnyPlatform, MachinePlatform},
+};
 use portcullis_models::bus::RequesterId;
 use portcullis_models::endpoint::{CopyEngine, Endpoint, Job, JobEnd};
 use portcullis_pgtable::Prot;
@@ -17,10 +20,10 @@ const SOURCE: u64 = 0x1_0000_0000;
 const DESTINATION: u64 = 0x8_0000_0000;
 
 /// What the resolver is handed: the data given to attach.
-struct Memory(Domain<SimPlatform, External<Memory>>);
+struct Memory(Domain<AnyPlatform, External<Memory>>);
 
 /// Makes one page present: the file's at SOURCE and after, empty ones at DESTINATION and after.
-fn bring_in(platform: &SimPlatform, memory: &Memory, file: &[u8], page: u64) -> Option<()> {
+fn bring_in(platform: &AnyPlatform, memory: &Memory, file: &[u8], page: u64) -> Option<()> {
     if memory.0.lookup(page).is_some() {
         return Some(()); // A page may be asked for twice.
     }
@@ -31,7 +34,7 @@ fn bring_in(platform: &SimPlatform, memory: &Memory, file: &[u8], page: u64) -> 
     memory.0.map_range(page, frame, PAGE, rights).ok()
 }
 
-fn owner(p: &SimPlatform, iommu: &Iommu<SimPlatform>, file: Arc<[u8]>) -> Result<Vec<u8>, Box<dyn Error>> {
+fn owner(p: &AnyPlatform, iommu: &Iommu<AnyPlatform>, file: Arc<[u8]>) -> Result<Vec<u8>, Box<dyn Error>> {
     let cx = Sleep::in_sleepable_context();
     iommu.register(&cx, INSTANCE, vtd(p), Start::Fresh)?;
     let (place, spec) = plug(p, Endpoint::new(RequesterId(8), 0, Box::new(CopyEngine::new(4, 0))), true);
@@ -41,7 +44,7 @@ fn owner(p: &SimPlatform, iommu: &Iommu<SimPlatform>, file: Arc<[u8]>) -> Result
     // A domain is an IOVA space. Its resolver decides what becomes of a page request group, and may
     // sleep; a group that it drops is answered Invalid.
     let platform = p.clone();
-    let resolver = move |_: &Sleep<'_>, memory: &Arc<Memory>, group: PageGroup<'_, SimPlatform>| {
+    let resolver = move |_: &Sleep<'_>, memory: &Arc<Memory>, group: PageGroup<'_, AnyPlatform>| {
         let present = |address| bring_in(&platform, memory, &file, address & !(PAGE - 1)).is_some();
         let all = group.requests().all(|request| present(request.address));
         // Somebody else, a deadline or a detach, may have answered before.
@@ -73,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut file = std::fs::read(std::env::current_exe()?)?;
     file.truncate(4 << 20); // No page goes out again here, and the machine has 64 MiB.
     let (iommu, input) = (machine.iommu.clone(), file.clone().into());
-    let copy = machine.sim.call("owner", move |p| owner(p, &iommu, input).map_err(|e| e.to_string()))??;
-    println!("{} bytes copied in {} of virtual time", copy.len(), machine.sim.now());
+    let copy = machine.run.call("owner", move |p| owner(p, &iommu, input).map_err(|e| e.to_string()))??;
+    println!("{} bytes copied in {} of virtual time", copy.len(), machine.run.now());
     if copy == file { Ok(()) } else { Err("the copy differs".into()) }
 }

@@ -159,8 +159,8 @@ fn one_seed_is_one_run() {
         let setting = Setting { adversary: Level::Hostile, ..Setting::new(7) };
         let (a, b) = (scenario(&setting), scenario(&setting));
         assert_eq!(
-            (a.schedule_hash, a.virtual_ns, &a.verdict, &a.tally),
-            (b.schedule_hash, b.virtual_ns, &b.verdict, &b.tally),
+            (a.schedule_hash, a.ns, &a.verdict, &a.tally),
+            (b.schedule_hash, b.ns, &b.verdict, &b.tally),
             "{name}"
         );
     }

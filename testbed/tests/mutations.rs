@@ -10,6 +10,7 @@ use portcullis::{
 };
 use portcullis_machine::{
     oracle::Verdict,
+    platform::AnyPlatform,
     scenario::{
         Scenario, caches,
         copy::{self, CopyConfig},
@@ -17,7 +18,7 @@ use portcullis_machine::{
         stage::{Setting, Wrap},
         units,
     },
-    sim::{Pool, SimPlatform},
+    sim::Pool,
 };
 use portcullis_models::{mutation::Mutations, vtd::Config};
 use portcullis_pgtable::{
@@ -178,13 +179,13 @@ enum Lacks {
 
 struct Careless {
     driver: Box<dyn Driver>,
-    platform: SimPlatform,
+    platform: AnyPlatform,
     lacks: Lacks,
 }
 
 struct HastyTable {
     table: Box<dyn IoTable>,
-    platform: SimPlatform,
+    platform: AnyPlatform,
 }
 
 impl IoTable for HastyTable {

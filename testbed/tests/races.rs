@@ -3,6 +3,7 @@
 
 use portcullis::{Config, config::Plant};
 use portcullis_machine::{
+    runner::Stuck,
     scenario::{
         Scenario, caches, paging,
         stage::{Ending, Setting},
@@ -67,7 +68,8 @@ fn an_answer_after_its_slot_has_a_new_owner() {
 #[test]
 fn a_wake_up_lost_between_check_and_wait() {
     let plant = |s: &mut Setting| s.plant = Some(sim::Plant::LostWakeup);
-    let finds = |e: &Ending| e.stuck.as_ref().is_some_and(|s| s.because == StuckBecause::Deadlock);
+    let finds =
+        |e: &Ending| matches!(&e.stuck, Some(Stuck::Sim(stuck)) if stuck.because == StuckBecause::Deadlock);
     found(paging::sleeping_resolvers, plant, finds);
 }
 

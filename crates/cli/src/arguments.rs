@@ -25,6 +25,7 @@ pub enum Command {
 /// three invariants, and the copies against the input by SHA-256.
 ///
 /// Clock, scheduler and adversary are deterministic: the same input and seed give the same report.
+/// With --threads the same machine and the same checks run on real threads and the real clock.
 ///
 /// Exit status: 0 if every copy is identical and no invariant is broken, 1 if not, 2 if an argument
 /// is wrong or a file is of no use.
@@ -54,6 +55,10 @@ pub struct Simulation {
     /// How much goes wrong of what manuals allow to go wrong
     #[arg(long, value_name = "LEVEL", default_value = "off")]
     pub adversary: Adversary,
+
+    /// Run on real threads, N of them workers: the seed then picks data and adversary, not the schedule
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub threads: Option<usize>,
 
     /// Print the report as one JSON object; only what is under "timing" depends on the real clock
     #[arg(long)]

@@ -44,6 +44,7 @@ pub fn run(arguments: &Simulation) -> Result<(), Failure> {
     config.engines = engines;
     config.frames = arguments.frames;
     config.seed = arguments.seed;
+    config.threads = arguments.threads;
     config.adversary = arguments.adversary.into();
     let frames = config.budget().map_err(refused)?;
     let outputs = arguments.output.as_deref().map(|base| Outputs::open(base, engines, &path)).transpose()?;
@@ -99,6 +100,7 @@ fn refused(e: CopyError) -> Failure {
         CopyError::FewFrames { .. } | CopyError::ManyFrames { .. } => {
             Failure::Argument(format!("--frames: {e}"))
         }
+        CopyError::Threads(_) => Failure::Argument(format!("--threads: {e}")),
         CopyError::Engines(_) => Failure::Argument(format!("--devices: {e}")),
         CopyError::BigInput { .. } => Failure::Argument(format!("--input: {e}")),
         CopyError::Machine(_) => Failure::Run(e.to_string()),

@@ -25,7 +25,7 @@ pub struct Again<'a> {
 
 impl fmt::Display for Again<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CopyConfig { engines, frames, seed, adversary, .. } = self.config;
+        let CopyConfig { engines, frames, seed, adversary, threads, .. } = self.config;
         f.write_str("portcullis sim")?;
         if let Some(input) = self.input {
             write!(f, " --input {}", quoted(&input.display().to_string()))?;
@@ -34,7 +34,11 @@ impl fmt::Display for Again<'_> {
         if let Some(frames) = frames {
             write!(f, " --frames {frames}")?;
         }
-        write!(f, " --seed {seed} --adversary {}", format!("{adversary:?}").to_lowercase())
+        write!(f, " --seed {seed} --adversary {}", format!("{adversary:?}").to_lowercase())?;
+        match threads {
+            Some(threads) => write!(f, " --threads {threads}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -117,7 +121,8 @@ fn devices(out: &mut String, r: &Report) {
     }
     let _ = writeln!(
         out,
-        "\n  Times are virtual. An access that the device's own TLB translates never asks the IOTLB."
+        "\n  Times are {}. An access that the device's own TLB translates never asks the IOTLB.",
+        if r.threads.is_some() { "real" } else { "virtual" }
     );
     let _ =
         writeln!(out, "  Interrupts are writes to 0xFEEx_xxxx, which arrive: nothing remaps interrupts yet.");
@@ -252,9 +257,31 @@ fn verdict(out: &mut String, r: &Report, again: &str) {
     for d in r.devices.iter().filter(|d| d.identical == Some(false)) {
         let _ = writeln!(out, "    {}     {}", d.id, d.sha256.as_deref().unwrap_or("nothing was written"));
     }
-    let _ = writeln!(out, "  virtual time  {} in {} steps", duration(r.virtual_ns), count(r.steps));
-    let _ = writeln!(out, "  schedule      {} ({})", r.schedule_hash, r.strategy);
+    schedule(out, r);
     let _ = writeln!(out, "  run it again  {again}");
+}
+
+fn schedule(out: &mut String, r: &Report) {
+    if let (Some(ns), Some(steps), Some(hash)) = (r.virtual_ns, r.steps, &r.schedule_hash) {
+        let _ = writeln!(out, "  virtual time  {} in {} steps", duration(ns), count(steps));
+        let _ = writeln!(out, "  schedule      {hash} ({})", r.strategy);
+    }
+    let at_once = plural(r.resolvers_at_once.into(), "resolver");
+    if let Some(t) = &r.threads {
+        let _ = writeln!(out, "  schedule      {}", r.strategy);
+        let _ = writeln!(
+            out,
+            "  threads       {}, {at_once} at once at most",
+            plural(t.workers as u64, "worker")
+        );
+        let _ = writeln!(
+            out,
+            "  page faults   {} served in {}, {} a second",
+            count(t.served),
+            duration(t.working_ns),
+            count(t.served_per_second as u64)
+        );
+    }
 }
 
 fn life(out: &mut String, r: &Report) {

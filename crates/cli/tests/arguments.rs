@@ -39,6 +39,8 @@ fn what_is_wrong_is_named_in_one_line() {
         "sim --input input --devices 0",
         "sim --input input --devices 65",
         "sim --input input --devices 99999999999999999999",
+        "sim --input input --threads 0",
+        "sim --input input --threads 65",
         "sim --input input --frames 3",
         "sim --input input --frames 5 --devices 3",
         "sim --input input --frames 16384",

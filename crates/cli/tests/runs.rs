@@ -104,6 +104,26 @@ fn equal_seeds_give_equal_reports_and_others_do_not() {
     assert_eq!(text(), text());
 }
 
+/// The seed picks no schedule there, and the report says so.
+#[test]
+fn a_run_on_threads_is_checked_as_any_other() {
+    let here = folder("threads");
+    fs::write(here.join("input"), bytes(200_000)).unwrap();
+    let report = json(&here, "sim --input input --threads 4 --adversary hostile --seed 3 --json");
+    assert_eq!((&report["ok"], &report["threads"]["workers"]), (&Value::Bool(true), &Value::from(4)));
+    assert!(report["threads"]["served_per_second"].as_f64().unwrap() > 0.0);
+    assert!(report.get("schedule_hash").is_none() && report.get("virtual_ns").is_none());
+    assert_eq!(
+        report["again"],
+        "portcullis sim --input input --devices 2 --seed 3 --adversary hostile --threads 4"
+    );
+    let ended = portcullis(&here, "sim --input input --threads 2").assert().success().stderr_eq("");
+    let text = String::from_utf8_lossy(&ended.get_output().stdout).into_owned();
+    for part in ["Times are real.", "the seed picks data and adversary, not the schedule", "2 workers, "] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+}
+
 #[test]
 fn an_empty_file_is_copied() {
     let here = folder("empty");

@@ -5,7 +5,7 @@ use crate::{
     domain::DomainInner,
     driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
     error::{AttachError, OutOfMemory},
-    group::Group,
+    group::{Group, MergedBy},
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
     instance::Instance,
     iommu::Shared,
@@ -14,7 +14,6 @@ use crate::{
     reserved::{RegionKind, Regions, ReservedRegion},
     slab::Slab,
     sources::Counters,
-    topology::MergedBy,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::{future::poll_fn, task::Poll};
@@ -122,8 +121,8 @@ impl<P: Platform> Device<P> {
         self.inner.source
     }
 
-    /// The members of its group, and the rule that merged them, if there are several.
-    pub fn group(&self) -> (DeviceId, Option<MergedBy>) {
+    /// The members of its group, and the rule that merged them.
+    pub fn group(&self) -> (DeviceId, MergedBy) {
         (self.inner.group.member, self.inner.group.merged_by)
     }
 

@@ -14,7 +14,6 @@ pub mod error;
 pub mod fault;
 pub mod ids;
 pub mod platform;
-pub mod topology;
 pub mod turn;
 
 mod attach;
@@ -60,6 +59,7 @@ pub use domain::{
 };
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
 pub use faultlog::FaultCounts;
+pub use group::MergedBy;
 pub use hub::Load;
 pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId, StallId, VendorBits};
 pub use iommu::Iommu;
@@ -70,7 +70,6 @@ pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;
 pub use sync::Unmapping;
-pub use topology::MergedBy;
 pub use turn::{Answer, Code, Intake, Turn};
 
 /// The README's example, compiled.

@@ -1,26 +1,28 @@
 //! The configuration space of an endpoint, as the core switches it.
 
-use crate::{board::Board, sim::SimPlatform};
-use portcullis::{Platform, Sleep, Woken, driver::DeviceControl};
+use crate::{board::Board, platform::MachinePlatform};
+use portcullis::{Sleep, Woken, driver::DeviceControl};
 use portcullis_models::endpoint::{Endpoint, Violation};
 
 /// Width in bits of the PASIDs that a function is told to use.
 const PASID_BITS: u8 = 20;
 
-/// Nanoseconds between two looks at what a configuration write has to wait for.
+/// Nanoseconds between the first two looks at what a configuration write has to wait for.
 const LOOK: u64 = 1_000;
-/// Looks until the write is made all the same: 100 ms, as long as PCIe gives a reset.
-const MOST_LOOKS: u32 = 100_000;
+/// Nanoseconds between two looks at most.
+const LONGEST_LOOK: u64 = 1_000_000;
+/// Nanoseconds until the write is made all the same, as long as PCIe gives a reset.
+const LONGEST_WAIT: u64 = 100_000_000;
 
 /// One endpoint's PCIe capabilities, reached through the platform's board.
-pub struct Function {
-    platform: SimPlatform,
+pub struct Function<P> {
+    platform: P,
     place: usize,
 }
 
-impl Function {
+impl<P: MachinePlatform> Function<P> {
     /// The endpoint at `place` of the complex.
-    pub fn new(platform: &SimPlatform, place: usize) -> Function {
+    pub fn new(platform: &P, place: usize) -> Function<P> {
         Function { platform: platform.clone(), place }
     }
 
@@ -33,16 +35,18 @@ impl Function {
     /// Sleeps while the hardware is not ready, and not for ever.
     fn wait_while(&self, busy: impl Fn(&Board) -> bool) {
         let cx = Sleep::in_sleepable_context();
-        for _ in 0..MOST_LOOKS {
-            let busy = self.platform.hardware::<Board, _>(|b| busy(b));
-            if busy != Some(true) || self.platform.sleep(&cx, LOOK) == Woken::Shutdown {
+        let until = self.platform.now().0.saturating_add(LONGEST_WAIT);
+        let mut pause = LOOK;
+        while self.platform.hardware::<Board, _>(|b| busy(b)) == Some(true) && self.platform.now().0 < until {
+            if self.platform.sleep(&cx, pause) == Woken::Shutdown {
                 return;
             }
+            pause = (pause * 2).min(LONGEST_LOOK);
         }
     }
 }
 
-impl DeviceControl for Function {
+impl<P: MachinePlatform> DeviceControl for Function<P> {
     fn set_pasid(&self, on: bool) {
         self.write(|e| e.set_pasid(on.then_some(PASID_BITS)));
     }

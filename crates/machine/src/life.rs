@@ -113,12 +113,13 @@ impl Life {
         }
     }
 
-    /// The eight lines, once a request went the whole way. Times are virtual nanoseconds.
+    /// The eight lines, once a request went the whole way. Times are nanoseconds of the machine's
+    /// clock.
     pub fn lines(&self) -> Vec<String> {
         let book = self.0.lock();
         let lines = book.finished.as_deref().unwrap_or_default();
         let start = lines.first().map_or(0, |l| l.time);
-        lines.iter().map(|l| format!("{:>9} ns  {}", l.time - start, l.text)).collect()
+        lines.iter().map(|l| format!("{:>9} ns  {}", l.time.saturating_sub(start), l.text)).collect()
     }
 }
 

@@ -1,11 +1,15 @@
-//! A simulated machine, wired up: models and drivers that share registers and memory, and the
+//! A machine, wired up: models and drivers that share registers and memory, and the
 //! interrupts, timer and workers that drive the core, as a kernel's do.
 
+#[cfg(feature = "sim")]
+use crate::sim::{Sim, SimConfig};
 use crate::{
     board::{Board, BusMemory},
     function::Function,
     memory::MemoryError,
-    sim::{Sim, SimConfig, SimPlatform},
+    platform::{AnyPlatform, MachinePlatform},
+    runner::Runner,
+    threads::Threads,
 };
 use portcullis::{
     Config, DeviceCaps, DeviceId, DeviceSpec, InstanceId, Iommu, Sleep, SourceId, Upstream, Window,
@@ -20,7 +24,7 @@ use portcullis_models::{
     mutation::Mutations,
     vtd as model,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// The machine's one IOMMU.
 pub const INSTANCE: InstanceId = InstanceId(0);
@@ -34,10 +38,50 @@ pub const PAGE_REQUEST_EVENT: u16 = 0x32;
 /// Makes the adversary's choices differ from the scheduler's.
 const ADVERSARY_SEED: u64 = 0xad7e_25a1;
 
+/// What a machine runs on.
+pub enum On {
+    /// The simulation.
+    #[cfg(feature = "sim")]
+    Sim(SimConfig),
+    /// Real threads.
+    Threads(OnThreads),
+}
+
+/// What threads start from.
+#[derive(Clone, Copy, Debug)]
+pub struct OnThreads {
+    /// Guest address of the memory.
+    pub base: u64,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// How long the run may take.
+    pub patience: Duration,
+}
+
+impl Default for OnThreads {
+    fn default() -> OnThreads {
+        OnThreads { base: 0x1000_0000, memory: 64 << 20, patience: Duration::from_secs(120) }
+    }
+}
+
+impl On {
+    fn runner(self) -> Result<Runner, MemoryError> {
+        Ok(match self {
+            #[cfg(feature = "sim")]
+            On::Sim(config) => Runner::Sim(Box::new(Sim::new(config)?)),
+            On::Threads(OnThreads { base, memory, patience }) => {
+                Runner::Threads { threads: Threads::new(base, memory)?, patience }
+            }
+        })
+    }
+}
+
 /// What a machine is made of.
 pub struct MachineConfig {
-    /// The simulation; its seed is the machine's.
-    pub sim: SimConfig,
+    /// What it runs on.
+    pub on: On,
+    /// Seed of the adversary.
+    pub seed: u64,
     /// The core's limits.
     pub core: Config,
     /// The unit's choices.
@@ -53,10 +97,17 @@ pub struct MachineConfig {
 }
 
 impl MachineConfig {
-    /// A machine without an adversary, whose bus nobody watches.
+    /// A machine on the simulation, without an adversary, whose bus nobody watches.
+    #[cfg(feature = "sim")]
     pub fn new(seed: u64) -> MachineConfig {
+        MachineConfig::on(On::Sim(SimConfig::new(seed)), seed)
+    }
+
+    /// The same on what is given.
+    pub fn on(on: On, seed: u64) -> MachineConfig {
         MachineConfig {
-            sim: SimConfig::new(seed),
+            on,
+            seed,
             core: Config::default(),
             unit: model::Config::default(),
             workers: 4,
@@ -73,7 +124,7 @@ pub enum MachineError {
     /// The core's own records could not be had.
     #[error("out of memory")]
     OutOfMemory,
-    /// The simulation's memory could not be had.
+    /// The platform's memory could not be had.
     #[error("{0}")]
     Memory(#[from] MemoryError),
 }
@@ -82,9 +133,9 @@ pub enum MachineError {
 /// not started yet.
 pub struct Machine {
     /// What runs it.
-    pub sim: Sim,
+    pub run: Runner,
     /// The subsystem under test, or in use.
-    pub iommu: Iommu<SimPlatform>,
+    pub iommu: Iommu<AnyPlatform>,
 }
 
 impl Machine {
@@ -93,37 +144,36 @@ impl Machine {
     /// # Errors
     /// See [`MachineError`].
     pub fn new(config: MachineConfig) -> Result<Machine, MachineError> {
-        let seed = config.sim.seed ^ ADVERSARY_SEED;
-        let mut sim = Sim::new(config.sim)?;
-        let memory = BusMemory(sim.platform().ram().clone());
-        let mut complex = Complex::new(Arc::new(memory), config.log);
-        complex.set_adversary(Adversary::new(config.adversary, seed));
+        let mut run = config.on.runner()?;
+        let platform = run.platform();
+        let mut complex = Complex::new(Arc::new(BusMemory(platform.ram().clone())), config.log);
+        complex.set_adversary(Adversary::new(config.adversary, config.seed ^ ADVERSARY_SEED));
         complex.set_mutations(config.mutations);
         complex.add_unit(Box::new(model::Vtd::new(config.unit)));
-        sim.set_hardware(Board::new(complex));
+        run.set_hardware(Board::new(complex));
 
-        let iommu = Iommu::new(sim.platform().clone(), config.core).map_err(|_| MachineError::OutOfMemory)?;
+        let iommu = Iommu::new(platform, config.core).map_err(|_| MachineError::OutOfMemory)?;
         let core = iommu.clone();
-        sim.on_interrupt(move |_, _| {
+        run.on_interrupt(move |_| {
             if core.interrupt(INSTANCE) {
                 core.service(INSTANCE);
             }
         });
         let core = iommu.clone();
-        sim.on_timer(move |_| core.tick());
+        run.on_timer(move || core.tick());
         let core = iommu.clone();
-        sim.workers(config.workers.max(1), move |_| core.run_one(&Sleep::in_sleepable_context()));
-        Ok(Machine { sim, iommu })
+        run.workers(config.workers.max(1), move || core.run_one(&Sleep::in_sleepable_context()));
+        Ok(Machine { run, iommu })
     }
 }
 
 /// A driver for the machine's IOMMU, to be registered as [`INSTANCE`].
-pub fn vtd(platform: &SimPlatform) -> Box<dyn Driver> {
+pub fn vtd<P: MachinePlatform>(platform: &P) -> Box<dyn Driver> {
     vtd_with(platform, driver::Options::default())
 }
 
 /// The same with the embedder's choices, but for the interrupts, which are the machine's.
-pub fn vtd_with(platform: &SimPlatform, options: driver::Options) -> Box<dyn Driver> {
+pub fn vtd_with<P: MachinePlatform>(platform: &P, options: driver::Options) -> Box<dyn Driver> {
     let msi = |data| Some(driver::Msi { address: 0xfee0_0000, data });
     let options = driver::Options {
         fault_event: msi(FAULT_EVENT),
@@ -136,7 +186,7 @@ pub fn vtd_with(platform: &SimPlatform, options: driver::Options) -> Box<dyn Dri
 
 /// Plugs an endpoint in below the IOMMU: from here on it does what it likes, whether or not the
 /// core knows it. Returns its place, and what to tell the core of it.
-pub fn plug(platform: &SimPlatform, endpoint: Endpoint, trusted: bool) -> (usize, DeviceSpec) {
+pub fn plug<P: MachinePlatform>(platform: &P, endpoint: Endpoint, trusted: bool) -> (usize, DeviceSpec) {
     let source = u32::from(endpoint.id().0);
     let plugged = platform.hardware(|b: &mut Board| b.complex.add_endpoint(endpoint, Some(0)));
     // On a platform without a board it is nowhere, and whoever asks for it is told so.

@@ -1,7 +1,11 @@
 //! Demand paging behind a domain: pages come in when a device asks for them, and go out when their
 //! frames are needed.
 
-use crate::{life::Life, oracle::Oracle, sim::SimPlatform};
+use crate::{
+    life::Life,
+    oracle::Oracle,
+    platform::{AnyPlatform, MachinePlatform},
+};
 use parking_lot::Mutex;
 use portcullis::{Domain, External, PageGroup, Platform, Request, Resolver, Response, Sleep, Unmapping};
 use portcullis_models::bus::RequesterId;
@@ -91,7 +95,7 @@ pub struct Space {
     source: RequesterId,
     oracle: Oracle,
     life: Life,
-    domain: OnceLock<Domain<SimPlatform, External<Space>>>,
+    domain: OnceLock<Domain<AnyPlatform, External<Space>>>,
     /// Taken out by the resolver while it works; an attachment has one worker at a time.
     pager: Mutex<Option<Pager>>,
 }
@@ -134,7 +138,7 @@ impl Space {
     }
 
     /// Says which domain the pages are mapped into. Once, before the first request.
-    pub fn serve(&self, domain: &Domain<SimPlatform, External<Space>>) {
+    pub fn serve(&self, domain: &Domain<AnyPlatform, External<Space>>) {
         // A second domain for the same pages would be a mistake of the scenario: the first stays.
         let _ = self.domain.set(domain.clone());
     }
@@ -150,7 +154,7 @@ impl Space {
     /// When the hardware is lost: then the pages stay where they are.
     pub fn release(
         &self,
-        platform: &SimPlatform,
+        platform: &AnyPlatform,
         cx: &Sleep<'_>,
     ) -> Result<Vec<Phys>, portcullis::error::SyncError> {
         let Some(mut pager) = self.pager.lock().take() else { return Ok(Vec::new()) };
@@ -176,7 +180,7 @@ impl Space {
     /// Makes one page present. `Ok(false)`: there is no such page for this access.
     fn bring_in(
         &self,
-        platform: &SimPlatform,
+        platform: &AnyPlatform,
         cx: &Sleep<'_>,
         pager: &mut Pager,
         request: &Request,
@@ -247,14 +251,14 @@ impl Space {
     /// the device still writes.
     fn evict(
         &self,
-        platform: &SimPlatform,
+        platform: &AnyPlatform,
         cx: &Sleep<'_>,
         pager: &mut Pager,
         page: u64,
     ) -> Result<Phys, portcullis::error::SyncError> {
         let Some(frame) = pager.resident.remove(&page) else { return Ok(Phys(0)) };
         if let Some(domain) = self.domain.get() {
-            let mut unmapping: Unmapping<'_, SimPlatform> = domain.unmapping();
+            let mut unmapping: Unmapping<'_, AnyPlatform> = domain.unmapping();
             let removed = unmapping.unmap(page, PAGE);
             debug_assert!(removed.is_ok(), "a resident page is mapped: {removed:?}");
             unmapping.sync(cx)?;
@@ -277,10 +281,10 @@ impl Space {
 }
 
 /// The resolver of a demand-paged domain.
-pub struct Paging(pub SimPlatform);
+pub struct Paging(pub AnyPlatform);
 
-impl Resolver<SimPlatform, Space> for Paging {
-    fn resolve(&self, cx: &Sleep<'_>, space: &Arc<Space>, group: PageGroup<'_, SimPlatform>) {
+impl Resolver<AnyPlatform, Space> for Paging {
+    fn resolve(&self, cx: &Sleep<'_>, space: &Arc<Space>, group: PageGroup<'_, AnyPlatform>) {
         let platform = &self.0;
         space.oracle.handler_enters(space.attachment);
         let prgi = group.index().unwrap_or(0);

@@ -1,4 +1,5 @@
-//! What a run reports. Everything but [`Timing`] is equal for equal seeds.
+//! What a run reports. On the simulation everything but [`Timing`] is equal for equal seeds; on
+//! threads the input and what the adversary may do are.
 
 use crate::{oracle::Verdict, pager::PagerCounts};
 use portcullis_models::adversary::Action;
@@ -29,12 +30,20 @@ pub struct Report {
     pub fault_records: u64,
     /// Fault records that found no room with the observer.
     pub fault_records_lost: u64,
-    /// Virtual nanoseconds at the end.
-    pub virtual_ns: u64,
-    /// Choices the scheduler made.
-    pub steps: u64,
-    /// Hash of all of them.
-    pub schedule_hash: String,
+    /// Resolvers that ran at the same time, at most.
+    pub resolvers_at_once: u32,
+    /// Virtual nanoseconds at the end; on the simulation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_ns: Option<u64>,
+    /// Choices the scheduler made; on the simulation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Hash of all of them; on the simulation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule_hash: Option<String>,
+    /// What only real threads have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<OnThreads>,
     /// The three invariants.
     pub invariants: Verdict,
     /// Whatever else went wrong, in words: a job that failed, a run that hung.
@@ -45,6 +54,19 @@ pub struct Report {
     pub life: Vec<String>,
     /// What depends on the real clock.
     pub timing: Timing,
+}
+
+/// A run on real threads.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct OnThreads {
+    /// Workers that ran resolvers.
+    pub workers: usize,
+    /// Real nanoseconds from the first attach to the end of the work.
+    pub working_ns: u64,
+    /// Page-request groups that resolvers answered with Success in that time.
+    pub served: u64,
+    /// The same in a second.
+    pub served_per_second: f64,
 }
 
 /// What depends on the real clock.
@@ -89,7 +111,7 @@ pub struct DeviceReport {
     pub blocked: BTreeMap<String, u64>,
     /// Writes to the interrupt range that arrived as interrupts.
     pub interrupts: u64,
-    /// Median virtual nanoseconds from a group's last request to its response.
+    /// Median nanoseconds of the machine's clock from a group's last request to its response.
     pub response_p50_ns: Option<u64>,
     /// The same, 99th percentile.
     pub response_p99_ns: Option<u64>,

@@ -1,26 +1,41 @@
 //! The threaded platform: the same trait on real threads and the real clock.
 //!
 //! One thread steps the hardware, one delivers interrupts, one keeps the timer, and as many workers
-//! as wanted do sleepable work; whoever calls the public interface brings a thread of its own.
-//! Nobody busy-waits.
+//! as wanted do sleepable work; tasks of a scenario, and whoever calls the public interface, bring
+//! threads of their own. Nobody busy-waits.
 
+mod bells;
+mod bench;
+mod crew;
 mod platform;
 
+use self::{
+    bells::{Bells, Timer},
+    bench::Bench,
+    crew::Crew,
+};
 use crate::{
-    hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi},
+    hardware::{Hardware, Msi},
     memory::{MemoryError, Ram},
 };
 use parking_lot::{Condvar, Mutex};
-use portcullis::{Platform, Sleep, Time, Woken};
+use portcullis::{Time, Woken};
 use std::{
     any::Any,
     fmt,
     hash::{BuildHasher, RandomState},
     panic::resume_unwind,
-    sync::{Arc, atomic::AtomicU64},
-    thread::{self, JoinHandle},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
+
+pub use self::bells::ThreadEvent;
+
+/// How long threads are given to come to their end after they were told to.
+const END: Duration = Duration::from_secs(10);
 
 /// The handle that drivers and core get. Clones name the same platform.
 #[derive(Clone)]
@@ -30,35 +45,24 @@ struct Inner {
     ram: Ram,
     start: Instant,
     random: Mutex<fastrand::Rng>,
-    /// Notifications and the end. One condition variable for all events: their waiters are few.
-    bell: Mutex<Bell>,
-    rung: Condvar,
-    work: ThreadEvent,
+    bells: Bells,
+    timer: Timer,
+    crew: Crew,
     hardware: Mutex<Bench>,
     /// A register was accessed: the hardware may have something to do.
     touched: Condvar,
     raised: Condvar,
+    calm: Calm,
 }
 
+/// Tells whoever waits for the machine to be quiet that something of it has become so.
 #[derive(Default)]
-struct Bell {
-    shutdown: bool,
-    timer: Option<Time>,
+struct Calm {
+    /// Somebody waits.
+    wanted: AtomicBool,
+    changes: Mutex<u64>,
+    changed: Condvar,
 }
-
-/// The hardware, and the interrupts that are on their way from it.
-#[derive(Default)]
-struct Bench {
-    hardware: Option<Box<dyn Hardware>>,
-    pending: Vec<Msi>,
-    /// Somebody takes the interrupts.
-    delivered: bool,
-    shutdown: bool,
-}
-
-/// Something to wait for.
-#[derive(Debug, Default)]
-pub struct ThreadEvent(AtomicU64);
 
 /// A short lock.
 #[derive(Debug, Default)]
@@ -67,7 +71,28 @@ pub struct ThreadLock<T>(Mutex<T>);
 /// Owns a platform's threads.
 pub struct Threads {
     platform: ThreadPlatform,
-    threads: Vec<JoinHandle<()>>,
+    workers: usize,
+}
+
+/// Threads that did not come to their end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// How long they were waited for.
+    pub after: Duration,
+    /// What they are called; empty if all tasks had ended, and the machine did not come to rest.
+    pub tasks: Vec<String>,
+}
+
+impl std::error::Error for Late {}
+
+impl fmt::Display for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let after = self.after.as_secs_f64();
+        match self.tasks.as_slice() {
+            [] => write!(f, "the machine was not at rest {after:.0} s after its tasks had ended"),
+            tasks => write!(f, "not at their end after {after:.0} s: {}", tasks.join(", ")),
+        }
+    }
 }
 
 impl fmt::Debug for ThreadPlatform {
@@ -78,7 +103,7 @@ impl fmt::Debug for ThreadPlatform {
 
 impl fmt::Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threads").field("threads", &self.threads.len()).finish_non_exhaustive()
+        f.debug_struct("Threads").field("workers", &self.workers).finish_non_exhaustive()
     }
 }
 
@@ -92,14 +117,15 @@ impl Threads {
             ram: Ram::new(base, memory)?,
             start: Instant::now(),
             random: Mutex::new(fastrand::Rng::with_seed(RandomState::new().hash_one(0))),
-            bell: Mutex::default(),
-            rung: Condvar::new(),
-            work: ThreadEvent::default(),
+            bells: Bells::default(),
+            timer: Timer::default(),
+            crew: Crew::default(),
             hardware: Mutex::default(),
             touched: Condvar::new(),
             raised: Condvar::new(),
+            calm: Calm::default(),
         };
-        Ok(Threads { platform: ThreadPlatform(Arc::new(inner)), threads: Vec::new() })
+        Ok(Threads { platform: ThreadPlatform(Arc::new(inner)), workers: 0 })
     }
 
     /// The platform's handle.
@@ -109,15 +135,22 @@ impl Threads {
 
     /// Puts the hardware in and starts the thread that steps it.
     pub fn set_hardware(&mut self, hardware: impl Hardware) {
-        self.platform.0.hardware.lock().hardware = Some(Box::new(hardware));
-        self.start(|p| p.0.step_hardware());
+        self.platform.0.hardware.lock().put(Box::new(hardware));
+        self.platform.start("hardware", |p| p.0.step_hardware());
+    }
+
+    /// Takes the hardware out, if it is an `H`; what is left answers nothing.
+    pub fn take_hardware<H: Hardware>(&mut self) -> Option<Box<H>> {
+        let hardware: Box<dyn Any> = self.platform.0.hardware.lock().take()?;
+        self.platform.0.touched.notify_all();
+        hardware.downcast().ok()
     }
 
     /// Has `handler` called, on a thread of its own, for each interrupt. Without one they are
     /// dropped.
     pub fn on_interrupt(&mut self, handler: impl Fn(&ThreadPlatform, Msi) + Send + 'static) {
-        self.platform.0.hardware.lock().delivered = true;
-        self.start(move |p| {
+        self.platform.0.hardware.lock().deliver();
+        self.platform.start("interrupts", move |p| {
             while let Some(msi) = p.0.next_interrupt() {
                 handler(p, msi);
             }
@@ -126,8 +159,8 @@ impl Threads {
 
     /// Has `handler` called, on a thread of its own, when a time asked for with `timer_at` has come.
     pub fn on_timer(&mut self, handler: impl Fn(&ThreadPlatform) + Send + 'static) {
-        self.start(move |p| {
-            while p.0.timer_expires() {
+        self.platform.start("timer", move |p| {
+            while p.0.timer.expires(&p.0) {
                 handler(p);
             }
         });
@@ -136,55 +169,131 @@ impl Threads {
     /// Starts `n` workers, which call `work` after a kick until it returns false.
     pub fn workers(&mut self, n: usize, work: impl Fn(&ThreadPlatform) -> bool + Send + Sync + 'static) {
         let work = Arc::new(work);
-        for _ in 0..n {
+        self.workers += n;
+        for i in 0..n {
             let work = work.clone();
-            self.start(move |p| {
-                let cx = Sleep::in_sleepable_context();
+            self.platform.start(&format!("worker {i}"), move |p| {
                 let mut end = Woken::Notified;
                 while end != Woken::Shutdown {
-                    let seen = p.seen(&p.0.work);
+                    let seen = p.0.bells.work().seen();
                     while work(p) {}
-                    end = p.wait(&cx, &p.0.work, seen, None);
+                    end = p.0.rest(seen);
                 }
                 while work(p) {}
             });
         }
     }
 
-    /// Ends the run: every wait returns Shutdown, the threads come to their end, and the hardware
-    /// is dropped.
+    /// Starts a task of the scenario. [`ThreadPlatform::spawn`] does the same from inside.
+    pub fn spawn(&mut self, name: impl Into<String>, task: impl FnOnce(&ThreadPlatform) + Send + 'static) {
+        self.platform.spawn(name, task);
+    }
+
+    /// Waits until every task of the scenario has ended.
+    ///
+    /// # Errors
+    /// [`Late`] when that takes longer than `patience`.
     ///
     /// # Panics
-    /// If one of the threads did.
-    pub fn stop(mut self) {
-        if let Err(panic) = self.shut_down() {
-            resume_unwind(panic);
+    /// If a thread did, with its name.
+    pub fn run(&mut self, patience: Duration) -> Result<(), Late> {
+        let late = self.platform.0.crew.until_tasks_end(patience);
+        self.tell_panic();
+        match late {
+            tasks if tasks.is_empty() => Ok(()),
+            tasks => Err(Late { after: patience, tasks }),
         }
     }
 
-    fn start(&mut self, body: impl FnOnce(&ThreadPlatform) + Send + 'static) {
-        let p = self.platform.clone();
-        self.threads.push(thread::spawn(move || body(&p)));
+    /// Waits until nothing is possible but that the timer's time comes: the hardware is idle, no
+    /// interrupt is under way, every worker rests.
+    ///
+    /// # Errors
+    /// [`Late`] when that takes longer than `patience`.
+    ///
+    /// # Panics
+    /// As [`Threads::run`].
+    pub fn settle(&mut self, patience: Duration) -> Result<(), Late> {
+        let inner = &self.platform.0;
+        let until = Instant::now() + patience;
+        inner.calm.wanted.store(true, Ordering::SeqCst);
+        let mut in_time = true;
+        while in_time && !inner.crew.panicked() {
+            let seen = *inner.calm.changes.lock();
+            if self.is_quiet() {
+                break;
+            }
+            let mut changes = inner.calm.changes.lock();
+            while in_time && *changes == seen {
+                in_time = !inner.calm.changed.wait_until(&mut changes, until).timed_out();
+            }
+        }
+        inner.calm.wanted.store(false, Ordering::SeqCst);
+        self.tell_panic();
+        if in_time { Ok(()) } else { Err(Late { after: patience, tasks: Vec::new() }) }
     }
 
-    fn shut_down(&mut self) -> thread::Result<()> {
+    /// Ends the run: every wait returns Shutdown, the threads come to their end, and the hardware
+    /// is dropped.
+    ///
+    /// # Errors
+    /// [`Late`] with the threads that do not end; they are left alone.
+    ///
+    /// # Panics
+    /// If one of the threads did.
+    pub fn finish(self) -> Result<(), Late> {
+        let tasks = self.shut_down();
+        if let Some((_, panic)) = self.platform.0.crew.take_panic() {
+            resume_unwind(panic);
+        }
+        if tasks.is_empty() { Ok(()) } else { Err(Late { after: END, tasks }) }
+    }
+
+    /// Ends the run as [`finish`](Threads::finish) does, for those who know that it ends.
+    ///
+    /// # Panics
+    /// If one of the threads did, or does not end.
+    pub fn stop(self) {
+        if let Err(late) = self.finish() {
+            panic!("{late}");
+        }
+    }
+
+    /// Whether nothing goes on. All three locks are held at once: what one part hands to another
+    /// is seen in one of them.
+    fn is_quiet(&self) -> bool {
         let inner = &self.platform.0;
-        inner.bell.lock().shutdown = true;
-        inner.rung.notify_all();
-        inner.hardware.lock().shutdown = true;
+        let bench = inner.hardware.lock();
+        bench.is_quiet() && inner.bells.resting() == self.workers && !inner.timer.is_served()
+    }
+
+    fn tell_panic(&mut self) {
+        if let Some((name, panic)) = self.platform.0.crew.take_panic() {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            panic!("`{name}` panicked: {}", text.unwrap_or("a panic without a text"));
+        }
+    }
+
+    /// Tells every thread to end, and returns those that do not.
+    fn shut_down(&self) -> Vec<String> {
+        let inner = &self.platform.0;
+        inner.bells.shut_down();
+        inner.timer.shut_down();
+        inner.hardware.lock().shut_down();
         inner.touched.notify_all();
         inner.raised.notify_all();
-        let ends: Vec<_> = self.threads.drain(..).map(JoinHandle::join).collect();
-        let hardware = inner.hardware.lock().hardware.take();
+        let tasks = inner.crew.until_all_end(END);
+        let hardware = inner.hardware.lock().take();
         drop(hardware);
-        ends.into_iter().collect()
+        tasks
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // `stop` tells about panics, for those who ask.
-        let _ = self.shut_down();
+        // `finish` tells of panics, and of what did not end, for those who ask.
+        self.shut_down();
     }
 }
 
@@ -197,11 +306,26 @@ impl ThreadPlatform {
     /// Calls `f` with the hardware, if it is an `H`. The hardware does not step meanwhile.
     pub fn hardware<H: Hardware, R>(&self, f: impl FnOnce(&mut H) -> R) -> Option<R> {
         let mut bench = self.0.hardware.lock();
-        let hardware: &mut dyn Any = bench.hardware.as_deref_mut()?;
+        let hardware: &mut dyn Any = bench.hardware()?;
         let r = hardware.downcast_mut().map(f);
         drop(bench);
         self.0.touched.notify_one();
         r
+    }
+
+    /// Starts a task of the scenario, on a thread of its own: the run lasts until it ends.
+    /// Sleepable context.
+    ///
+    /// # Panics
+    /// When the system refuses a thread.
+    pub fn spawn(&self, name: impl Into<String>, task: impl FnOnce(&ThreadPlatform) + Send + 'static) {
+        let p = self.clone();
+        self.0.crew.start(name.into(), true, &self.0, move || task(&p));
+    }
+
+    fn start(&self, name: &str, body: impl FnOnce(&ThreadPlatform) + Send + 'static) {
+        let p = self.clone();
+        self.0.crew.start(name.into(), false, &self.0, move || body(&p));
     }
 }
 
@@ -214,98 +338,18 @@ impl Inner {
         self.start + Duration::from_nanos(t.0)
     }
 
-    fn step_hardware(&self) {
-        let mut work: Vec<HwWork> = Vec::new();
-        let mut bench = self.hardware.lock();
-        while !bench.shutdown {
-            if bench.pending.len() >= INTERRUPTS_UNDER_WAY {
-                self.touched.wait(&mut bench);
-                continue;
-            }
-            let Some(hardware) = bench.hardware.as_deref_mut() else {
-                return;
-            };
-            let now = self.now();
-            work.clear();
-            hardware.runnable(now, &mut work);
-            for &step in &work {
-                hardware.run(now, step);
-            }
-            let next = hardware.next_deadline(now);
-            self.collect_interrupts(&mut bench);
-            match next {
-                // Registers can be accessed between two rounds.
-                _ if !work.is_empty() => parking_lot::MutexGuard::bump(&mut bench),
-                Some(t) => {
-                    self.touched.wait_until(&mut bench, self.instant(t));
-                }
-                None => self.touched.wait(&mut bench),
-            }
-        }
+    /// Waits as a worker that has found nothing to do.
+    fn rest(&self, seen: u64) -> Woken {
+        self.bells.rest(seen, || self.calm.changed())
     }
+}
 
-    fn next_interrupt(&self) -> Option<Msi> {
-        let mut bench = self.hardware.lock();
-        loop {
-            if bench.shutdown {
-                return None;
-            }
-            if !bench.pending.is_empty() {
-                self.touched.notify_one();
-                return Some(bench.pending.remove(0));
-            }
-            self.raised.wait(&mut bench);
-        }
-    }
-
-    /// Waits for the timer. False at the end.
-    fn timer_expires(&self) -> bool {
-        let mut bell = self.bell.lock();
-        loop {
-            match bell.timer {
-                _ if bell.shutdown => return false,
-                Some(t) if t <= self.now() => {
-                    bell.timer = None;
-                    return true;
-                }
-                Some(t) => {
-                    self.rung.wait_until(&mut bell, self.instant(t));
-                }
-                None => self.rung.wait(&mut bell),
-            }
-        }
-    }
-
-    /// Accesses a register; where nothing answers, nothing happens.
-    fn access<R>(&self, access: impl FnOnce(&mut dyn Hardware, Time) -> R) -> Option<R> {
-        let mut bench = self.hardware.lock();
-        let hardware = bench.hardware.as_deref_mut()?;
-        let r = access(hardware, self.now());
-        self.collect_interrupts(&mut bench);
-        self.touched.notify_one();
-        Some(r)
-    }
-
-    fn collect_interrupts(&self, bench: &mut Bench) {
-        let Bench { hardware, pending, delivered, .. } = bench;
-        let Some(hardware) = hardware else { return };
-        let before = pending.len();
-        hardware.take_interrupts(pending);
-        if !*delivered {
-            pending.clear();
-            return;
-        }
-        // As an interrupt controller does: one request bit for each vector.
-        let mut i = before;
-        while i < pending.len() {
-            if pending[..i].contains(&pending[i]) {
-                pending.remove(i);
-            } else {
-                i += 1;
-            }
-        }
-        if pending.len() > before {
-            self.raised.notify_one();
+impl Calm {
+    /// Something came to rest. May be called with any lock of the platform held but its own.
+    fn changed(&self) {
+        if self.wanted.load(Ordering::SeqCst) {
+            *self.changes.lock() += 1;
+            self.changed.notify_all();
         }
     }
 }

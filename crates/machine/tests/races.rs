@@ -4,7 +4,10 @@
 #![cfg(feature = "sim")]
 
 use portcullis::{Platform, ShortLock, Sleep, Time};
-use portcullis_machine::sim::{Pool, Sim, SimConfig, SimLock};
+use portcullis_machine::{
+    platform::MachinePlatform,
+    sim::{Pool, Sim, SimConfig, SimLock},
+};
 use portcullis_pgtable::FRAME_SIZE;
 use portcullis_sync::slot::{Generation, SlotWord};
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use portcullis::{Platform, ShortLock, Sleep, Time, Window, Woken};
 use portcullis_machine::{
     hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi, Width},
+    platform::MachinePlatform,
     sim::{Order, Plant, Pool, Sim, SimConfig, SimPlatform, Strategy, StuckBecause, WaitsFor},
 };
 use portcullis_pgtable::{FRAME_SIZE, TableMem};

@@ -13,6 +13,7 @@ use portcullis_machine::{
     board::{Board, BusMemory},
     machine::plug,
     memory::Ram,
+    platform::MachinePlatform,
     sim::{Sim, SimConfig, SimPlatform},
 };
 use portcullis_models::{

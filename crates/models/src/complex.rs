@@ -222,7 +222,7 @@ impl Complex {
     /// Appends every step that is possible at `now`, in a fixed order.
     pub fn runnable(&self, now: u64, out: &mut Vec<Work>) {
         for (i, slot) in self.slots.iter().enumerate() {
-            if slot.endpoint.wants() && !slot.up.is_full() {
+            if slot.endpoint.wants(now) && !slot.up.is_full() {
                 out.push(Work::Endpoint(i));
             }
             if slot.up.is_ready(now) {
@@ -248,7 +248,8 @@ impl Complex {
     /// The next time at which a step becomes possible that [`runnable`](Self::runnable) does not
     /// name at `now`.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let lanes = self.slots.iter().flat_map(|s| [s.up.deadline(), s.down.deadline()]).flatten();
+        let of = |s: &Slot| [s.up.deadline(), s.down.deadline(), s.endpoint.deadline()];
+        let lanes = self.slots.iter().flat_map(of).flatten();
         let accesses = self.accesses.values().map(Access::not_before);
         let units = self.units.iter().filter_map(|u| u.next_deadline());
         lanes.chain(accesses).chain(units).filter(|&t| t > now).min()
@@ -324,7 +325,7 @@ impl Complex {
             model.finished(id);
         }
         if let Some(slot) = self.slots.get_mut(place) {
-            slot.endpoint.complete(ticket, epoch, completion);
+            slot.endpoint.complete(now, ticket, epoch, completion);
         }
         Cost::Move { bytes }
     }

@@ -11,6 +11,7 @@ use portcullis_machine::board::{Board, BusMemory};
 use portcullis_machine::function::Function;
 use portcullis_machine::memory::Ram;
 use portcullis_machine::oracle::{Oracle, Verdict};
+use portcullis_machine::platform::MachinePlatform;
 use portcullis_machine::sim::{Sim, SimConfig, SimPlatform};
 use portcullis_models::adversary::Adversary;
 use portcullis_models::bus::RequesterId;

@@ -6,14 +6,15 @@ mod watch;
 use self::watch::Watch;
 use crate::{
     board::Board,
-    machine::{self, INSTANCE, Machine, MachineConfig, MachineError},
+    machine::{self, INSTANCE, Machine, MachineConfig, MachineError, On, OnThreads},
     pager::{Backing, PAGE, Paging, Region, Space},
-    report::{DeviceReport, Report, Timing},
-    sim::{Pool, SimConfig, SimPlatform, Strategy},
+    platform::{AnyPlatform, MachinePlatform},
+    report::{DeviceReport, OnThreads as OnThreadsReport, Report, Timing},
+    sim::{Pool, SimConfig, Strategy},
 };
 use parking_lot::Mutex;
 use portcullis::{
-    Attachment, Config, Device, Domain, DomainOptions, External, Iommu, Scope, Sleep, Waited,
+    Attachment, Config, Device, Domain, DomainOptions, External, Iommu, Platform, Scope, Sleep, Waited,
     driver::{Stage, Start, TableRequest},
 };
 pub use portcullis_models::adversary::{Action, Level};
@@ -21,10 +22,15 @@ use portcullis_models::{
     bus::{Pasid, RequesterId},
     endpoint::{CopyEngine, Endpoint, Engine, Flood, FloodConfig, Job, JobEnd, Rogue, RogueConfig},
     mutation::Mutations,
+    vtd,
 };
 use portcullis_pgtable::{Phys, Prot};
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// IOVA of the first byte that an engine reads.
 const SOURCE: u64 = 0x1_0000_0000;
@@ -55,12 +61,25 @@ const ROGUE_OUTSIDE: u64 = 0x7000_0000;
 const ROGUE_ACTIONS: u64 = 440;
 /// Nanoseconds between two looks at the engines.
 const WATCH_INTERVAL: u64 = 50_000;
+/// The same in real time.
+const WATCH_INTERVAL_ON_THREADS: u64 = 1_000_000;
 /// Bytes that the input and its copies may take together on the host.
 const HELD: u64 = 1 << 30;
 /// Steps of the scheduler beyond which a run hangs: so many to begin with, and so many a page of
 /// each copy.
 const STEPS: u64 = 50_000_000;
 const STEPS_A_PAGE: u64 = 20_000;
+/// The same in real time, on threads.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_A_PAGE: Duration = Duration::from_millis(20);
+/// Nanoseconds.
+const DEVICE_TLB_TIMEOUT_ON_THREADS: u64 = 60_000_000_000;
+/// Workers of the simulation.
+const WORKERS: usize = 4;
+/// Threads that can be asked for.
+pub const MOST_THREADS: usize = 64;
+/// How steps are chosen on threads.
+const NO_SCHEDULE: &str = "the system's; the seed picks data and adversary, not the schedule";
 
 /// What to run.
 #[derive(Clone)]
@@ -75,8 +94,9 @@ pub struct CopyConfig {
     pub seed: u64,
     /// The adversary's level.
     pub adversary: Level,
-    /// Workers that run resolvers.
-    pub workers: usize,
+    /// Real threads, so many of them workers that run resolvers; the seed then picks the
+    /// adversary's choices, and the system's scheduler the steps. `None` for the simulation.
+    pub threads: Option<usize>,
     /// How steps are chosen; `None` leaves it to the seed.
     pub strategy: Option<Strategy>,
     /// Faults planted in the model, for tests.
@@ -99,11 +119,39 @@ impl CopyConfig {
             frames: None,
             seed: 0,
             adversary: Level::Off,
-            workers: 4,
+            threads: None,
             strategy: None,
             mutations: Mutations::default(),
             pool: Pool::default(),
             progress: None,
+        }
+    }
+
+    /// What the machine runs on, for so many pages of all copies together.
+    fn on(&self, pages: u64) -> On {
+        match self.threads {
+            Some(_) => On::Threads(OnThreads {
+                memory: MEMORY,
+                patience: PATIENCE + PATIENCE_A_PAGE * u32::try_from(pages).unwrap_or(u32::MAX),
+                ..OnThreads::default()
+            }),
+            None => On::Sim(SimConfig {
+                strategy: self.strategy,
+                pool: self.pool.clone(),
+                memory: MEMORY,
+                step_limit: STEPS + pages * STEPS_A_PAGE,
+                ..SimConfig::new(self.seed)
+            }),
+        }
+    }
+
+    /// The unit. A processor that does not get to step the hardware for a while must not look like a
+    /// device that does not answer.
+    fn unit(&self) -> vtd::Config {
+        let default = vtd::Config::default();
+        match self.threads {
+            Some(_) => vtd::Config { device_tlb_timeout: DEVICE_TLB_TIMEOUT_ON_THREADS, ..default },
+            None => default,
         }
     }
 
@@ -113,6 +161,9 @@ impl CopyConfig {
     /// # Errors
     /// As [`run`], for what can be told before it begins.
     pub fn budget(&self) -> Result<usize, CopyError> {
+        if self.threads.is_some_and(|n| n == 0 || n > MOST_THREADS) {
+            return Err(CopyError::Threads(self.threads.unwrap_or(0)));
+        }
         let engines = self.engines;
         let (given, most) = (self.input.len() as u64, most_input(engines)?);
         if given > most {
@@ -152,6 +203,9 @@ pub enum CopyError {
     /// No engine, or too many.
     #[error("{0} engines: at least 1, at most {MOST_ENGINES}")]
     Engines(usize),
+    /// No thread, or too many.
+    #[error("{0} threads: at least 1, at most {MOST_THREADS}")]
+    Threads(usize),
     /// More bytes than should be held.
     #[error("{given} bytes are too many to hold with their copies: with {engines} engines at most {most}")]
     BigInput {
@@ -223,26 +277,20 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
     let pages = (config.input.len() as u64).div_ceil(PAGE) * config.engines as u64;
     let actors = Arc::new(cast(config, frames));
     let watch = Watch::new(actors[0].id);
-    let sim = SimConfig {
-        strategy: config.strategy,
-        pool: config.pool.clone(),
-        memory: MEMORY,
-        step_limit: STEPS + pages * STEPS_A_PAGE,
-        ..SimConfig::new(config.seed)
-    };
-    let Machine { mut sim, iommu } = Machine::new(MachineConfig {
-        sim,
+    let Machine { mut run, iommu } = Machine::new(MachineConfig {
         core: limits(config),
-        workers: config.workers,
+        unit: config.unit(),
+        workers: config.threads.unwrap_or(WORKERS),
         adversary: config.adversary,
         mutations: config.mutations,
         log: Box::new(watch.clone()),
-        ..MachineConfig::new(config.seed)
+        ..MachineConfig::on(config.on(pages), config.seed)
     })?;
 
     let results = Arc::new(Mutex::new(Results::default()));
     let scene = Scene {
         seed: config.seed,
+        threads: config.threads.is_some(),
         iommu,
         input: config.input.clone(),
         watch: watch.clone(),
@@ -250,19 +298,18 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         results: results.clone(),
         progress: config.progress.clone(),
     };
-    sim.spawn("main", move |p| scene.play(p));
+    run.spawn("main", move |p| scene.play(p));
     let mut problems = Vec::new();
-    if let Err(stuck) = sim.run().and_then(|()| sim.settle()) {
+    if let Err(stuck) = run.run().and_then(|()| run.settle()) {
         problems.push(stuck.to_string());
     }
     let mut results = std::mem::take(&mut *results.lock());
     problems.append(&mut results.problems);
-    let schedule_hash = format!("{:016x}", sim.schedule_hash());
-    let (virtual_ns, steps) = (sim.now().0, sim.stats().steps);
-    let strategy = sim.strategy().to_string();
+    let schedule = run.schedule();
+    let ns = run.now().0;
     let input_sha256 = sha256(&config.input);
-    let board = sim.take_hardware::<Board>();
-    if let Err(stuck) = sim.finish() {
+    let board = run.take_hardware::<Board>();
+    if let Err(stuck) = run.finish() {
         problems.push(stuck.to_string());
     }
     let devices = match &board {
@@ -276,7 +323,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
     let report = Report {
         seed: config.seed,
         adversary: format!("{:?}", config.adversary).to_lowercase(),
-        strategy,
+        strategy: schedule.as_ref().map_or_else(|| NO_SCHEDULE.into(), |s| s.strategy.clone()),
         input_bytes: config.input.len() as u64,
         input_sha256,
         frames,
@@ -284,9 +331,11 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         adversary_actions: actions.into_iter().collect(),
         fault_records: results.fault_records,
         fault_records_lost: results.fault_records_lost,
-        virtual_ns,
-        steps,
-        schedule_hash,
+        resolvers_at_once: watch.oracle.most_handlers_at_once(),
+        virtual_ns: schedule.as_ref().map(|_| ns),
+        steps: schedule.as_ref().map(|s| s.steps),
+        schedule_hash: schedule.map(|s| format!("{:016x}", s.hash)),
+        threads: config.threads.map(|workers| results.on_threads(workers)),
         invariants,
         problems,
         ok,
@@ -336,12 +385,24 @@ struct Results {
     fault_records: u64,
     fault_records_lost: u64,
     problems: Vec<String>,
+    /// Nanoseconds from the first attach to the end of the work.
+    working_ns: u64,
+}
+
+impl Results {
+    fn on_threads(&self, workers: usize) -> OnThreadsReport {
+        let served = self.pagers.values().map(|p| p.served).sum();
+        let seconds = self.working_ns as f64 / 1e9;
+        let served_per_second = if seconds > 0.0 { served as f64 / seconds } else { 0.0 };
+        OnThreadsReport { workers, working_ns: self.working_ns, served, served_per_second }
+    }
 }
 
 /// The main task: what the owner of the devices does.
 struct Scene {
     seed: u64,
-    iommu: Iommu<SimPlatform>,
+    threads: bool,
+    iommu: Iommu<AnyPlatform>,
     input: Arc<[u8]>,
     watch: Watch,
     actors: Arc<Vec<Actor>>,
@@ -351,29 +412,31 @@ struct Scene {
 
 /// A device with everything that hangs on it.
 struct Member {
-    device: Device<SimPlatform>,
-    domain: Domain<SimPlatform, External<Space>>,
+    device: Device<AnyPlatform>,
+    domain: Domain<AnyPlatform, External<Space>>,
     space: Arc<Space>,
-    attachment: Attachment<SimPlatform>,
+    attachment: Attachment<AnyPlatform>,
 }
 
 impl Scene {
-    fn play(&self, p: &SimPlatform) {
+    fn play(&self, p: &AnyPlatform) {
         let cx = Sleep::in_sleepable_context();
         if let Err(problem) = self.play_out(p, &cx) {
             self.results.lock().problems.push(problem);
         }
     }
 
-    fn play_out(&self, p: &SimPlatform, cx: &Sleep<'_>) -> Result<(), String> {
+    fn play_out(&self, p: &AnyPlatform, cx: &Sleep<'_>) -> Result<(), String> {
         self.iommu.register(cx, INSTANCE, machine::vtd(p), Start::Fresh).map_err(|e| e.to_string())?;
         let faults = self.iommu.observe(Scope::All, 1024).map_err(|e| e.to_string())?;
+        let begun = p.now();
         let mut on_stage = Vec::new();
         for actor in self.actors.iter() {
             on_stage
                 .push(self.enter(p, cx, actor).map_err(|e| format!("{} {}: {e}", actor.name(), actor.id))?);
         }
         self.watch_engines(p, cx, &faults)?;
+        self.results.lock().working_ns = p.now().0 - begun.0;
         for (actor, member) in self.actors.iter().zip(on_stage) {
             self.leave(p, cx, actor, member).map_err(|e| format!("{} {}: {e}", actor.name(), actor.id))?;
         }
@@ -386,7 +449,7 @@ impl Scene {
     }
 
     /// The device as it comes out of its box.
-    fn endpoint(&self, p: &SimPlatform, actor: &Actor) -> Endpoint {
+    fn endpoint(&self, p: &AnyPlatform, actor: &Actor) -> Endpoint {
         let strangers = self.actors.iter().filter_map(|a| a.pasid).collect();
         let engine: Box<dyn Engine> = match actor.role {
             Role::Engine => {
@@ -410,7 +473,7 @@ impl Scene {
     }
 
     /// Adds a device, makes its domain and its pages, attaches it, and gives it its work.
-    fn enter(&self, p: &SimPlatform, cx: &Sleep<'_>, actor: &Actor) -> Result<Member, String> {
+    fn enter(&self, p: &AnyPlatform, cx: &Sleep<'_>, actor: &Actor) -> Result<Member, String> {
         let trusted = actor.role != Role::Untrusted;
         let (_, spec) = machine::plug(p, self.endpoint(p, actor), trusted);
         let device = self.iommu.add_device(cx, spec).map_err(|e| e.to_string())?;
@@ -442,7 +505,7 @@ impl Scene {
         &self,
         actor: &Actor,
         frames: Vec<Phys>,
-        domain: &Domain<SimPlatform, External<Space>>,
+        domain: &Domain<AnyPlatform, External<Space>>,
     ) -> Result<Arc<Space>, String> {
         let zeros = |n: usize| Backing::Writable(vec![0; n]);
         let (regions, frames) = match actor.role {
@@ -483,11 +546,12 @@ impl Scene {
     /// Waits until every engine's job has ended.
     fn watch_engines(
         &self,
-        p: &SimPlatform,
+        p: &AnyPlatform,
         cx: &Sleep<'_>,
-        faults: &portcullis::Subscription<SimPlatform>,
+        faults: &portcullis::Subscription<AnyPlatform>,
     ) -> Result<(), String> {
         let engines = || self.actors.iter().filter(|a| a.role == Role::Engine);
+        let interval = if self.threads { WATCH_INTERVAL_ON_THREADS } else { WATCH_INTERVAL };
         loop {
             let (written, ends) = p
                 .hardware::<Board, _>(|b| {
@@ -514,14 +578,14 @@ impl Scene {
                 }
                 return Ok(());
             }
-            if p.sleep(cx, WATCH_INTERVAL) == portcullis::Woken::Shutdown {
+            if p.sleep(cx, interval) == portcullis::Woken::Shutdown {
                 return Err("shut down".into());
             }
         }
     }
 
     /// Detaches, waits until it is gone, takes the pages back.
-    fn leave(&self, p: &SimPlatform, cx: &Sleep<'_>, actor: &Actor, member: Member) -> Result<(), String> {
+    fn leave(&self, p: &AnyPlatform, cx: &Sleep<'_>, actor: &Actor, member: Member) -> Result<(), String> {
         let Member { device, domain, space, attachment } = member;
         let place = (actor.id, actor.pasid);
         let detaching = attachment.begin_detach(cx);

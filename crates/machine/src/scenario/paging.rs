@@ -4,7 +4,7 @@ use super::{
     room::{Lodger, Manner, Room},
     stage::{Actor, Ending, Setting, Stage, Task, perform},
 };
-use crate::{machine::INSTANCE, pager::PAGE};
+use crate::{machine::INSTANCE, pager::PAGE, platform::MachinePlatform};
 use portcullis::{Sleep, driver::Stage as Table};
 use portcullis_models::{
     bus::{AddressType, Operation, Pasid, Prefix, Request},

@@ -4,7 +4,7 @@ use super::stage::{Actor, Stage};
 use crate::{
     oracle::{Oracle, Place},
     pager::PAGE,
-    sim::SimPlatform,
+    platform::{AnyPlatform, MachinePlatform},
 };
 use parking_lot::Mutex;
 use portcullis::{
@@ -33,7 +33,7 @@ pub struct Tenant {
     room: Room,
 }
 
-type Dom = Domain<SimPlatform, External<Tenant>>;
+type Dom = Domain<AnyPlatform, External<Tenant>>;
 
 /// A domain. A handle.
 #[derive(Clone)]
@@ -63,7 +63,7 @@ struct Page {
 
 /// An attachment.
 pub struct Lodger {
-    attachment: Attachment<SimPlatform>,
+    attachment: Attachment<AnyPlatform>,
     place: Place,
     room: Room,
     number: u64,
@@ -71,7 +71,7 @@ pub struct Lodger {
 
 /// A detach that was begun.
 pub struct Leaving {
-    detaching: Detaching<SimPlatform>,
+    detaching: Detaching<AnyPlatform>,
     number: u64,
     oracle: Oracle,
 }
@@ -106,7 +106,7 @@ impl Stage {
         range: Range<u64>,
         manner: Option<Manner>,
     ) -> Result<Room, String> {
-        let devices: Vec<&Device<SimPlatform>> = devices.iter().map(|a| &a.device).collect();
+        let devices: Vec<&Device<AnyPlatform>> = devices.iter().map(|a| &a.device).collect();
         let options =
             DomainOptions { table: TableRequest { stage, ..TableRequest::default() }, pasid_only: false };
         let domain = self.iommu.external_domain(&devices, options, manner.map(|_| Host(self.clone())));
@@ -337,8 +337,8 @@ impl Leaving {
 /// The resolver of a paged room.
 struct Host(Stage);
 
-impl Resolver<SimPlatform, Tenant> for Host {
-    fn resolve(&self, cx: &Sleep<'_>, tenant: &Arc<Tenant>, group: PageGroup<'_, SimPlatform>) {
+impl Resolver<AnyPlatform, Tenant> for Host {
+    fn resolve(&self, cx: &Sleep<'_>, tenant: &Arc<Tenant>, group: PageGroup<'_, AnyPlatform>) {
         let Stage { platform, oracle, .. } = &self.0;
         oracle.handler_enters(tenant.number);
         if let Some(index) = group.index() {

@@ -3,9 +3,11 @@
 
 use crate::{
     board::Board,
-    machine::{self, INSTANCE, Machine, MachineConfig, MachineError},
+    machine::{self, INSTANCE, Machine, MachineConfig, MachineError, On, OnThreads},
     oracle::{Oracle, Place, Verdict, settlement},
-    sim::{Plant, Pool, Sim, SimConfig, SimPlatform, Strategy, Stuck},
+    platform::{AnyPlatform, MachinePlatform},
+    runner::{Runner, Stuck},
+    sim::{Plant, Pool, SimConfig, Strategy},
 };
 use parking_lot::Mutex;
 use portcullis::{
@@ -23,6 +25,8 @@ use portcullis_models::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
+/// Workers of the simulation.
+const WORKERS: usize = 4;
 /// Bytes of memory.
 const MEMORY: usize = 16 << 20;
 /// Nanoseconds between the first two looks at something that the hardware does.
@@ -33,13 +37,16 @@ const LONGEST_LOOK: u64 = 256_000;
 const PATIENCE: u32 = 200_000;
 
 /// Puts another driver in front of the real one.
-pub type Wrap = Arc<dyn Fn(&SimPlatform, Box<dyn Driver>) -> Box<dyn Driver> + Send + Sync>;
+pub type Wrap = Arc<dyn Fn(&AnyPlatform, Box<dyn Driver>) -> Box<dyn Driver> + Send + Sync>;
 
 /// What a small scenario starts from.
 #[derive(Clone)]
 pub struct Setting {
     /// The seed.
     pub seed: u64,
+    /// Real threads, so many of them workers; the seed then picks data and adversary, and the
+    /// system's scheduler the steps. `None` for the simulation.
+    pub threads: Option<usize>,
     /// What the manuals let go wrong.
     pub adversary: Level,
     /// The unit's choices.
@@ -65,6 +72,7 @@ impl Setting {
     pub fn new(seed: u64) -> Setting {
         Setting {
             seed,
+            threads: None,
             adversary: Level::Off,
             unit: model::Config::default(),
             options: driver::Options::default(),
@@ -74,6 +82,21 @@ impl Setting {
             wrap: None,
             strategy: None,
             pool: Pool::default(),
+        }
+    }
+}
+
+impl Setting {
+    fn on(&self) -> On {
+        match self.threads {
+            Some(_) => On::Threads(OnThreads { memory: MEMORY, ..OnThreads::default() }),
+            None => On::Sim(SimConfig {
+                strategy: self.strategy,
+                plant: self.plant,
+                memory: MEMORY,
+                pool: self.pool.clone(),
+                ..SimConfig::new(self.seed)
+            }),
         }
     }
 }
@@ -95,10 +118,10 @@ pub struct Ending {
     pub tally: Tally,
     /// What the adversary did.
     pub actions: Vec<(Action, u64)>,
-    /// Hash of the schedule.
+    /// Hash of the schedule; 0 on threads.
     pub schedule_hash: u64,
-    /// Virtual nanoseconds at the end.
-    pub virtual_ns: u64,
+    /// Nanoseconds of the platform's clock at the end.
+    pub ns: u64,
 }
 
 impl Ending {
@@ -134,9 +157,9 @@ impl Tally {
 #[derive(Clone)]
 pub struct Stage {
     /// The platform.
-    pub platform: SimPlatform,
+    pub platform: AnyPlatform,
     /// The subsystem.
-    pub iommu: Iommu<SimPlatform>,
+    pub iommu: Iommu<AnyPlatform>,
     /// The oracle.
     pub oracle: Oracle,
     /// What was set.
@@ -161,10 +184,10 @@ pub fn perform(
         tally: Tally::default(),
         actions: Vec::new(),
         schedule_hash: 0,
-        virtual_ns: 0,
+        ns: 0,
     };
     let begun = Stage::set(setting);
-    let (mut sim, stage) = match begun {
+    let (mut run, stage) = match begun {
         Ok(begun) => begun,
         Err(e) => {
             ending.problems.push(e.to_string());
@@ -172,17 +195,17 @@ pub fn perform(
         }
     };
     let (oracle, tally, problems) = (stage.oracle.clone(), stage.tally.clone(), stage.problems.clone());
-    sim.spawn("main", move |_| {
+    run.spawn("main", move |_| {
         let cx = Sleep::in_sleepable_context();
         if let Err(e) = play(&stage, &cx) {
             stage.problem(e);
         }
     });
-    ending.stuck = sim.run().and_then(|()| sim.settle()).err();
-    ending.schedule_hash = sim.schedule_hash();
-    ending.virtual_ns = sim.now().0;
-    let board = sim.take_hardware::<Board>();
-    if let Err(stuck) = sim.finish() {
+    ending.stuck = run.run().and_then(|()| run.settle()).err();
+    ending.schedule_hash = run.schedule().map_or(0, |s| s.hash);
+    ending.ns = run.now().0;
+    let board = run.take_hardware::<Board>();
+    if let Err(stuck) = run.finish() {
         ending.stuck.get_or_insert(stuck);
     }
     ending.problems.append(&mut problems.lock());
@@ -201,25 +224,18 @@ pub fn perform(
 }
 
 impl Stage {
-    fn set(setting: &Setting) -> Result<(Sim, Stage), MachineError> {
+    fn set(setting: &Setting) -> Result<(Runner, Stage), MachineError> {
         let (oracle, tally) = (Oracle::default(), Arc::default());
-        let sim = SimConfig {
-            strategy: setting.strategy,
-            plant: setting.plant,
-            memory: MEMORY,
-            pool: setting.pool.clone(),
-            ..SimConfig::new(setting.seed)
-        };
-        let Machine { sim, iommu } = Machine::new(MachineConfig {
-            sim,
+        let Machine { run, iommu } = Machine::new(MachineConfig {
             core: setting.core,
             unit: setting.unit.clone(),
             adversary: setting.adversary,
             mutations: setting.mutations,
+            workers: setting.threads.unwrap_or(WORKERS),
             log: Box::new(Notes { oracle: oracle.clone(), tally: Arc::clone(&tally) }),
-            ..MachineConfig::new(setting.seed)
+            ..MachineConfig::on(setting.on(), setting.seed)
         })?;
-        let platform = sim.platform().clone();
+        let platform = run.platform();
         // Where one of the two is snooped, structures or page tables, both are taken to be.
         platform.ram().track_cleaning(!setting.unit.coherent && !setting.unit.walks_coherent);
         let stage = Stage {
@@ -231,7 +247,7 @@ impl Stage {
             problems: Arc::default(),
             numbers: Arc::default(),
         };
-        Ok((sim, stage))
+        Ok((run, stage))
     }
 
     /// Brings the unit up.
@@ -263,6 +279,12 @@ impl Stage {
     /// Whether the adversary is away, so that what may happen does not.
     pub fn is_calm(&self) -> bool {
         self.setting.adversary == Level::Off
+    }
+
+    /// Whether it runs on real threads, where it is chance how far software gets while hardware does
+    /// something: what depends on that is no expectation there.
+    pub fn on_threads(&self) -> bool {
+        self.setting.threads.is_some()
     }
 
     /// What the bus saw so far.
@@ -365,7 +387,7 @@ pub struct Actor {
     /// Its place in the complex.
     pub place: usize,
     /// The core's handle.
-    pub device: Device<SimPlatform>,
+    pub device: Device<AnyPlatform>,
     results: Results,
 }
 
@@ -430,12 +452,17 @@ impl Actor {
         iova: u64,
         intent: Intent,
     ) -> Result<Vec<u8>, String> {
-        let tries = if self.stage.is_calm() { 1 } else { 64 };
+        let threads = self.stage.on_threads();
+        let tries = if self.stage.is_calm() && !threads { 1 } else { 64 };
         let mut last = None;
-        for _ in 0..tries {
+        for n in 0..tries {
             match self.access(cx, pasid, iova, intent.clone())? {
                 Ok(data) => return Ok(data),
                 Err(failure) => last = Some(failure),
+            }
+            if threads {
+                // There hardware is fast beside software: what is in the way takes longer to go.
+                self.stage.sleep(cx, LOOK << (n / 4))?;
             }
         }
         Err(format!("{} at {iova:#x}, PASID {pasid:?}: {last:?}", self.id))

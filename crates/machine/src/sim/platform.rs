@@ -66,18 +66,6 @@ impl SimPlatform {
         self.0.point(0);
     }
 
-    /// Sleeps for virtual nanoseconds. Sleepable context.
-    pub fn sleep(&self, cx: &Sleep<'_>, ns: u64) -> Woken {
-        let event = self.event();
-        let until = Time(self.now().0.saturating_add(ns));
-        loop {
-            match self.wait(cx, &event, self.seen(&event), Some(until)) {
-                Woken::Notified => {}
-                end => return end,
-            }
-        }
-    }
-
     /// What a worker does: `work` until there is none, then wait for more.
     pub(super) fn work_until_shutdown(&self, work: &(dyn Fn(&SimPlatform) -> bool + Send + Sync)) {
         let cx = Sleep::in_sleepable_context();

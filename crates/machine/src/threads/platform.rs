@@ -4,7 +4,6 @@ use super::{ThreadEvent, ThreadLock, ThreadPlatform};
 use crate::hardware::{Hardware, Width};
 use parking_lot::Mutex;
 use portcullis::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
-use std::sync::atomic::Ordering;
 
 impl<T: Send> ShortLock<T> for ThreadLock<T> {
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
@@ -21,38 +20,19 @@ impl Platform for ThreadPlatform {
     }
 
     fn event(&self) -> ThreadEvent {
-        ThreadEvent::default()
+        self.0.bells.event()
     }
 
     fn seen(&self, event: &ThreadEvent) -> Seen {
-        Seen(event.0.load(Ordering::SeqCst))
+        Seen(event.seen())
     }
 
     fn wait(&self, _: &Sleep<'_>, event: &ThreadEvent, seen: Seen, until: Option<Time>) -> Woken {
-        let mut bell = self.0.bell.lock();
-        loop {
-            if bell.shutdown {
-                return Woken::Shutdown;
-            }
-            if event.0.load(Ordering::SeqCst) != seen.0 {
-                return Woken::Notified;
-            }
-            match until {
-                Some(t) if t <= self.0.now() => return Woken::Deadline,
-                Some(t) => {
-                    self.0.rung.wait_until(&mut bell, self.0.instant(t));
-                }
-                None => self.0.rung.wait(&mut bell),
-            }
-        }
+        self.0.bells.wait(event, seen.0, until.map(|t| self.0.instant(t)))
     }
 
     fn notify(&self, event: &ThreadEvent) {
-        // Under the lock, so that it does not fall between a waiter's look and its sleep.
-        let bell = self.0.bell.lock();
-        event.0.fetch_add(1, Ordering::SeqCst);
-        drop(bell);
-        self.0.rung.notify_all();
+        self.0.bells.notify(event);
     }
 
     fn now(&self) -> Time {
@@ -60,10 +40,7 @@ impl Platform for ThreadPlatform {
     }
 
     fn timer_at(&self, at: Time) {
-        let mut bell = self.0.bell.lock();
-        bell.timer = Some(bell.timer.map_or(at, |earlier| earlier.min(at)));
-        drop(bell);
-        self.0.rung.notify_all();
+        self.0.timer.at(at);
     }
 
     fn random(&self) -> u64 {
@@ -71,7 +48,7 @@ impl Platform for ThreadPlatform {
     }
 
     fn kick(&self) {
-        self.notify(&self.0.work);
+        self.0.bells.notify(self.0.bells.work());
     }
 
     fn read32(&self, window: Window, offset: u32) -> u32 {

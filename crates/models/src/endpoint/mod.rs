@@ -184,12 +184,6 @@ impl Endpoint {
         self.port.set_deaf(deaf);
     }
 
-    /// From now on page requests carry random private data (VT-d 3.x), which the responses have to
-    /// bring back, or no longer do. For endpoints behind a unit that knows them.
-    pub fn set_private_data(&mut self, on: bool) {
-        self.port.set_private_data(on);
-    }
-
     /// Everything that broke PCIe's order, in order of time.
     pub fn violations(&self) -> &[Violation] {
         self.port.capabilities().violations()
@@ -224,8 +218,13 @@ impl Endpoint {
     }
 
     /// True where [`step`](Self::step) has something to do.
-    pub(crate) fn wants(&self) -> bool {
-        self.port.wants() || self.engine.wants(&self.port)
+    pub(crate) fn wants(&self, now: u64) -> bool {
+        self.port.wants(now) || self.engine.wants(&self.port)
+    }
+
+    /// When it next wants something that it does not want before.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.port.deadline()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -241,9 +240,9 @@ impl Endpoint {
     }
 
     /// A request has been completed. One issued before a reset no longer concerns anybody.
-    pub(crate) fn complete(&mut self, ticket: u64, epoch: u64, completion: Completion) {
+    pub(crate) fn complete(&mut self, now: u64, ticket: u64, epoch: u64, completion: Completion) {
         if epoch == self.epoch {
-            self.port.complete(ticket, completion);
+            self.port.complete(now, ticket, completion);
             self.hand_up();
         }
     }

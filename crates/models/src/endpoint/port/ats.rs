@@ -69,7 +69,7 @@ impl Port {
         self.out.push(Tlp::Request { ticket, iova, pasid, request });
     }
 
-    pub(super) fn translated(&mut self, ticket: u64, entry: Translation) {
+    pub(super) fn translated(&mut self, now: u64, ticket: u64, entry: Translation) {
         let Some(t) = self.transfers.get_mut(&ticket) else {
             return;
         };
@@ -81,7 +81,7 @@ impl Port {
             return;
         }
         t.rounds += 1;
-        t.state = State::NeedPage;
+        t.state = State::NeedPage { since: now.saturating_add(Self::pause(t.rounds)) };
         let tired = t.rounds > Self::ROUNDS;
         if self.caps.pri().is_none() {
             self.end(ticket, Err(Failure::NoPermission));

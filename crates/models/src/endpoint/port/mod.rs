@@ -56,8 +56,8 @@ enum State {
     Ready,
     /// Waits for a translation; `stale` once an invalidation has overtaken it.
     Translating { stale: bool },
-    /// Needs a page request.
-    NeedPage,
+    /// Needs a page request, from that time on.
+    NeedPage { since: u64 },
     /// Waits for the response of its group.
     WaitPage,
     /// On its way to memory.
@@ -96,7 +96,6 @@ pub struct Port {
     raw: BTreeSet<u64>,
     invalidations: Vec<Invalidation>,
     deaf: bool,
-    private_data: bool,
     next_ticket: u64,
     out: Vec<Tlp>,
     ended: VecDeque<(u64, Result<Vec<u8>, Failure>)>,
@@ -110,6 +109,12 @@ impl Port {
     const GROUP: usize = 8;
     /// Page requests for one access before it is given up.
     const ROUNDS: u32 = 2000;
+    /// Of these, so many follow at once: a page that was granted and is not there may have been
+    /// taken away again, or the queue was full and nobody has seen the request. After them the
+    /// device gives software time.
+    const HASTY_ROUNDS: u32 = 64;
+    /// Nanoseconds of the longest pause between two.
+    const LONGEST_PAUSE: u64 = 1_000_000;
 
     pub(crate) fn new(id: RequesterId, seed: u64) -> Self {
         Port {
@@ -122,7 +127,6 @@ impl Port {
             raw: BTreeSet::new(),
             invalidations: Vec::new(),
             deaf: false,
-            private_data: false,
             next_ticket: 1,
             out: Vec::new(),
             ended: VecDeque::new(),
@@ -198,7 +202,6 @@ impl Port {
             last: true,
             prgi,
             group: 0,
-            private: None,
         };
         self.raw_message(Upstream::PageRequest(marker));
     }
@@ -216,10 +219,6 @@ impl Port {
         self.deaf = deaf;
     }
 
-    pub(crate) fn set_private_data(&mut self, on: bool) {
-        self.private_data = on;
-    }
-
     pub(crate) fn set_now(&mut self, now: u64) {
         self.now = now;
     }
@@ -232,10 +231,27 @@ impl Port {
         self.ended.pop_front()
     }
 
+    /// Nanoseconds before the page request of a round.
+    fn pause(round: u32) -> u64 {
+        match round.checked_sub(Self::HASTY_ROUNDS) {
+            None | Some(0) => 0,
+            Some(n) => Self::LONGEST_PAUSE.min(1_000 << n.min(10)),
+        }
+    }
+
+    /// When an access that pauses before its next page request goes on.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let pauses = self.transfers.values().filter_map(|t| match t.state {
+            State::NeedPage { since } => Some(since),
+            _ => None,
+        });
+        pauses.min()
+    }
+
     /// True where [`advance`](Self::advance) has something to do.
-    pub(crate) fn wants(&self) -> bool {
+    pub(crate) fn wants(&self, now: u64) -> bool {
         !self.out.is_empty()
-            || self.may_ask()
+            || self.may_ask(now)
             || self.transfers.values().any(|t| t.state == State::Ready)
             || self.invalidations.iter().any(|i| !self.deaf && i.waits_for.is_empty())
     }
@@ -265,7 +281,7 @@ impl Port {
     }
 
     /// A request has come back.
-    pub(crate) fn complete(&mut self, ticket: u64, completion: Completion) {
+    pub(crate) fn complete(&mut self, now: u64, ticket: u64, completion: Completion) {
         for i in &mut self.invalidations {
             i.waits_for.remove(&ticket);
         }
@@ -281,7 +297,7 @@ impl Port {
         };
         match (completion, t.state) {
             (Completion::Translation(_), State::Translating { stale: true }) => t.state = State::Ready,
-            (Completion::Translation(entry), _) => self.translated(ticket, entry),
+            (Completion::Translation(entry), _) => self.translated(now, ticket, entry),
             (Completion::Refused { status, reason }, state) => {
                 // The answer "unsupported request" ends ATS for the function ([V] 7.1.3).
                 let translating = matches!(state, State::Translating { .. });
@@ -328,8 +344,8 @@ impl Port {
             Downstream::Invalidate { itag, pasid, global, addr, bits } => {
                 self.invalidate(itag, pasid, global, addr, bits);
             }
-            Downstream::PageResponse { pasid, prgi, code, by, private } => {
-                self.response(now, (pasid, prgi), code, by, private, journal);
+            Downstream::PageResponse { pasid, prgi, code, by } => {
+                self.response(now, pasid, prgi, code, by, journal);
             }
         }
     }
@@ -339,9 +355,7 @@ impl Port {
         for ((pasid, prgi), group) in self.groups.void_all() {
             self.stats.void += 1;
             let how = Settlement::Void;
-            for private in group.awaits {
-                journal.note(What::Settled { source, pasid, prgi, group: group.number, private, how });
-            }
+            journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
         }
         self.caps.clear();
         self.dtlb.clear();
