@@ -186,7 +186,7 @@ impl Bench {
     }
 
     fn domain(&self) -> Result<Mapped, Failure> {
-        let options = DomainOptions { table: TableRequest::default(), pasid_only: false };
+        let options = DomainOptions::default();
         Ok(self.iommu.external_domain(&[&self.device], options, None::<NoResolver>)?)
     }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use portcullis::driver::TableRequest;
 use portcullis::error::{AddDeviceError, AttachError};
 use portcullis::{
-    Access, Attachment, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
-    FaultRecord, Gap, Identity, Owner, PageGroup, Platform, Replaced, ReservedRegion, Resolver, Scope, Sleep,
+    Access, Attaches, Attachment, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
+    FaultRecord, Gap, Identity, PageGroup, Platform, Replaced, ReservedRegion, Resolver, Scope, Sleep,
     Subscription, Upstream, Waited,
 };
 use portcullis_machine::memory::Ram;
@@ -72,7 +72,7 @@ pub struct Attached<P: Platform> {
 /// A domain that can be attached.
 pub trait Attachable<P: Platform> {
     /// Its owner.
-    type Owner: Owner<Data = ()>;
+    type Owner: Attaches<Data = ()>;
     /// The domain.
     fn domain(&self) -> &Domain<P, Self::Owner>;
     /// Its outlet, where it has one.
@@ -89,7 +89,7 @@ impl<P: Platform> Attachable<P> for Space<P> {
     }
 }
 
-impl<P: Platform, O: Owner<Data = ()>> Attachable<P> for Domain<P, O> {
+impl<P: Platform, O: Attaches<Data = ()>> Attachable<P> for Domain<P, O> {
     type Owner = O;
     fn domain(&self) -> &Domain<P, O> {
         self
@@ -151,7 +151,7 @@ impl<R: Rig> Stage<R> {
 
     fn space_of(&mut self, device: &Device<R::P>, page_sizes: u64) -> Space<R::P> {
         let table = TableRequest { stage: self.rig.form().stage(), page_sizes };
-        let options = DomainOptions { table, pasid_only: false };
+        let options = DomainOptions { table, ..DomainOptions::default() };
         let domain = self.rig.iommu().external_domain(&[device], options, None::<Nobody>).expect("a domain");
         let phys = self.rig.ram().page().expect("a page");
         let space = Space { domain, outlet: Outlet { iova: OUTLET, phys } };

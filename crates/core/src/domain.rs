@@ -1,91 +1,28 @@
 //! Domains: one IOVA space, one owner, one table.
 //!
-//! The owner is a type and fixed when the domain is built; what an owner must not do does not
-//! exist on its type.
+//! The owner is a type and fixed when the domain is built; see [`owner`](crate::owner).
 
 use crate::{
-    driver::{HwLost, Target},
-    error::{DomainMapError, OutOfMemory, SyncError},
+    driver::Target,
+    error::{DomainMapError, OutOfMemory},
     faultlog::FaultLog,
     ids::{DomainTag, InstanceId},
     instance::Instance,
     iommu::Shared,
-    op::{Op, block_on},
-    platform::{Platform, ShortLock, Sleep},
+    owner::{
+        Owner,
+        msi::{MsiWindow, Window},
+    },
+    platform::{Platform, ShortLock},
+    reserved::{RegionKind, ReservedRegion},
     resolver::Bind,
-    sync::{Parked, Unmapping, flush},
+    sync::Parked,
     tags::TagList,
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::{marker::PhantomData, mem::ManuallyDrop};
-use portcullis_pgtable::{FormatDesc, IoTable, Leaf, NoAccessedBits, Phys, Prot};
+use core::mem::ManuallyDrop;
+use portcullis_pgtable::{FormatDesc, IoTable, MapError, Phys, Prot};
 use portcullis_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-/// Who owns the IOVA space of a domain.
-pub trait Owner: sealed::Sealed + 'static {
-    /// What the caller hangs on an attachment; handed to the resolver.
-    type Data: Send + Sync + 'static;
-}
-
-/// Owners that map and unmap themselves.
-pub trait Maps: Owner {}
-
-/// Nothing passes. Always attachable.
-#[derive(Debug)]
-pub struct Blocked;
-/// IOVA = physical address.
-#[derive(Debug)]
-pub struct Identity;
-/// The caller owns the mappings and may decide page requests.
-#[derive(Debug)]
-pub struct External<T>(PhantomData<fn() -> T>);
-/// The kernel's DMA API owns the mappings. Not in this version.
-#[derive(Debug)]
-pub struct KernelDma;
-/// A CPU address space is shared. Not in this version.
-#[derive(Debug)]
-pub struct AddressSpace;
-/// A user-space object decides. Not in this version.
-#[derive(Debug)]
-pub struct UserObject;
-/// A guest owns the first stage. Not in this version.
-#[derive(Debug)]
-pub struct Nested;
-
-impl sealed::Sealed for Blocked {}
-impl sealed::Sealed for Identity {}
-impl<T> sealed::Sealed for External<T> {}
-impl sealed::Sealed for KernelDma {}
-impl sealed::Sealed for AddressSpace {}
-impl sealed::Sealed for UserObject {}
-impl sealed::Sealed for Nested {}
-impl Owner for Blocked {
-    type Data = ();
-}
-impl Owner for Identity {
-    type Data = ();
-}
-impl<T: Send + Sync + 'static> Owner for External<T> {
-    type Data = T;
-}
-impl Owner for KernelDma {
-    type Data = ();
-}
-impl Owner for AddressSpace {
-    type Data = ();
-}
-impl Owner for UserObject {
-    type Data = ();
-}
-impl Owner for Nested {
-    type Data = ();
-}
-impl<T: Send + Sync + 'static> Maps for External<T> {}
-impl Maps for KernelDma {}
 
 /// What a domain is made for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +32,8 @@ pub struct DomainOptions {
     /// Only PASIDs will be attached, so that ranges which only requester ids cannot translate
     /// (x86: the interrupt range) may be mapped.
     pub pasid_only: bool,
+    /// Where the doorbells of interrupt controllers are mapped, on machines that translate MSIs.
+    pub msi_window: Option<MsiWindow>,
 }
 
 /// A domain. A counted handle; the table lives until the last handle and the last attachment are
@@ -102,11 +41,13 @@ pub struct DomainOptions {
 pub struct Domain<P: Platform, O: Owner> {
     pub(crate) inner: Arc<DomainInner<P>>,
     pub(crate) bind: Option<Arc<dyn Bind<P, O::Data>>>,
+    /// What the owner keeps with it.
+    pub(crate) own: Arc<O::Own<P>>,
 }
 
 impl<P: Platform, O: Owner> Clone for Domain<P, O> {
     fn clone(&self) -> Self {
-        Domain { inner: self.inner.clone(), bind: self.bind.clone() }
+        Domain { inner: self.inner.clone(), bind: self.bind.clone(), own: self.own.clone() }
     }
 }
 
@@ -135,13 +76,24 @@ pub(crate) struct DomainInner<P: Platform> {
     uses: P::Lock<Vec<TagUse<P>>>,
     /// Attachments that the hardware may use, or that wait for it to stop.
     attachments: AtomicUsize,
-    reserved: Vec<(u64, u64)>,
+    reserved: Vec<ReservedRegion>,
+    pub(crate) window: Option<Window<P>>,
     never_output: Vec<(u64, u64)>,
     /// Lost hardware may still walk the table: it is never freed.
     kept: AtomicBool,
 }
 
 impl<P: Platform> DomainInner<P> {
+    /// A domain over a table of its own.
+    pub(crate) fn of_table(
+        shared: &Arc<Shared<P>>,
+        table: Box<dyn IoTable>,
+        pasid_only: bool,
+        served_by: &[Arc<Instance<P>>],
+    ) -> Result<Self, OutOfMemory> {
+        DomainInner::new(shared, Kind::Table(ManuallyDrop::new(table)), pasid_only, served_by)
+    }
+
     pub(crate) fn new(
         shared: &Arc<Shared<P>>,
         kind: Kind,
@@ -155,7 +107,9 @@ impl<P: Platform> DomainInner<P> {
             let caps = instance.caps();
             if !pasid_only {
                 reserved.try_reserve(caps.reserved.len()).map_err(|_| OutOfMemory)?;
-                reserved.extend_from_slice(caps.reserved);
+                let closed =
+                    |&(first, last)| ReservedRegion::closed(first, last - first + 1, RegionKind::Msi);
+                reserved.extend(caps.reserved.iter().map(closed));
             }
             never_output.try_reserve(caps.never_output.len()).map_err(|_| OutOfMemory)?;
             never_output.extend_from_slice(caps.never_output);
@@ -171,6 +125,7 @@ impl<P: Platform> DomainInner<P> {
             uses: platform.lock(Vec::new()),
             attachments: AtomicUsize::new(0),
             reserved,
+            window: None,
             never_output,
             kept: AtomicBool::new(false),
         })
@@ -266,24 +221,45 @@ impl<P: Platform> DomainInner<P> {
         self.kept.store(true, Ordering::Release);
     }
 
-    fn check(&self, iova: u64, phys: Phys, len: u64) -> Result<(), DomainMapError> {
-        let touches =
-            |start: u64, r: &&(u64, u64)| start <= r.1 && start.saturating_add(len.saturating_sub(1)) >= r.0;
-        if let Some(&(start, end)) = self.reserved.iter().find(|r| touches(iova, r)) {
-            return Err(DomainMapError::ReservedInput { iova, len, start, end });
+    /// Keeps a range free from mappings. The range that it touches, if it does.
+    pub(crate) fn reserve(&mut self, new: ReservedRegion) -> Result<Option<ReservedRegion>, OutOfMemory> {
+        let touched = self.touches_reserved(new.start, new.last());
+        if touched.is_none() {
+            self.reserved.try_reserve(1).map_err(|_| OutOfMemory)?;
+            self.reserved.push(new);
         }
-        if let Some(&(start, end)) = self.never_output.iter().find(|r| touches(phys.0, r)) {
-            return Err(DomainMapError::ReservedOutput { phys, len, start, end });
+        Ok(touched)
+    }
+
+    pub(crate) fn reserved(&self) -> &[ReservedRegion] {
+        &self.reserved
+    }
+
+    /// The first of the reserved ranges that `first..=last` touches.
+    pub(crate) fn touches_reserved(&self, first: u64, last: u64) -> Option<ReservedRegion> {
+        self.reserved.iter().find(|r| first <= r.last() && last >= r.start).copied()
+    }
+
+    /// Whether a physical range may be mapped to at all.
+    pub(crate) fn check_output(&self, phys: Phys, len: u64) -> Result<(), DomainMapError> {
+        let last = phys.0.saturating_add(len.saturating_sub(1));
+        match self.never_output.iter().find(|r| phys.0 <= r.1 && last >= r.0) {
+            Some(&(start, end)) => Err(DomainMapError::ReservedOutput { phys, len, start, end }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(crate) fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), DomainMapError> {
-        self.check(iova, phys, len)?;
-        match self.table() {
-            Some(t) => Ok(t.map(iova, phys, len, prot)?),
-            None => Err(DomainMapError::Table(portcullis_pgtable::MapError::Permissions { iova, prot })),
+        if let Some(r) = self.touches_reserved(iova, iova.saturating_add(len.saturating_sub(1))) {
+            return Err(DomainMapError::ReservedInput { iova, len, start: r.start, end: r.last() });
         }
+        self.check_output(phys, len)?;
+        Ok(self.map_anywhere(iova, phys, len, prot)?)
+    }
+
+    /// Maps without asking whether the range is reserved.
+    pub(crate) fn map_anywhere(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
+        self.table().ok_or(MapError::Permissions { iova, prot })?.map(iova, phys, len, prot)
     }
 }
 
@@ -310,6 +286,14 @@ impl Kind {
 }
 
 impl<P: Platform, O: Owner> Domain<P, O> {
+    pub(crate) fn new(
+        inner: Arc<DomainInner<P>>,
+        bind: Option<Arc<dyn Bind<P, O::Data>>>,
+        own: O::Own<P>,
+    ) -> Self {
+        Domain { inner, bind, own: Arc::new(own) }
+    }
+
     /// A number that names the domain among all of one [`Iommu`](crate::Iommu), for observers and
     /// logs.
     pub fn id(&self) -> u64 {
@@ -321,59 +305,15 @@ impl<P: Platform, O: Owner> Domain<P, O> {
         self.inner.desc()
     }
 
+    /// The IOVAs that nobody maps in the domain: those that requester ids of the devices it was made
+    /// for cannot translate, and its MSI window.
+    pub fn reserved(&self) -> &[ReservedRegion] {
+        self.inner.reserved()
+    }
+
     /// Whether nothing is attached to the domain.
     pub fn is_unused(&self) -> bool {
         self.inner.is_unused()
-    }
-}
-
-impl<P: Platform, O: Maps> Domain<P, O> {
-    /// Maps `len` bytes at `iova` to `phys`. Devices see the mapping when this returns. The caller
-    /// owns the IOVA range for the time of the call; disjoint ranges may be mapped at once.
-    /// Allocates table frames.
-    ///
-    /// # Errors
-    /// See [`DomainMapError`]; no leaf was written.
-    pub fn map_range(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), DomainMapError> {
-        self.inner.map(iova, phys, len, prot)
-    }
-
-    /// Begins an unmap: ranges are taken out through the guard, and are free once it is synced.
-    pub fn unmapping(&self) -> Unmapping<'_, P> {
-        Unmapping::new(&self.inner)
-    }
-
-    /// What `iova` translates to.
-    pub fn lookup(&self, iova: u64) -> Option<Leaf> {
-        self.inner.table()?.lookup(iova)
-    }
-
-    /// Whether a device used a page of the range since its accessed bits were last cleared;
-    /// `clear` clears them. A device that holds the translation in its own TLB, or in the IOMMU's,
-    /// uses it without setting the bit again.
-    ///
-    /// # Errors
-    /// [`NoAccessedBits`] when the format keeps none.
-    pub fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits> {
-        match self.inner.table() {
-            Some(t) => t.accessed(iova, len, clear),
-            None => Err(NoAccessedBits(portcullis_pgtable::FormatId("none"))),
-        }
-    }
-
-    /// Invalidates everything that any cache may hold of the domain, and frees the tables of
-    /// gathers that were dropped unsynced. Sleeps.
-    ///
-    /// # Errors
-    /// See [`SyncError`]; nothing was freed then.
-    pub fn flush(&self, cx: &Sleep<'_>) -> Result<(), SyncError> {
-        let hub = &self.inner.shared.hub;
-        block_on(hub, cx, flush(&self.inner)).map_err(|_| SyncError::Shutdown)?.map_err(SyncError::Lost)
-    }
-
-    /// The step form of [`flush`](Domain::flush).
-    pub fn start_flush(&self) -> Op<'_, Result<(), HwLost>> {
-        Op::new(flush(&self.inner))
     }
 }
 

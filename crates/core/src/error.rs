@@ -108,6 +108,16 @@ pub enum DomainError {
     /// No device was named.
     #[error("a domain is made for at least one device")]
     NoDevice,
+    /// The MSI window cannot be where it was wanted.
+    #[error("no MSI window of {len:#x} bytes at {base:#x}: {why}")]
+    MsiWindow {
+        /// First IOVA asked for.
+        base: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Why not.
+        why: &'static str,
+    },
     /// Something that this version does not do.
     #[error(transparent)]
     NotYet(#[from] NotYet),
@@ -214,6 +224,50 @@ pub enum DomainMapError {
         /// Last address of the range.
         end: u64,
     },
+}
+
+/// Why memory was not mapped for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DmaMapError {
+    /// The length is zero.
+    #[error("DMA map of zero bytes at {0}")]
+    ZeroLength(Phys),
+    /// The range wraps around.
+    #[error("DMA map of {1:#x} bytes at {0} wraps")]
+    Wraps(Phys, u64),
+    /// No gap is large enough; IOVAs of mappings that were dropped come back with a flush.
+    #[error("no {len:#x} bytes of IOVA are free below {limit:#x}")]
+    NoIova {
+        /// Bytes, as whole pages.
+        len: u64,
+        /// The highest address that the devices can put on the bus.
+        limit: u64,
+    },
+    /// As many mappings exist as the domain was made for; a flush frees what dropped ones hold.
+    #[error("the domain has as many DMA mappings as it was made for")]
+    TooMany,
+    /// The memory cannot be mapped.
+    #[error(transparent)]
+    Map(#[from] DomainMapError),
+}
+
+/// Why a doorbell has no IOVA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MsiError {
+    /// The domain was made without an MSI window.
+    #[error("the domain has no MSI window")]
+    NoWindow,
+    /// Every page of the window leads to another doorbell.
+    #[error("the MSI window has no page left for the doorbell at {0}")]
+    Full(Phys),
+    /// The doorbell's page cannot be mapped.
+    #[error(transparent)]
+    Map(#[from] DomainMapError),
+    /// The platform ends.
+    #[error("the platform is shutting down")]
+    Shutdown,
 }
 
 /// Why an unmapped range is not free yet: it stays retained.

@@ -3,11 +3,12 @@
 
 use crate::{
     device::Device,
-    domain::{Domain, Owner},
+    domain::Domain,
     error::OutOfMemory,
     fault::{FaultKind, FaultRecord},
     ids::InstanceId,
     iommu::Iommu,
+    owner::Owner,
     platform::{Platform, ShortLock, Time},
 };
 use alloc::vec::Vec;

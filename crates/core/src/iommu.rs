@@ -6,25 +6,20 @@ use crate::{
     config::Config,
     detach::{Detaching, detach},
     device::{Device, DeviceSpec},
-    domain::{
-        AddressSpace, Blocked, Domain, DomainInner, DomainOptions, External, Identity, KernelDma, Kind,
-        Nested, Owner, UserObject, instances_of,
-    },
+    domain::Domain,
     driver::{Caps, Driver, Start},
-    error::{
-        AddDeviceError, AttachError, DomainError, NotYet, ObserveError, OutOfMemory, RegisterError, Stale,
-    },
+    error::{AddDeviceError, AttachError, ObserveError, OutOfMemory, RegisterError, Stale},
     hub::{Hub, Job, Load},
     ids::{InstanceId, Key, Pasid},
     observer::{ImmediateObserver, Observation, Observer, Scope, Subscription},
     op::{Op, block_on},
+    owner::{Attaches, Owner},
     platform::{Platform, Sleep},
     registry::{self, Instances},
-    resolver::{Bind, Bound, BoundImmediate, ImmediateResolver, Keeps, Resolver, Resolves},
+    resolver::{Keeps, Resolves},
     slab::Slab,
 };
 use alloc::{boxed::Box, sync::Arc};
-use core::mem::ManuallyDrop;
 use portcullis_sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) struct Shared<P: Platform> {
@@ -120,117 +115,6 @@ impl<P: Platform> Iommu<P> {
         Op::new(registry::remove_device(device))
     }
 
-    /// A domain through which nothing passes.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`].
-    pub fn blocked_domain(&self) -> Result<Domain<P, Blocked>, OutOfMemory> {
-        self.fixed(Kind::Blocked)
-    }
-
-    /// A domain in which IOVA equals physical address.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`].
-    pub fn identity_domain(&self) -> Result<Domain<P, Identity>, OutOfMemory> {
-        self.fixed(Kind::Identity)
-    }
-
-    fn fixed<O: Owner<Data = ()>>(&self, kind: Kind) -> Result<Domain<P, O>, OutOfMemory> {
-        Ok(Domain { inner: Arc::new(DomainInner::new(&self.shared, kind, false, &[])?), bind: None })
-    }
-
-    /// A domain whose mappings are the caller's, in a format that all of `devices` can walk, open
-    /// to every other device that can walk it. With a resolver, page requests of what is attached
-    /// go to it.
-    ///
-    /// # Errors
-    /// See [`DomainError`].
-    pub fn external_domain<T, R>(
-        &self,
-        devices: &[&Device<P>],
-        options: DomainOptions,
-        resolver: Option<R>,
-    ) -> Result<Domain<P, External<T>>, DomainError>
-    where
-        T: Send + Sync + 'static,
-        R: Resolver<P, T>,
-    {
-        let bind = resolver.map(|r| Arc::new(Bound(Arc::new(r))) as Arc<dyn Bind<P, T>>);
-        self.external(devices, options, bind)
-    }
-
-    /// The same with a resolver that never sleeps: it runs in service context, without a worker.
-    ///
-    /// # Errors
-    /// See [`DomainError`].
-    pub fn external_domain_immediate<T, R>(
-        &self,
-        devices: &[&Device<P>],
-        options: DomainOptions,
-        resolver: R,
-    ) -> Result<Domain<P, External<T>>, DomainError>
-    where
-        T: Send + Sync + 'static,
-        R: ImmediateResolver<P, T>,
-    {
-        let bind = Arc::new(BoundImmediate(Arc::new(resolver)));
-        self.external(devices, options, Some(bind))
-    }
-
-    fn external<T: Send + Sync + 'static>(
-        &self,
-        devices: &[&Device<P>],
-        options: DomainOptions,
-        bind: Option<Arc<dyn Bind<P, T>>>,
-    ) -> Result<Domain<P, External<T>>, DomainError> {
-        let first = devices.first().ok_or(DomainError::NoDevice)?;
-        let table = first.inner.instance.driver().new_table(options.table)?;
-        for d in devices {
-            d.inner
-                .instance
-                .driver()
-                .can_walk(&table.desc())
-                .map_err(|why| DomainError::Incompatible { device: d.id(), why })?;
-        }
-        let kind = Kind::Table(ManuallyDrop::new(table));
-        let served_by = instances_of(devices)?;
-        let inner = DomainInner::new(&self.shared, kind, options.pasid_only, &served_by)?;
-        Ok(Domain { inner: Arc::new(inner), bind })
-    }
-
-    /// The kernel's DMA API as owner.
-    ///
-    /// # Errors
-    /// Always [`NotYet`].
-    pub fn kernel_dma_domain(&self) -> Result<Domain<P, KernelDma>, DomainError> {
-        Err(NotYet("domains of the kernel's DMA API").into())
-    }
-
-    /// A CPU address space as owner (SVA).
-    ///
-    /// # Errors
-    /// Always [`NotYet`].
-    pub fn address_space_domain(&self) -> Result<Domain<P, AddressSpace>, DomainError> {
-        Err(NotYet("domains that share a CPU address space").into())
-    }
-
-    /// A user-space object as owner (iommufd).
-    ///
-    /// # Errors
-    /// Always [`NotYet`].
-    pub fn user_object_domain(&self) -> Result<Domain<P, UserObject>, DomainError> {
-        Err(NotYet("domains owned by user-space objects").into())
-    }
-
-    /// A guest as owner of the first stage.
-    ///
-    /// # Errors
-    /// Always [`NotYet`].
-    pub fn nested_domain(&self) -> Result<Domain<P, Nested>, DomainError> {
-        Err(NotYet("nested domains").into())
-    }
-
     fn wanted<O: Owner>(
         &self,
         domain: &Domain<P, O>,
@@ -252,7 +136,7 @@ impl<P: Platform> Iommu<P> {
     ///
     /// # Errors
     /// See [`AttachError`]; the device is as it was, except after [`AttachError::Lost`].
-    pub fn attach<O: Owner>(
+    pub fn attach<O: Attaches>(
         &self,
         cx: &Sleep<'_>,
         domain: &Domain<P, O>,
@@ -265,7 +149,7 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// The step form of [`attach`](Iommu::attach).
-    pub fn start_attach<O: Owner>(
+    pub fn start_attach<O: Attaches>(
         &self,
         domain: &Domain<P, O>,
         device: &Device<P>,
@@ -287,7 +171,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// See [`AttachError`], with the old attachment where it still stands.
     #[expect(clippy::type_complexity, reason = "the old attachment comes back with the reason")]
-    pub fn replace<O: Owner>(
+    pub fn replace<O: Attaches>(
         &self,
         cx: &Sleep<'_>,
         old: Attachment<P>,
@@ -305,7 +189,7 @@ impl<P: Platform> Iommu<P> {
 
     /// The step form of [`replace`](Iommu::replace). Dropped unfinished, it is ended by a worker.
     #[expect(clippy::type_complexity, reason = "as the form that sleeps")]
-    pub fn start_replace<O: Owner>(
+    pub fn start_replace<O: Attaches>(
         &self,
         old: Attachment<P>,
         domain: &Domain<P, O>,

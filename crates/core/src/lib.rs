@@ -13,6 +13,7 @@ pub mod driver;
 pub mod error;
 pub mod fault;
 pub mod ids;
+pub mod owner;
 pub mod platform;
 pub mod turn;
 
@@ -53,10 +54,7 @@ pub use config::Config;
 pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
 pub use device::{Device, DeviceCaps, DeviceSpec, Upstream};
-pub use domain::{
-    AddressSpace, Blocked, Domain, DomainOptions, External, Identity, KernelDma, Maps, Nested, Owner,
-    UserObject,
-};
+pub use domain::{Domain, DomainOptions};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
 pub use faultlog::FaultCounts;
 pub use group::MergedBy;
@@ -65,6 +63,13 @@ pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId
 pub use iommu::Iommu;
 pub use observer::{ImmediateObserver, Observation, Observer, Scope, Subscription, Told};
 pub use op::Op;
+pub use owner::{
+    Attaches, Blocked, Defers, Identity, Maps, Owner,
+    external::External,
+    kernel_dma::{Direction, DmaOptions, KernelDma, Mapping},
+    msi::MsiWindow,
+    user_object::UserObject,
+};
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
 pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};

@@ -6,7 +6,7 @@
 
 use crate::ids::Key;
 use core::{fmt, marker::PhantomData, ops::Add, time::Duration};
-use portcullis_pgtable::TableMem;
+use portcullis_pgtable::{Phys, TableMem};
 
 /// Nanoseconds of the platform's monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +116,23 @@ pub trait Platform: TableMem + Clone {
     /// There is sleepable work: a worker should call [`Iommu::run_one`](crate::Iommu::run_one)
     /// until it returns false. Any context.
     fn kick(&self);
+
+    /// Writes back what the CPU's caches hold of `len` bytes of ordinary memory at `phys`, so that a
+    /// device that does not snoop them reads what the CPU wrote. Ordered before a later doorbell. The
+    /// counterpart for tables is [`TableMem::clean`].
+    ///
+    /// Does nothing by default, which is right where every device snoops. Any context.
+    fn clean_data(&self, phys: Phys, len: u64) {
+        let _ = (phys, len);
+    }
+    /// Drops what the CPU's caches hold of `len` bytes of ordinary memory at `phys`, so that the CPU
+    /// reads what a device that does not snoop wrote, and writes nothing over it later. A line that
+    /// the range covers only in part is written back first: the rest of it is somebody else's.
+    ///
+    /// Does nothing by default, which is right where every device snoops. Any context.
+    fn invalidate_data(&self, phys: Phys, len: u64) {
+        let _ = (phys, len);
+    }
 
     /// Reads a 32-bit register at a byte offset of a window. Any context.
     fn read32(&self, window: Window, offset: u32) -> u32;

@@ -36,11 +36,15 @@ impl<'d, P: Platform> Unmapping<'d, P> {
     }
 
     /// Takes out the mappings of `len` bytes at `iova`, which must consist of whole leaves. The
-    /// caller owns the range for the time of the call.
+    /// caller owns the range for the time of the call. In a reserved range, the MSI window above
+    /// all, nothing is the caller's.
     ///
     /// # Errors
     /// See [`UnmapError`]; nothing was taken out.
     pub fn unmap(&mut self, iova: u64, len: u64) -> Result<(), UnmapError> {
+        if let Some(r) = self.domain.touches_reserved(iova, iova.saturating_add(len.saturating_sub(1))) {
+            return Err(UnmapError::NotMapped { iova: iova.max(r.start) });
+        }
         #[cfg(feature = "planted")]
         self.read_tags_early();
         match self.domain.table() {
@@ -63,7 +67,7 @@ impl<'d, P: Platform> Unmapping<'d, P> {
         Op::new(async move { self.run().await })
     }
 
-    async fn run(&mut self) -> Result<(), HwLost> {
+    pub(crate) async fn run(&mut self) -> Result<(), HwLost> {
         if self.gather.is_empty() {
             return Ok(());
         }

@@ -155,7 +155,7 @@ fn two_domains(h: &Hands, stage: Stage) {
     let device = plug_in(h, false);
     let rw = Prot::READ | Prot::WRITE;
     let table = TableRequest { stage, ..TableRequest::default() };
-    let options = DomainOptions { table, pasid_only: false };
+    let options = DomainOptions { table, ..DomainOptions::default() };
     let domain = || h.iommu.external_domain(&[&device], options, None::<Nobody>).unwrap();
     let (one, two) = (domain(), domain());
     let pages = h.ram().pages(2).unwrap();
@@ -304,7 +304,7 @@ fn many_pasids_of_a_device_are_detached_at_once() {
     on_unit(model::Config::default(), events(), |h| {
         let device = plug_in(&h, true);
         let table = TableRequest { stage: Stage::First, ..TableRequest::default() };
-        let options = DomainOptions { table, pasid_only: true };
+        let options = DomainOptions { table, pasid_only: true, ..DomainOptions::default() };
         let domain = h.iommu.external_domain(&[&device], options, Some(Nobody)).unwrap();
         let attached = (1..=12).map(|n| {
             let pasid = Pasid::new(n);

@@ -2,7 +2,7 @@
 
 use portcullis::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
 use portcullis_pgtable::testing::HeapMem;
-use portcullis_pgtable::{Fresh, NoMem, Phys, TableMem, Word};
+use portcullis_pgtable::{Fresh, NoMem, Phys, Prot, TableMem, Word};
 use std::{
     ops::Range,
     sync::{
@@ -30,6 +30,14 @@ struct Inner {
     on_timer: Mutex<Option<Box<dyn Fn() + Send>>>,
     /// A worker that is quick.
     on_kick: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    maintained: Mutex<Vec<Maintained>>,
+}
+
+/// What was asked of the CPU's data caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maintained {
+    Cleaned(Phys, u64),
+    Invalidated(Phys, u64),
 }
 
 const NEVER: u64 = u64::MAX;
@@ -47,6 +55,7 @@ impl Board {
             on_wait: Mutex::default(),
             on_timer: Mutex::default(),
             on_kick: Mutex::default(),
+            maintained: Mutex::default(),
         }))
     }
 
@@ -72,6 +81,33 @@ impl Board {
 
     pub fn on_timer(&self, tick: Option<Box<dyn Fn() + Send>>) {
         *self.0.on_timer.lock().unwrap() = tick;
+    }
+
+    /// What was asked of the data caches since the last time.
+    pub fn take_maintained(&self) -> Vec<Maintained> {
+        core::mem::take(&mut self.0.maintained.lock().unwrap())
+    }
+
+    /// What a walker of a second-stage table finds ([V] 9.8): four levels, R and W the lowest bits,
+    /// bit 7 a leaf above the lowest level.
+    pub fn walk(&self, root: Phys, iova: u64) -> Option<(Phys, Prot)> {
+        let mut table = root;
+        let mut prot = Prot::READ | Prot::WRITE;
+        for shift in [39, 30, 21, 12] {
+            let entry: u64 = self.0.mem.load(table, (iova >> shift & 0x1ff) as usize);
+            let here = Prot::from_bits_truncate(entry as u32 & 3);
+            if here.is_empty() {
+                return None;
+            }
+            prot &= here;
+            let address = entry & 0x000f_ffff_ffff_f000;
+            if shift == 12 || entry & 0x80 != 0 {
+                let below = (1 << shift) - 1;
+                return Some((Phys(address & !below | iova & below), prot));
+            }
+            table = Phys(address);
+        }
+        None
     }
 
     pub fn on_next_kick(&self, worker: impl FnOnce() + Send + 'static) {
@@ -179,6 +215,14 @@ impl Platform for Board {
         if let Some(worker) = worker {
             worker();
         }
+    }
+
+    fn clean_data(&self, phys: Phys, len: u64) {
+        self.0.maintained.lock().unwrap().push(Maintained::Cleaned(phys, len));
+    }
+
+    fn invalidate_data(&self, phys: Phys, len: u64) {
+        self.0.maintained.lock().unwrap().push(Maintained::Invalidated(phys, len));
     }
 
     fn read32(&self, _: Window, _: u32) -> u32 {

@@ -478,8 +478,10 @@ impl Scene {
         let (_, spec) = machine::plug(p, self.endpoint(p, actor), trusted);
         let device = self.iommu.add_device(cx, spec).map_err(|e| e.to_string())?;
         let stage = if actor.pasid.is_some() { Stage::First } else { Stage::Second };
-        let options =
-            DomainOptions { table: TableRequest { stage, ..TableRequest::default() }, pasid_only: false };
+        let options = DomainOptions {
+            table: TableRequest { stage, ..TableRequest::default() },
+            ..DomainOptions::default()
+        };
         let resolver = trusted.then(|| Paging(p.clone()));
         let domain = self.iommu.external_domain(&[&device], options, resolver).map_err(|e| e.to_string())?;
         let frames = (0..actor.frames).map(|_| p.ram().page()).collect::<Result<Vec<_>, _>>();

@@ -107,8 +107,10 @@ impl Stage {
         manner: Option<Manner>,
     ) -> Result<Room, String> {
         let devices: Vec<&Device<AnyPlatform>> = devices.iter().map(|a| &a.device).collect();
-        let options =
-            DomainOptions { table: TableRequest { stage, ..TableRequest::default() }, pasid_only: false };
+        let options = DomainOptions {
+            table: TableRequest { stage, ..TableRequest::default() },
+            ..DomainOptions::default()
+        };
         let domain = self.iommu.external_domain(&devices, options, manner.map(|_| Host(self.clone())));
         let manner = Mutex::new(manner.unwrap_or(Manner::Refuse(0)));
         let inside = Inside {

@@ -1,0 +1,103 @@
+//! The caller as owner: a hypervisor's passthrough, a GPU driver's address spaces, memory
+//! registration.
+
+use super::{Attaches, Maps, Owner, sealed};
+use crate::{
+    device::Device,
+    domain::{Domain, DomainInner, DomainOptions, instances_of},
+    driver::TableRequest,
+    error::DomainError,
+    iommu::{Iommu, Shared},
+    platform::Platform,
+    resolver::{Bind, Bound, BoundImmediate, ImmediateResolver, Resolver},
+};
+use alloc::{boxed::Box, sync::Arc};
+use core::marker::PhantomData;
+use portcullis_pgtable::IoTable;
+
+/// The caller owns the mappings and may decide page requests. `T` is what it hangs on attachments.
+#[derive(Debug)]
+pub struct External<T>(PhantomData<fn() -> T>);
+
+impl<T: 'static> sealed::Sealed for External<T> {
+    type Own<P: Platform> = ();
+}
+
+impl<T: Send + Sync + 'static> Owner for External<T> {
+    type Data = T;
+}
+
+impl<T: Send + Sync + 'static> Maps for External<T> {}
+impl<T: Send + Sync + 'static> Attaches for External<T> {}
+
+impl<P: Platform> Iommu<P> {
+    /// A domain whose mappings are the caller's, in a format that all of `devices` can walk, open
+    /// to every other device that can walk it. With a resolver, page requests of what is attached
+    /// go to it. Sleepable context.
+    ///
+    /// # Errors
+    /// See [`DomainError`].
+    pub fn external_domain<T, R>(
+        &self,
+        devices: &[&Device<P>],
+        options: DomainOptions,
+        resolver: Option<R>,
+    ) -> Result<Domain<P, External<T>>, DomainError>
+    where
+        T: Send + Sync + 'static,
+        R: Resolver<P, T>,
+    {
+        let bind = resolver.map(|r| Arc::new(Bound(Arc::new(r))) as Arc<dyn Bind<P, T>>);
+        Ok(Domain::new(mapped(&self.shared, devices, options)?, bind, ()))
+    }
+
+    /// The same with a resolver that never sleeps: it runs in service context, without a worker.
+    ///
+    /// # Errors
+    /// See [`DomainError`].
+    pub fn external_domain_immediate<T, R>(
+        &self,
+        devices: &[&Device<P>],
+        options: DomainOptions,
+        resolver: R,
+    ) -> Result<Domain<P, External<T>>, DomainError>
+    where
+        T: Send + Sync + 'static,
+        R: ImmediateResolver<P, T>,
+    {
+        let bind = Arc::new(BoundImmediate(Arc::new(resolver)));
+        Ok(Domain::new(mapped(&self.shared, devices, options)?, Some(bind), ()))
+    }
+}
+
+/// What an owner that maps has below its type.
+pub(crate) fn mapped<P: Platform>(
+    shared: &Arc<Shared<P>>,
+    devices: &[&Device<P>],
+    options: DomainOptions,
+) -> Result<Arc<DomainInner<P>>, DomainError> {
+    let table = common_table(devices, options.table)?;
+    let served_by = instances_of(devices)?;
+    let mut inner = DomainInner::of_table(shared, table, options.pasid_only, &served_by)?;
+    if let Some(window) = options.msi_window {
+        inner.open_window(window)?;
+    }
+    Ok(Arc::new(inner))
+}
+
+/// An empty table that all of `devices` can walk.
+pub(crate) fn common_table<P: Platform>(
+    devices: &[&Device<P>],
+    request: TableRequest,
+) -> Result<Box<dyn IoTable>, DomainError> {
+    let first = devices.first().ok_or(DomainError::NoDevice)?;
+    let table = first.inner.instance.driver().new_table(request)?;
+    for d in devices {
+        d.inner
+            .instance
+            .driver()
+            .can_walk(&table.desc())
+            .map_err(|why| DomainError::Incompatible { device: d.id(), why })?;
+    }
+    Ok(table)
+}
