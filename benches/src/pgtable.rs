@@ -29,10 +29,9 @@ fn table<F: Format>() -> Box<dyn IoTable> {
     let config = Config {
         input_bits: 47,
         output_bits: 46,
+        levels: 4,
         page_sizes: 1 << 12 | 1 << 21,
-        coherent: true,
-        accessed: false,
-        snoop: false,
+        ..Config::default()
     };
     let table = Table::<F, _>::new(HeapMem::new(64), config).expect("frames for one table");
     table.map(BASE - PAGE, Phys(0), PAGE, RW).expect("an empty table");

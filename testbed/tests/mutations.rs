@@ -22,8 +22,8 @@ use portcullis_machine::{
 };
 use portcullis_models::{mutation::Mutations, vtd::Config};
 use portcullis_pgtable::{
-    DirtyError, FormatDesc, Gather, IoTable, Leaf, MapError, NoAccessedBits, Phys, Prot, Retired, Synced,
-    TableMem, UnmapError,
+    ChangeError, DirtyError, FormatDesc, Gather, IoTable, Leaf, MapError, NoAccessedBits, Phys, Prot, Reader,
+    Retired, Segment, Synced, TableMem, Top, UnmapError,
 };
 use std::{sync::Arc, task::Poll};
 
@@ -193,12 +193,16 @@ impl IoTable for HastyTable {
         self.table.desc()
     }
 
-    fn root(&self) -> Phys {
-        self.table.root()
+    fn top(&self) -> Top {
+        self.table.top()
     }
 
     fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
         self.table.map(iova, phys, len, prot)
+    }
+
+    fn map_sg(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
+        self.table.map_sg(iova, segments, prot)
     }
 
     fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
@@ -219,6 +223,22 @@ impl IoTable for HastyTable {
 
     fn lookup(&self, iova: u64) -> Option<Leaf> {
         self.table.lookup(iova)
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        self.table.reader()
+    }
+
+    fn leaves(&self, iova: u64, len: u64, visit: &mut dyn FnMut(Leaf)) {
+        self.table.leaves(iova, len, visit);
+    }
+
+    fn protect(&self, iova: u64, len: u64, prot: Prot, gather: &mut Gather) -> Result<(), ChangeError> {
+        self.table.protect(iova, len, prot, gather)
+    }
+
+    fn split(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), ChangeError> {
+        self.table.split(iova, len, gather)
     }
 
     fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits> {

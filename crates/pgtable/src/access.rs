@@ -4,7 +4,7 @@
 //! a bit is cleared by compare-and-swap, and a scan is pinned as a lookup is.
 
 use crate::{
-    cursor::{block_end, block_start, index, low},
+    cursor::{Cursor, block_end, block_start, low},
     engine::Table,
     format::{AccessBits, Entry, Format},
     gather::Gather,
@@ -27,8 +27,8 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
         let bit = Bit { is_set: F::accessed, cleared: F::clear_accessed, clear };
         let mut used = false;
-        if let Some(last) = self.clip(iova, len) {
-            self.scan(iova, last, &bit, |_, _| {
+        if let Some((first, last)) = self.clip(iova, len) {
+            self.scan(first, last, &bit, |_, _| {
                 used = true;
                 clear
             });
@@ -42,8 +42,10 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
         if on {
             let bit = Bit { is_set: F::dirty, cleared: F::clear_dirty, clear: true };
-            let last = low(self.input_bits.into());
-            self.scan(0, last, &bit, |start, size| gather.add_range(start, start + (size - 1)));
+            self.scan(0, self.reach, &bit, |start, size| {
+                let start = self.iova(start);
+                gather.add_leaves(start, start + (size - 1), size);
+            });
         }
         self.tracking.store(on, Ordering::Release);
         Ok(())
@@ -63,33 +65,36 @@ impl<F: Format, M: TableMem> Table<F, M> {
         if !self.tracking.load(Ordering::Acquire) {
             return Err(DirtyError::Off);
         }
-        let Some(last) = self.clip(iova, len) else {
+        let Some((first, last)) = self.clip(iova, len) else {
             return Ok(());
         };
         let bit = Bit { is_set: F::dirty, cleared: F::clear_dirty, clear };
         // A leaf of several entries may be marked in several of them.
         let mut before = None;
-        self.scan(iova, last, &bit, |start, size| {
+        self.scan(first, last, &bit, |start, size| {
             if before.replace(start) != Some(start) {
+                let start = self.iova(start);
                 visit(start, size);
                 if clear {
-                    gather.add_range(start, start + (size - 1));
+                    gather.add_leaves(start, start + (size - 1), size);
                 }
             }
         });
         Ok(())
     }
 
-    /// Calls `found` with start and size of the leaf at every entry that is marked and belongs to
-    /// a leaf which touches `iova..=last`, until it answers no.
-    fn scan<C: Continue>(&self, iova: u64, last: u64, bit: &Bit<F>, mut found: impl FnMut(u64, u64) -> C) {
+    /// Calls `found` with position and size of the leaf at every entry that is marked and belongs
+    /// to a leaf which touches `first..=last`, until it answers no.
+    fn scan<C: Continue>(&self, first: u64, last: u64, bit: &Bit<F>, mut found: impl FnMut(u64, u64) -> C) {
         let _pin = self.limbo.pin(&self.mem);
-        let mut cursor = self.cursor();
-        let mut pos = iova;
+        let top = self.load_top();
+        let last = if F::GROWS { last.min(low(F::shift(top.levels + 1))) } else { last };
+        let mut cursor = Cursor::<F>::at(top);
+        let mut pos = first;
         let mut go_on = true;
-        loop {
+        while pos <= last && go_on {
             cursor.go(pos);
-            let (Some((entry, _)), Some(table)) = (self.at(&cursor, pos), cursor.table()) else {
+            let (Some((entry, _)), Some(table)) = (self.look(&cursor, pos), cursor.table()) else {
                 return;
             };
             let level = cursor.level();
@@ -98,29 +103,25 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     cursor.enter(Some(t));
                     continue;
                 }
-                Entry::Leaf { .. } => {
+                Entry::Leaf { size_bits, .. } => {
                     let shift = F::shift(level);
-                    let table_start = block_start(pos, F::shift(level + 1));
                     // A walker may mark any entry of a leaf of several: look at all of them.
-                    let widest = self.sizes_at(level).checked_ilog2().unwrap_or(shift);
+                    let widest = self.sizes_at(level).checked_ilog2().unwrap_or(shift).max(size_bits);
+                    let start = block_start(pos, widest);
                     let end = match level {
-                        1 => last.min(block_end(pos, F::shift(2))),
-                        _ => pos,
+                        1 => block_end(last.min(cursor.table_end(pos)), widest),
+                        _ => block_end(pos, widest),
                     };
-                    let end = block_end(end, widest);
-                    let first = index::<F>(level, block_start(pos, widest));
-                    let range = first..index::<F>(level, end) + 1;
-                    self.mem.run::<F::Word>(table, range, |i, a| {
-                        let at = table_start + ((i as u64) << shift);
-                        if !go_on {
-                            return;
-                        }
+                    let i = cursor.index(start);
+                    let n = ((end - start) >> shift) as usize + 1;
+                    self.run(table, i..i + n, |j, a| {
+                        let at = start + (((j - i) as u64) << shift);
                         let Entry::Leaf { size_bits, .. } = self.format.decode(level, F::Word::load(a))
                         else {
                             return;
                         };
                         let (start, end) = (block_start(at, size_bits), block_end(at, size_bits));
-                        if start <= last && end >= iova && self.take(a, bit) {
+                        if go_on && start <= last && end >= first && self.take(a, bit) {
                             go_on = found(start, 1 << size_bits).go_on();
                         }
                     });
@@ -128,7 +129,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 }
                 Entry::Empty => block_end(pos, F::shift(level)),
             };
-            if end >= last || !go_on {
+            if end >= last {
                 return;
             }
             pos = end + 1;

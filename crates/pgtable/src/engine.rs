@@ -10,9 +10,12 @@
 //! - *Detach.* An unmap takes a table out only if its range covers the table's whole span. Nobody
 //!   else owns a page of that span, so no mapper is inside the table or on its way into it, and no
 //!   one else writes the parent entry. A table that is covered in part stays, even if it is empty.
+//! - *Grow.* Root and number of levels are one word. A new root that leads to the old one is built
+//!   in private and swapped in; who holds the old word still walks a part of the same tree. Roots
+//!   are never taken out.
 //! - *Free.* A detached table goes to the gather, and from there through [`IoTable::retire`],
 //!   which asks for the proof that no hardware can reach it, to a list that waits for
-//!   lookups. Lookups announce themselves; maps and unmaps need not, by the previous point.
+//!   lookups. Lookups announce themselves; maps and unmaps need not, by the second point.
 //!
 //! A mapping that could be a large leaf is written as small ones where an (empty) table is in the
 //! way: walkers may have cached the way to it, and a map has nothing to invalidate with.
@@ -23,17 +26,26 @@
 //! leaves before the map returns. A mapper that finds a table which another has just installed
 //! cannot know whether its parent entry has reached memory: an installed entry is therefore marked
 //! as settled once it was cleaned, and who meets one without the mark cleans it too.
+//!
+//! # Positions
+//!
+//! Inside the engine an address is a position: the IOVA's low bits, as many as the input width.
+//! What the other bits have to be is checked at the door and put back on the way out.
 
 use crate::{
-    cursor::{Cursor, block_end, entries, index, low},
+    cursor::{Cursor, index, low, root_index},
     format::{Config, Entry, Format},
     gather::{Gather, Retired, Synced},
     limbo::Limbo,
     mem::{FRAME_SIZE, NoMem, Phys, TableMem, Word},
-    table::{DirtyError, FormatDesc, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError},
+    source::Segment,
+    table::{
+        ChangeError, DirtyError, FormatDesc, IoTable, Leaf, MapError, NoAccessedBits, Prot, Reader, Space,
+        Top, UnmapError,
+    },
 };
 use core::ops::Range;
-use portcullis_sync::atomic::AtomicBool;
+use portcullis_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The deepest walk that the engine does.
 pub const MAX_LEVELS: usize = 6;
@@ -45,93 +57,228 @@ pub const MAX_LEVELS: usize = 6;
 pub struct Table<F: Format, M: TableMem> {
     pub(crate) mem: M,
     pub(crate) format: F,
-    pub(crate) root: Phys,
+    /// Address of the root and, in its low bits, the number of levels.
+    top: AtomicU64,
+    /// The positions that the table translates: 0 to this.
+    pub(crate) reach: u64,
     pub(crate) page_sizes: u64,
+    pub(crate) space: Space,
     pub(crate) input_bits: u8,
-    output_bits: u8,
+    pub(crate) output_bits: u8,
     coherent: bool,
+    pub(crate) root_order: u32,
+    /// Levels that the table began with.
+    pub(crate) first_levels: usize,
     pub(crate) tracking: AtomicBool,
     pub(crate) limbo: Limbo<F>,
 }
 
 impl<F: Format, M: TableMem> Table<F, M> {
+    /// Every table below the root is a run of 2^`TABLE_ORDER` frames.
+    pub(crate) const TABLE_ORDER: u32 = F::TABLE_BITS.saturating_sub(FRAME_SIZE.ilog2());
+    const PER_FRAME: usize = FRAME_SIZE / F::Word::BYTES;
+    /// Whether a table may have more entries than fit into a frame.
+    const LARGE: bool = Self::TABLE_ORDER > 0 || F::ROOT_EXTRA_BITS > 0;
+
     /// An empty table for the walkers that `config` describes. May be called wherever
-    /// [`TableMem::frame`] may.
+    /// [`TableMem::frames`] may.
     ///
     /// # Errors
-    /// [`NoMem`] when there is no frame for the root.
+    /// [`NoMem`] when there are no frames for the root.
     pub fn new(mem: M, config: Config) -> Result<Table<F, M>, NoMem> {
-        let root = mem.frame()?;
-        if !config.coherent {
-            mem.clean(root.phys(), 0..FRAME_SIZE);
-        }
-        mem.barrier();
-        Ok(Table {
+        let space = if F::SPACES.contains(&config.space) { config.space } else { F::SPACES[0] };
+        let (levels, input_bits) = extent::<F>(&config, space);
+        let root_order = F::root_bits(input_bits, levels).saturating_sub(FRAME_SIZE.ilog2());
+        let root = mem.frames(root_order)?;
+        let table = Table {
             format: F::new(&config),
-            root: root.publish(),
+            top: AtomicU64::new(pack(Top { root: root.phys(), levels })),
+            reach: low(input_bits.into()),
             page_sizes: usable_sizes::<F>(config.page_sizes),
-            input_bits: config.input_bits.min(F::INPUT_BITS),
+            space,
+            input_bits,
             output_bits: config.output_bits.min(F::OUTPUT_BITS),
             coherent: config.coherent,
+            root_order,
+            first_levels: levels,
             tracking: AtomicBool::new(false),
             limbo: Limbo::new(),
             mem,
-        })
+        };
+        table.clean(root.phys(), 0..Self::PER_FRAME << root_order);
+        table.mem.barrier();
+        root.publish();
+        Ok(table)
     }
 
     /// The leaf sizes that begin at `level`.
+    #[inline]
     pub(crate) fn sizes_at(&self, level: usize) -> u64 {
         self.page_sizes & level_sizes::<F>(level)
     }
 
-    pub(crate) fn cursor(&self) -> Cursor<F> {
-        Cursor::at_root(self.root)
-    }
-
     #[inline]
-    pub(crate) fn load(&self, table: Phys, level: usize, iova: u64) -> F::Word {
-        self.mem.load(table, index::<F>(level, iova))
+    pub(crate) fn load_top(&self) -> Top {
+        unpack(self.top.load(Ordering::Acquire))
     }
 
-    /// The table of the smallest leaves that holds all of `iova..=last`, if there is one. Most
+    /// Puts `new` in the place of `old`; whether that was the top.
+    pub(crate) fn swap_top(&self, old: Top, new: Top) -> bool {
+        self.top.compare_exchange(pack(old), pack(new), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether a walk from `top` on can reach `pos`.
+    #[inline]
+    pub(crate) fn reaches(&self, top: Top, pos: u64) -> bool {
+        !F::GROWS || pos <= low(F::shift(top.levels + 1))
+    }
+
+    /// The table of the smallest leaves that holds all of `pos..=last`, if there is one. Most
     /// calls stay within one such table, and find it without a cursor.
     #[inline]
-    pub(crate) fn leaf_table(&self, iova: u64, last: u64) -> Option<Phys> {
-        if (iova ^ last) & !low(F::shift(2)) != 0 {
+    pub(crate) fn leaf_table(&self, pos: u64, last: u64) -> Option<Phys> {
+        if (pos ^ last) & !low(F::shift(2)) != 0 {
             return None;
         }
-        let mut table = self.root;
-        for level in (2..=F::LEVELS).rev() {
-            let i = index::<F>(level, iova);
-            let w = self.mem.load(table, i);
+        let top = self.load_top();
+        if !self.reaches(top, last) {
+            return None;
+        }
+        match top.levels {
+            1 => Some(top.root),
+            2 => self.down::<2>(top.root, pos),
+            3 => self.down::<3>(top.root, pos),
+            4 => self.down::<4>(top.root, pos),
+            5 => self.down::<5>(top.root, pos),
+            _ => self.down::<6>(top.root, pos),
+        }
+    }
+
+    #[inline]
+    fn down<const LEVELS: usize>(&self, root: Phys, pos: u64) -> Option<Phys> {
+        if LEVELS < F::MIN_LEVELS || LEVELS > F::MAX_LEVELS {
+            return None;
+        }
+        let mut table = root;
+        let mut level = LEVELS;
+        while level > 1 {
+            let i = if level == LEVELS { root_index::<F>(level, pos) } else { index::<F>(level, pos) };
+            let w = self.load(table, i);
             let Entry::Table(next) = self.format.decode(level, w) else {
                 return None;
             };
             self.settle(table, i, w);
             table = next;
+            level -= 1;
         }
         Some(table)
     }
 
-    /// The last address of `len` bytes at `iova`, if they lie within the input width.
-    fn last(&self, iova: u64, len: u64) -> Option<u64> {
+    /// The positions of `len` bytes at `iova`, first and last, if they lie in the input space.
+    #[inline]
+    pub(crate) fn enter(&self, iova: u64, len: u64) -> Option<(u64, u64)> {
         let last = iova.checked_add(len.checked_sub(1)?)?;
-        (last <= low(self.input_bits.into())).then_some(last)
+        if F::SPACES.len() == 1 || self.space == Space::Lower {
+            return (last <= self.reach).then_some((iova, last));
+        }
+        let (first, end) = (iova & self.reach, last & self.reach);
+        // A range that comes back as it was, and no shorter, has not crossed a hole.
+        let same = self.iova(first) == iova && self.iova(end) == last && end.wrapping_sub(first) == len - 1;
+        same.then_some((first, end))
     }
 
-    /// Like [`Table::last`], cut to the input width.
-    pub(crate) fn clip(&self, iova: u64, len: u64) -> Option<u64> {
-        let end = low(self.input_bits.into());
-        let last = iova.saturating_add(len.checked_sub(1)?).min(end);
-        (iova <= end).then_some(last)
+    /// The IOVA at a position.
+    #[inline]
+    pub(crate) fn iova(&self, pos: u64) -> u64 {
+        if F::SPACES.len() == 1 {
+            return pos;
+        }
+        match self.space {
+            Space::Lower => pos,
+            Space::Upper => pos | !self.reach,
+            Space::Signed if pos & !(self.reach >> 1) != 0 => pos | !self.reach,
+            Space::Signed => pos,
+        }
+    }
+
+    /// The part of `len` bytes at `iova` that the table translates, as positions.
+    pub(crate) fn clip(&self, iova: u64, len: u64) -> Option<(u64, u64)> {
+        let last = iova.saturating_add(len.checked_sub(1)?);
+        let (start, end) = match self.space {
+            Space::Lower => (0, self.reach),
+            Space::Upper => (!self.reach, u64::MAX),
+            // What lies on both sides of the hole is one range of positions.
+            Space::Signed => {
+                let upper = !(self.reach >> 1);
+                let first = if iova < upper && iova > self.reach >> 1 { upper } else { iova };
+                let last = if last < upper && last > self.reach >> 1 { self.reach >> 1 } else { last };
+                return (first <= last).then_some((first & self.reach, last & self.reach));
+            }
+        };
+        let (first, last) = (iova.max(start), last.min(end));
+        (first <= last).then_some((first & self.reach, last & self.reach))
+    }
+
+    #[inline]
+    fn locate(table: Phys, i: usize) -> (Phys, usize) {
+        if !Self::LARGE {
+            return (table, i);
+        }
+        (Phys(table.0 + (i / Self::PER_FRAME * FRAME_SIZE) as u64), i % Self::PER_FRAME)
+    }
+
+    /// Entry `i` of a table.
+    #[inline]
+    pub(crate) fn load(&self, table: Phys, i: usize) -> F::Word {
+        let (frame, i) = Self::locate(table, i);
+        self.mem.load(frame, i)
+    }
+
+    /// Writes entry `i` of a table.
+    #[inline]
+    pub(crate) fn store(&self, table: Phys, i: usize, w: F::Word) {
+        let (frame, i) = Self::locate(table, i);
+        self.mem.store(frame, i, w);
+    }
+
+    /// Replaces entry `i` of a table if it is `old`.
+    pub(crate) fn cas(&self, table: Phys, i: usize, old: F::Word, new: F::Word) -> Result<(), F::Word> {
+        let (frame, i) = Self::locate(table, i);
+        self.mem.cas(frame, i, old, new)
+    }
+
+    /// Visits entries of a table.
+    #[inline]
+    pub(crate) fn run(
+        &self,
+        table: Phys,
+        range: Range<usize>,
+        mut visit: impl FnMut(usize, &<F::Word as Word>::Atomic),
+    ) {
+        if !Self::LARGE {
+            return self.mem.run::<F::Word>(table, range, visit);
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let (frame, i) = Self::locate(table, at);
+            let n = (Self::PER_FRAME - i).min(range.end - at);
+            self.mem.run::<F::Word>(frame, i..i + n, |j, a| visit(at + (j - i), a));
+            at += n;
+        }
     }
 
     /// Makes entries visible to walkers that do not snoop.
     #[inline]
     pub(crate) fn clean(&self, table: Phys, entries: Range<usize>) {
-        if !self.coherent {
-            let bytes = F::Word::BYTES;
-            self.mem.clean(table, entries.start * bytes..entries.end * bytes);
+        if self.coherent {
+            return;
+        }
+        let mut at = entries.start;
+        while at < entries.end {
+            let (frame, i) = Self::locate(table, at);
+            let n = (Self::PER_FRAME - i).min(entries.end - at);
+            self.mem.clean(frame, i * F::Word::BYTES..(i + n) * F::Word::BYTES);
+            at += n;
         }
     }
 
@@ -152,66 +299,43 @@ impl<F: Format, M: TableMem> Table<F, M> {
         self.clean(table, i..i + 1);
         self.mem.barrier();
         // Nobody else changes the entry to anything but this: a detach would own our range.
-        self.mem.store(table, i, self.format.settle(w));
+        self.store(table, i, self.format.settle(w));
     }
 
     /// Clears entries.
+    #[inline]
     pub(crate) fn clear(&self, table: Phys, entries: Range<usize>) {
         let empty = F::Word::default();
         match entries.len() {
-            1 => self.mem.store(table, entries.start, empty),
-            _ => self.mem.run::<F::Word>(table, entries.clone(), |_, a| {
-                F::Word::store(a, empty);
-            }),
+            1 => self.store(table, entries.start, empty),
+            _ => self.run(table, entries.clone(), |_, a| F::Word::store(a, empty)),
         }
         self.clean(table, entries);
     }
 
-    /// Calls `visit` with every leaf, in order of IOVA. Leaves that change meanwhile may be seen
-    /// or not.
-    pub fn leaves(&self, mut visit: impl FnMut(Leaf)) {
-        let _pin = self.limbo.pin(&self.mem);
-        let last = low(self.input_bits.into());
-        let mut cursor = self.cursor();
-        let mut pos = 0;
-        loop {
-            cursor.go(pos);
-            let Some((entry, w)) = self.at(&cursor, pos) else {
-                return;
-            };
-            let end = match entry {
-                Entry::Table(t) => {
-                    cursor.enter(Some(t));
-                    continue;
-                }
-                Entry::Empty => block_end(pos, F::shift(cursor.level())),
-                Entry::Leaf { base, size_bits } => {
-                    visit(self.leaf_at(pos, base, size_bits, w));
-                    block_end(pos, size_bits)
-                }
-            };
-            if end >= last {
-                return;
-            }
-            pos = end + 1;
-        }
+    #[inline]
+    pub(crate) fn is_present(w: F::Word) -> bool {
+        w & F::PRESENT != F::Word::default()
     }
 
     /// The entry for `pos` in the table that the cursor is in.
     #[inline]
-    pub(crate) fn at(&self, cursor: &Cursor<F>, pos: u64) -> Option<(Entry, F::Word)> {
-        let w = self.load(cursor.table()?, cursor.level(), pos);
+    pub(crate) fn look(&self, cursor: &Cursor<F>, pos: u64) -> Option<(Entry, F::Word)> {
+        let w = self.load(cursor.table()?, cursor.index(pos));
         Some((self.format.decode(cursor.level(), w), w))
     }
 
-    fn leaf_at(&self, iova: u64, base: Phys, size_bits: u32, w: F::Word) -> Leaf {
-        let offset = iova & low(size_bits);
-        Leaf {
-            phys: Phys(base.0 | offset),
-            start: iova - offset,
-            size: 1 << size_bits,
-            prot: self.format.prot(w),
+    /// Gives the tables below an entry of a table at `level` back.
+    fn free_below(&self, table: Phys, level: usize, entries: usize) {
+        if level == 1 {
+            return;
         }
+        self.run(table, 0..entries, |_, a| {
+            if let Entry::Table(child) = self.format.decode(level, F::Word::load(a)) {
+                self.free_below(child, level - 1, crate::cursor::entries::<F>());
+                self.mem.reclaim_frames(child, Self::TABLE_ORDER);
+            }
+        });
     }
 }
 
@@ -219,7 +343,8 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
     fn desc(&self) -> FormatDesc {
         FormatDesc {
             id: F::ID,
-            levels: F::LEVELS as u8,
+            levels: self.load_top().levels as u8,
+            space: self.space,
             input_bits: self.input_bits,
             output_bits: self.output_bits,
             page_sizes: self.page_sizes,
@@ -227,58 +352,35 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
         }
     }
 
-    fn root(&self) -> Phys {
-        self.root
+    fn top(&self) -> Top {
+        self.load_top()
     }
 
+    #[inline]
     fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
-        let granule = 1 << F::GRANULE_BITS;
-        if len == 0 {
-            return Err(MapError::ZeroLength { iova });
-        }
-        if (iova | phys.0 | len) & (granule - 1) != 0 {
-            return Err(MapError::Unaligned { iova, phys, len, granule });
-        }
-        let bits = self.input_bits;
-        let last = self.last(iova, len).ok_or(MapError::InputRange { iova, len, bits })?;
-        let bits = self.output_bits;
-        if phys.0.checked_add(len - 1).is_none_or(|p| p > low(bits.into())) {
-            return Err(MapError::OutputRange { phys, len, bits });
-        }
-        let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
-        self.map_range(iova, last, phys, template)
+        if self.map_page(iova, phys, len, prot) { Ok(()) } else { self.map_any(iova, phys, len, prot) }
     }
 
+    fn map_sg(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
+        self.map_segments(iova, segments, prot)
+    }
+
+    #[inline]
     fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
-        let granule = 1 << F::GRANULE_BITS;
-        if len == 0 {
-            return Err(UnmapError::ZeroLength { iova });
-        }
-        if (iova | len) & (granule - 1) != 0 {
-            return Err(UnmapError::Unaligned { iova, len, granule });
-        }
-        let bits = self.input_bits;
-        let last = self.last(iova, len).ok_or(UnmapError::InputRange { iova, len, bits })?;
-        self.unmap_range(iova, last, gather)
+        if self.unmap_page(iova, len, gather) { Ok(()) } else { self.unmap_any(iova, len, gather) }
     }
 
     fn lookup(&self, iova: u64) -> Option<Leaf> {
-        if iova > low(self.input_bits.into()) {
-            return None;
-        }
         let _pin = self.limbo.pin(&self.mem);
-        let mut table = self.root;
-        for level in (1..=F::LEVELS).rev() {
-            let w = self.load(table, level, iova);
-            match self.format.decode(level, w) {
-                Entry::Empty => return None,
-                Entry::Table(next) => table = next,
-                Entry::Leaf { base, size_bits } => {
-                    return Some(self.leaf_at(iova, base, size_bits, w));
-                }
-            }
-        }
-        None
+        self.find(iova)
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader::new(self, self.limbo.enter())
+    }
+
+    fn leaves(&self, iova: u64, len: u64, visit: &mut dyn FnMut(Leaf)) {
+        self.visit_leaves(iova, len, visit);
     }
 
     fn accessed(&self, iova: u64, len: u64, clear: bool) -> Result<bool, NoAccessedBits> {
@@ -300,6 +402,14 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
         self.visit_dirty(iova, len, clear, gather, visit)
     }
 
+    fn protect(&self, iova: u64, len: u64, prot: Prot, gather: &mut Gather) -> Result<(), ChangeError> {
+        self.change_prot(iova, len, prot, gather)
+    }
+
+    fn split(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), ChangeError> {
+        self.split_at_ends(iova, len, gather)
+    }
+
     fn retire(&self, tables: Retired, _synced: Synced) {
         for table in tables.tables {
             self.limbo.push(&self.mem, table);
@@ -310,29 +420,37 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
 
 impl<F: Format, M: TableMem> Drop for Table<F, M> {
     fn drop(&mut self) {
+        // Nobody looks anything up any more.
         self.limbo.drain(&self.mem);
-        let mut path = [self.root; MAX_LEVELS + 1];
-        let mut next = [0; MAX_LEVELS + 1];
-        let mut level = F::LEVELS;
-        loop {
-            let i = next[level];
-            if level == 1 || i == entries::<F>(level) {
-                self.mem.reclaim(path[level]);
-                if level == F::LEVELS {
-                    return;
-                }
-                level += 1;
-                continue;
-            }
-            next[level] = i + 1;
-            let w = self.mem.load(path[level], i);
-            if let Entry::Table(child) = self.format.decode(level, w) {
-                level -= 1;
-                path[level] = child;
-                next[level] = 0;
-            }
-        }
+        let top = self.load_top();
+        let bytes = F::root_bits(self.input_bits, top.levels);
+        self.free_below(top.root, top.levels, (1usize << bytes) / F::Word::BYTES);
+        self.mem.reclaim_frames(top.root, self.root_order);
     }
+}
+
+fn pack(top: Top) -> u64 {
+    top.root.0 | top.levels as u64
+}
+
+#[inline]
+fn unpack(word: u64) -> Top {
+    Top { root: Phys(word & !0xfff), levels: (word & 0xfff) as usize }
+}
+
+/// Levels and input width of a table.
+fn extent<F: Format>(config: &Config, space: Space) -> (usize, u8) {
+    // Where the format sign-extends, a table for the lower addresses has half of them.
+    let half = u32::from(space == Space::Lower && F::SPACES.contains(&Space::Signed));
+    let reach = |levels| F::shift(levels + 1) + F::ROOT_EXTRA_BITS - half;
+    let asked = u32::from(config.input_bits.min(F::INPUT_BITS));
+    let mut levels = usize::from(config.levels).clamp(F::MIN_LEVELS, F::MAX_LEVELS);
+    while config.levels == 0 && !F::GROWS && reach(levels) < asked && levels < F::MAX_LEVELS {
+        levels += 1;
+    }
+    let most = if F::GROWS { reach(F::MAX_LEVELS) } else { reach(levels) };
+    let bits = if space == Space::Signed { most } else { asked.min(most) };
+    (levels, bits.min(64) as u8)
 }
 
 /// The bits of the leaf sizes that are made of entries of a table at `level`.
@@ -344,7 +462,7 @@ fn level_sizes<F: Format>(level: usize) -> u64 {
 /// several entries only where one entry can be a leaf too.
 fn usable_sizes<F: Format>(asked: u64) -> u64 {
     let mut sizes = (asked & F::LEAF_SIZES) | 1 << F::GRANULE_BITS;
-    for level in 1..=F::LEVELS {
+    for level in 1..=F::MAX_LEVELS {
         if sizes & 1 << F::shift(level) == 0 {
             sizes &= !level_sizes::<F>(level);
         }

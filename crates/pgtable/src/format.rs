@@ -6,50 +6,89 @@
 //! decides once for a whole table. Put it in a file of its own under `formats/`, with the section
 //! of the manual at each constant, and implement [`Format`]:
 //!
-//! 1. `Word`, `LEVELS`, `GRANULE_BITS`, `INPUT_BITS`, `OUTPUT_BITS` and `LEAF_SIZES` describe the
-//!    walk. Levels count from 1, which holds the smallest leaves, up to `LEVELS`, the root.
-//!    Override [`Format::shift`] only if the levels do not all translate the same number of bits.
-//! 2. [`Format::decode`] says what an entry is. An entry that a walker treats as not present must
-//!    decode as [`Entry::Empty`] whatever its other bits are; all-zero bits must be empty.
+//! 1. `Word`, `MIN_LEVELS`, `MAX_LEVELS`, `GRANULE_BITS`, `TABLE_BITS`, `INPUT_BITS`,
+//!    `OUTPUT_BITS` and `LEAF_SIZES` describe the walk. Levels count from 1, which holds the
+//!    smallest leaves, up to the root. Every table below the root has 2^`TABLE_BITS` bytes;
+//!    `ROOT_EXTRA_BITS` is for roots that are larger, `GROWS` for walks whose root may move up
+//!    while the table is in use, `SPACES` for input addresses other than the lowest.
+//! 2. [`Format::PRESENT`] and [`Format::decode`] say what an entry is. An entry that a walker
+//!    treats as not present must decode as [`Entry::Empty`] whatever its other bits are; all-zero
+//!    bits must be empty.
 //! 3. [`Format::template`] turns permissions into the bits that all leaves of one map call share,
 //!    or refuses: permissions that the format cannot express are never rounded.
-//!    [`Format::leaf`] adds the address, [`Format::prot`] reads permissions back.
+//!    [`Format::leaf`] adds the address, [`Format::prot`] reads permissions back, and
+//!    [`Format::attributes`] is the template of a leaf that is there.
 //! 4. A leaf may take several entries of one table (Arm's contiguous hint, RISC-V's Svnapot,
 //!    AMD's replicated entries): list its size in `LEAF_SIZES`. The engine sees that the size
 //!    lies between two levels, writes that many entries with the same `size_bits`, and removes
 //!    them only together.
 //! 5. [`Format::parked`] and [`Format::settle`] need bits that the walker ignores.
+//! 6. [`Format::in_place`] says what the manual lets software do to a leaf that is in use.
 //!
-//! Then write golden entries as literals from the manual in the file's tests, and add the format
-//! to the list in `tests/model.rs`: the random comparison against a plain map covers the rest.
+//! Then write golden entries as literals from the manual in the file's tests, write a walker for
+//! it in `tests/common`, and add the format to the list in `tests/model.rs`: the random comparison
+//! against a plain map covers the rest.
 
 use crate::{
     mem::{FRAME_SIZE, Phys, Word},
-    table::{FormatId, Prot},
+    table::{FormatId, Prot, Space},
 };
 
 /// What the walkers of one table can do, and how far its addresses reach. Decided by the driver
 /// from the capabilities of the hardware that is going to read the table.
 ///
-/// Limits beyond those of the format are cut to the format's; [`crate::IoTable::desc`] tells the
-/// result.
+/// What is beyond the format is cut to the format's; [`crate::IoTable::desc`] tells the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Width in bits of the input address.
     pub input_bits: u8,
     /// Width in bits of the output address.
     pub output_bits: u8,
+    /// Levels of the walk; 0 for the fewest that hold `input_bits`. For formats that grow, levels
+    /// to begin with.
+    pub levels: u8,
+    /// Which input addresses the table translates.
+    pub space: Space,
     /// Leaf sizes that may be used: bit n set means 2^n bytes. The format's smallest page is
     /// always used.
     pub page_sizes: u64,
     /// Whether the walkers snoop the CPU's caches. Where they do not, the table is cleaned as it
     /// is written, and accessed and dirty bits that walkers would set are preset.
     pub coherent: bool,
-    /// Whether the walkers were told to maintain accessed and dirty bits, for formats in which
-    /// that is a choice.
+    /// Whether the walkers were told to maintain accessed bits, for formats in which that is a
+    /// choice.
     pub accessed: bool,
+    /// Whether the walkers were told to maintain dirty bits too, for formats in which that is a
+    /// choice of its own.
+    pub dirty: bool,
     /// Whether the walkers can be made to snoop on [`Prot::SNOOP`].
     pub snoop: bool,
+    /// Whether the walkers read memory types from entries, for formats in which that is an
+    /// extension.
+    pub memory_types: bool,
+    /// Whether the walkers stand a leaf being replaced by smaller ones, and attributes of leaves
+    /// of several entries being changed, without an invalid entry in between, for formats in which
+    /// that is an extension.
+    pub hitless: bool,
+}
+
+impl Default for Config {
+    /// Everything that the format has, for walkers that snoop and have no extension.
+    fn default() -> Config {
+        Config {
+            input_bits: 64,
+            output_bits: 64,
+            levels: 0,
+            space: Space::Lower,
+            page_sizes: u64::MAX,
+            coherent: true,
+            accessed: false,
+            dirty: false,
+            snoop: false,
+            memory_types: false,
+            hitless: false,
+        }
+    }
 }
 
 /// How a table treats the accessed and dirty bits of its entries.
@@ -91,33 +130,76 @@ pub enum Entry {
     },
 }
 
+/// What software may do to a leaf that walkers use, without making it invalid in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InPlace {
+    /// Replace a leaf by a table, or by smaller leaves, that translate to the same.
+    pub split: bool,
+    /// Change permissions of a leaf of several entries, one entry after the other.
+    pub permissions_of_many: bool,
+}
+
+impl InPlace {
+    /// Everything.
+    pub const ALL: InPlace = InPlace { split: true, permissions_of_many: true };
+    /// Nothing but changes of a single entry's permissions.
+    pub const NONE: InPlace = InPlace { split: false, permissions_of_many: false };
+}
+
 /// A page-table format. See the module's documentation for how to write one.
 pub trait Format: Copy + Send + Sync + 'static {
     /// One entry.
     type Word: Word;
     /// Its name.
     const ID: FormatId;
-    /// Levels of the walk, at most [`crate::engine::MAX_LEVELS`].
-    const LEVELS: usize;
+    /// The fewest levels of a walk.
+    const MIN_LEVELS: usize;
+    /// The most levels of a walk, at most [`crate::engine::MAX_LEVELS`].
+    const MAX_LEVELS: usize;
     /// The smallest leaf is 2^`GRANULE_BITS` bytes.
     const GRANULE_BITS: u32;
+    /// A table has 2^`TABLE_BITS` bytes. One that is smaller than a frame lies at its beginning.
+    const TABLE_BITS: u32 = FRAME_SIZE.ilog2();
+    /// How many more bits the root may translate than other tables.
+    const ROOT_EXTRA_BITS: u32 = 0;
+    /// Whether levels may be added above the root while the table is in use.
+    const GROWS: bool = false;
+    /// The input addresses that a table may be for. The first is the default.
+    const SPACES: &'static [Space] = &[Space::Lower];
     /// The widest input address.
     const INPUT_BITS: u8;
     /// The widest output address.
     const OUTPUT_BITS: u8;
     /// Every leaf size that the format knows: bit n set means 2^n bytes.
     const LEAF_SIZES: u64;
+    /// An entry with none of these bits is [`Entry::Empty`], any other is not.
+    const PRESENT: Self::Word;
 
     /// The format with what `config` decides.
     fn new(config: &Config) -> Self;
 
-    /// How this table treats accessed and dirty bits.
+    /// How this table treats accessed bits.
     fn access_bits(&self) -> AccessBits;
+
+    /// How this table treats dirty bits, where that differs from accessed bits.
+    #[inline]
+    fn dirty_bits(&self) -> AccessBits {
+        self.access_bits()
+    }
+
+    /// What may be done to leaves in use.
+    fn in_place(&self) -> InPlace;
 
     /// An entry of a table at `level` spans 2^`shift(level)` bytes. Also asked for one level
     /// above the root, where it is the reach of the whole table.
+    #[inline]
     fn shift(level: usize) -> u32 {
-        Self::GRANULE_BITS + (level as u32 - 1) * (FRAME_SIZE / Self::Word::BYTES).ilog2()
+        Self::GRANULE_BITS + (level as u32 - 1) * (Self::TABLE_BITS - Self::Word::BYTES.ilog2())
+    }
+
+    /// The root of a walk with `levels` levels over `input_bits` bits has 2^`root_bits` bytes.
+    fn root_bits(_input_bits: u8, _levels: usize) -> u32 {
+        Self::TABLE_BITS + Self::ROOT_EXTRA_BITS
     }
 
     /// The bits that all leaves with permissions `prot` share; `None` where the format cannot
@@ -128,8 +210,8 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// of several entries `phys` is what this one entry maps.
     fn leaf(&self, template: Self::Word, level: usize, phys: Phys, size_bits: u32) -> Self::Word;
 
-    /// The entry that leads to `table`.
-    fn table(&self, table: Phys) -> Self::Word;
+    /// The entry at `level` that leads to `table`.
+    fn table(&self, level: usize, table: Phys) -> Self::Word;
 
     /// What the entry `w` of a table at `level` is.
     fn decode(&self, level: usize, w: Self::Word) -> Entry;
@@ -137,16 +219,19 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// What the leaf entry `w` allows.
     fn prot(&self, w: Self::Word) -> Prot;
 
+    /// The template of the leaf entry `w` of a table at `level`: what a leaf of the same
+    /// permissions elsewhere begins with, together with the accessed and dirty bits that `w` has.
+    fn attributes(&self, level: usize, w: Self::Word) -> Self::Word;
+
+    /// The leaf entry `w` with the permissions of `template`: address, size, accessed and dirty
+    /// bits stay.
+    fn protect(&self, w: Self::Word, template: Self::Word) -> Self::Word;
+
     /// Whether a walker used the leaf entry `w`.
     fn accessed(&self, w: Self::Word) -> bool;
 
     /// `w` as if no walker had used it.
     fn clear_accessed(&self, w: Self::Word) -> Self::Word;
-
-    /// How this table treats dirty bits, where that differs from accessed bits.
-    fn dirty_bits(&self) -> AccessBits {
-        self.access_bits()
-    }
 
     /// Whether a walker wrote through the leaf entry `w`.
     fn dirty(&self, w: Self::Word) -> bool;
@@ -157,7 +242,8 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// Whether the table entry `w` is known to be visible to walkers that do not snoop.
     fn settled(&self, w: Self::Word) -> bool;
 
-    /// `w`, a table entry, marked as visible, by a bit that walkers ignore.
+    /// `w`, a table entry, marked as visible, by a bit that walkers ignore. A format that has no
+    /// such bit gives back `w`: then every walk by software cleans the entry.
     fn settle(&self, w: Self::Word) -> Self::Word;
 
     /// An entry that decodes as empty and carries `next`. Tables that wait for the last lookup

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 pub struct Gather {
     range: Option<(u64, u64)>,
     tables: Vec<Phys>,
+    leaf_sizes: u64,
     non_leaf: bool,
     #[cfg(feature = "testing")]
     room: Option<usize>,
@@ -24,6 +25,7 @@ impl Gather {
         Gather {
             range: None,
             tables: Vec::new(),
+            leaf_sizes: 0,
             non_leaf: false,
             #[cfg(feature = "testing")]
             room: None,
@@ -38,13 +40,26 @@ impl Gather {
         gather
     }
 
-    /// Adds removed leaves: `start` to `end`, both inclusive.
+    /// Adds removed leaves of unknown sizes: `start` to `end`, both inclusive.
     #[inline]
     pub fn add_range(&mut self, start: u64, end: u64) {
+        self.add_leaves(start, end, u64::MAX);
+    }
+
+    /// Adds removed or changed leaves, `start` to `end`, both inclusive, of 2^n bytes for the bits
+    /// n of `sizes`.
+    #[inline]
+    pub fn add_leaves(&mut self, start: u64, end: u64, sizes: u64) {
+        self.leaf_sizes |= sizes;
         self.range = Some(match self.range {
             None => (start, end),
             Some((s, e)) => (s.min(start), e.max(end)),
         });
+    }
+
+    /// Notes that entries which are no leaves changed in the range added.
+    pub fn add_non_leaf(&mut self) {
+        self.non_leaf = true;
     }
 
     /// Makes room to remember one more table. The engine leaves an empty table linked when this
@@ -71,6 +86,12 @@ impl Gather {
         self.range
     }
 
+    /// The sizes that leaves in the range may have had, bit n for 2^n bytes, for hints of size and
+    /// level.
+    pub fn leaf_sizes(&self) -> u64 {
+        self.leaf_sizes
+    }
+
     /// Whether non-leaf entries changed, so that an invalidation hint for leaves only is wrong.
     pub fn non_leaf(&self) -> bool {
         self.non_leaf
@@ -90,7 +111,7 @@ impl Gather {
             return Err(other);
         }
         if let Some((s, e)) = other.range {
-            self.add_range(s, e);
+            self.add_leaves(s, e, other.leaf_sizes);
         }
         self.non_leaf |= other.non_leaf;
         self.tables.append(&mut other.tables);

@@ -5,6 +5,7 @@ extern crate alloc;
 extern crate std;
 
 mod access;
+mod change;
 mod cursor;
 pub mod engine;
 pub mod format;
@@ -13,16 +14,20 @@ pub mod gather;
 mod limbo;
 mod map;
 pub mod mem;
+mod read;
+pub mod source;
 pub mod table;
 #[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]
 pub mod testing;
 mod unmap;
 
 pub use engine::Table;
-pub use format::{AccessBits, Config, Entry, Format};
+pub use format::{AccessBits, Config, Entry, Format, InPlace};
 pub use formats::{VTD_SECOND_STAGE, VtdSecondStage, X86_FIRST_STAGE, X86FirstStage};
 pub use gather::{Gather, Retired, Synced};
 pub use mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
+pub use source::Segment;
 pub use table::{
-    DirtyError, FormatDesc, FormatId, IoTable, Leaf, MapError, NoAccessedBits, Prot, UnmapError,
+    ChangeError, DirtyError, FormatDesc, FormatId, IoTable, Leaf, MapError, NoAccessedBits, Prot, Reader,
+    Space, Top, UnmapError,
 };

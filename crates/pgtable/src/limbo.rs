@@ -13,7 +13,7 @@
 
 use crate::{
     format::Format,
-    mem::{Phys, TableMem},
+    mem::{FRAME_SIZE, Phys, TableMem},
 };
 use core::marker::PhantomData;
 use portcullis_sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -57,10 +57,30 @@ impl<F: Format> Limbo<F> {
 
     /// Keeps the tables that a walk may meet from being freed until the pin is dropped.
     pub(crate) fn pin<'a, M: TableMem>(&'a self, mem: &'a M) -> Pin<'a, F, M> {
+        Pin { limbo: self, mem, counter: self.enter() }
+    }
+
+    /// Announces lookups, which [`Limbo::leave`] ends with what this returns.
+    #[inline]
+    pub(crate) fn enter(&self) -> usize {
         let counter = self.active();
-        self.lookups[counter].fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        Pin { limbo: self, mem, counter }
+        if cfg!(all(target_arch = "x86_64", not(any(portcullis_loom, portcullis_shuttle)))) {
+            // A locked instruction is a full fence there, and a second one would double the price.
+            self.lookups[counter].fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.lookups[counter].fetch_add(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+        counter
+    }
+
+    /// Ends lookups that [`Limbo::enter`] announced.
+    #[inline]
+    pub(crate) fn leave<M: TableMem>(&self, mem: &M, counter: usize) {
+        let before = self.lookups[counter].fetch_sub(1, Ordering::AcqRel);
+        if before == 1 {
+            self.drain(mem);
+        }
     }
 
     /// Adds a table that is unlinked and in no hardware cache.
@@ -131,7 +151,7 @@ impl<F: Format> Limbo<F> {
         self.batch.store(NONE, Ordering::Relaxed);
         while let Some(table) = next {
             next = F::parked_next(mem.load(table, 0));
-            mem.reclaim(table);
+            mem.reclaim_frames(table, F::TABLE_BITS.saturating_sub(FRAME_SIZE.ilog2()));
         }
     }
 
@@ -157,9 +177,6 @@ pub(crate) struct Pin<'a, F: Format, M: TableMem> {
 
 impl<F: Format, M: TableMem> Drop for Pin<'_, F, M> {
     fn drop(&mut self) {
-        let before = self.limbo.lookups[self.counter].fetch_sub(1, Ordering::AcqRel);
-        if before == 1 {
-            self.limbo.drain(self.mem);
-        }
+        self.limbo.leave(self.mem, self.counter);
     }
 }

@@ -2,130 +2,255 @@
 
 use crate::{
     cursor::{Cursor, block_end, block_start, entries, index, low},
-    engine::Table,
+    engine::{MAX_LEVELS, Table},
     format::{Entry, Format},
-    mem::{FRAME_SIZE, Fresh, Phys, TableMem, Word},
-    table::MapError,
+    mem::{Fresh, Phys, TableMem, Word},
+    source::{List, Piece, Segment, Source, Whole},
+    table::{MapError, Prot, Top},
 };
 use alloc::vec::Vec;
 
-/// One call of map.
+/// One call of map, as positions.
 struct Request<F: Format> {
-    iova: u64,
+    pos: u64,
     last: u64,
-    /// Physical address less IOVA, modulo 2^64.
-    delta: u64,
     template: F::Word,
-    /// Leaf sizes that the table may use and that suit both addresses.
-    sizes: u64,
 }
 
 impl<F: Format> Request<F> {
-    fn phys(&self, iova: u64) -> Phys {
-        Phys(iova.wrapping_add(self.delta))
-    }
-
     /// Whether a leaf of one entry at `level` can start at `pos`.
     #[inline]
-    fn fits(&self, level: usize, pos: u64) -> bool {
+    fn fits(&self, piece: &Piece, level: usize, pos: u64) -> bool {
         let span = low(F::shift(level));
-        self.sizes & (span + 1) != 0 && pos & span == 0 && self.last - pos >= span
+        let end = piece.last.min(self.last);
+        piece.sizes & span.wrapping_add(1) != 0 && pos & span == 0 && end - pos >= span
     }
 
     /// How many entries at `level` from `pos` on can be leaves, up to the end of their table.
-    #[inline]
-    fn run(&self, level: usize, pos: u64) -> usize {
-        let whole = ((self.last - pos) >> F::shift(level)) as usize
-            + usize::from(self.last & low(F::shift(level)) == low(F::shift(level)));
-        whole.min(entries::<F>(level) - index::<F>(level, pos))
+    fn run(&self, piece: &Piece, level: usize, pos: u64, table_end: u64) -> usize {
+        let end = piece.last.min(self.last).min(table_end);
+        let span = low(F::shift(level));
+        // The difference, not the number of bytes: that may be 2^64.
+        ((end - pos) >> F::shift(level)) as usize + usize::from(end & span == span)
     }
 
-    /// The number of entries, at most `n`, that leaves of one size fill from `pos` on, and that
-    /// size.
-    fn chunk(&self, level: usize, pos: u64, n: usize) -> (usize, u32) {
-        let shift = F::shift(level);
-        let mut sizes = self.sizes & low(F::shift(level + 1));
-        let mut widest = true;
-        loop {
-            let bits = sizes.ilog2();
-            if bits <= shift {
-                // Larger leaves may become possible at the next entry.
-                return (if widest { n } else { 1 }, shift);
-            }
-            let each = 1 << (bits - shift);
-            if pos & low(bits) == 0 && n >= each {
-                return (if widest { n / each * each } else { each }, bits);
-            }
-            widest = false;
-            sizes &= low(bits);
-        }
+    /// Whether the range has every page of the table at `level` that begins at `start`, and each
+    /// can be a leaf of that table.
+    #[inline]
+    fn fills(&self, piece: &Piece, level: usize, start: u64, end: u64) -> bool {
+        let covered = start >= self.pos && end <= self.last;
+        covered && (level == 1 || (piece.last >= end && self.fits(piece, level, start)))
     }
 }
 
+/// An entry of a table, and the position that it is for.
+#[derive(Clone, Copy)]
+struct Place {
+    table: Phys,
+    level: usize,
+    index: usize,
+    pos: u64,
+}
+
+/// Frames for the tables that a map will need.
+struct Reserve {
+    zeroed: Vec<Fresh>,
+    /// For tables that are written whole.
+    to_fill: Vec<Fresh>,
+}
+
+/// How many of them.
+#[derive(Clone, Copy, Default)]
+struct Missing {
+    zeroed: usize,
+    to_fill: usize,
+}
+
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// Maps `iova..=last`, which was checked to be aligned and in range.
-    pub(crate) fn map_range(
-        &self,
-        iova: u64,
-        last: u64,
-        phys: Phys,
-        template: F::Word,
-    ) -> Result<(), MapError> {
-        let delta = phys.0.wrapping_sub(iova);
-        let request = Request {
-            iova,
-            last,
-            delta,
-            template,
-            sizes: self.page_sizes & !(!low(delta.trailing_zeros()) << 1),
+    /// Maps a single page into a table that is there, which is most of all calls; `false` where
+    /// anything else has to be done or said.
+    #[inline]
+    pub(crate) fn map_page(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> bool {
+        let granule = 1u64 << F::GRANULE_BITS;
+        if len != granule || (iova | phys.0) & (granule - 1) != 0 || phys.0 > low(self.output_bits.into()) {
+            return false;
+        }
+        let Some((pos, last)) = self.enter(iova, len) else {
+            return false;
         };
-        if let Some(table) = self.leaf_table(iova, last) {
-            let n = request.run(1, iova);
-            if self.empty_run(table, 1, iova, n) == n {
-                self.fill(table, 1, iova, n, &request);
+        let Some(template) = self.format.template(prot) else {
+            return false;
+        };
+        let Some(table) = self.leaf_table(pos, last) else {
+            return false;
+        };
+        let i = index::<F>(1, pos);
+        if Self::is_present(self.load(table, i)) {
+            return false;
+        }
+        self.store(table, i, self.format.leaf(template, 1, phys, F::GRANULE_BITS));
+        self.clean(table, i..i + 1);
+        self.mem.barrier();
+        true
+    }
+
+    /// Maps any range.
+    pub(crate) fn map_any(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
+        let granule = 1 << F::GRANULE_BITS;
+        if len == 0 {
+            return Err(MapError::ZeroLength { iova });
+        }
+        if (iova | phys.0 | len) & (granule - 1) != 0 {
+            return Err(MapError::Unaligned { iova, phys, len, granule });
+        }
+        let bits = self.input_bits;
+        let (pos, last) = self.enter(iova, len).ok_or(MapError::InputRange { iova, len, bits })?;
+        let bits = self.output_bits;
+        if phys.0.checked_add(len - 1).is_none_or(|p| p > low(bits.into())) {
+            return Err(MapError::OutputRange { phys, len, bits });
+        }
+        let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
+        let piece = Piece::new(pos, last, phys, self.page_sizes);
+        let request = Request { pos, last, template };
+        if let Some(table) = self.leaf_table(pos, last) {
+            let first = index::<F>(1, pos);
+            let n = ((last - pos) >> F::GRANULE_BITS) as usize + 1;
+            if self.empty_run(table, first, n) == n {
+                let place = Place { table, level: 1, index: first, pos };
+                self.fill(place, n, &request, &mut Whole(piece));
                 self.mem.barrier();
                 return Ok(());
             }
         }
-        let mut cursor = self.cursor();
-        let missing = self.plan(&mut cursor, &request)?;
-        let mut reserve = self.reserve(missing).ok_or(MapError::NoMem { iova })?;
-        self.write(&mut cursor, &request, &mut reserve);
-        for frame in reserve {
-            self.mem.release(frame);
+        self.map_range(&request, &mut Whole(piece))
+    }
+
+    /// Maps a scatter list.
+    pub(crate) fn map_segments(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
+        let granule = 1 << F::GRANULE_BITS;
+        let (mut total, mut wrong) = (0u64, false);
+        for s in segments {
+            wrong |= (s.phys.0 | s.len) & (granule - 1) != 0 || s.len == 0;
+            wrong |=
+                s.phys.0.checked_add(s.len.wrapping_sub(1)).is_none_or(|p| p > low(self.output_bits.into()));
+            let sum = total.checked_add(s.len);
+            wrong |= sum.is_none();
+            total = sum.unwrap_or(total);
         }
-        self.mem.barrier();
-        Ok(())
+        if wrong || segments.is_empty() || iova & (granule - 1) != 0 {
+            return Err(self.wrong_segment(iova, segments));
+        }
+        let bits = self.input_bits;
+        let (pos, last) = self.enter(iova, total).ok_or(MapError::InputRange { iova, len: total, bits })?;
+        let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
+        self.map_range(&Request { pos, last, template }, &mut List::new(pos, segments, self.page_sizes))
+    }
+
+    /// What is wrong with the first segment that cannot be mapped from `iova` on.
+    #[cold]
+    fn wrong_segment(&self, iova: u64, segments: &[Segment]) -> MapError {
+        let granule = 1 << F::GRANULE_BITS;
+        let mut at = iova;
+        for &Segment { phys, len } in segments {
+            if len == 0 {
+                return MapError::ZeroLength { iova: at };
+            }
+            if (at | phys.0 | len) & (granule - 1) != 0 {
+                return MapError::Unaligned { iova: at, phys, len, granule };
+            }
+            let bits = self.output_bits;
+            if phys.0.checked_add(len - 1).is_none_or(|p| p > low(bits.into())) {
+                return MapError::OutputRange { phys, len, bits };
+            }
+            match at.checked_add(len) {
+                Some(next) => at = next,
+                None => return MapError::InputRange { iova: at, len, bits: self.input_bits },
+            }
+        }
+        MapError::ZeroLength { iova }
+    }
+
+    /// Maps what was checked to be aligned and in range.
+    fn map_range<S: Source>(&self, request: &Request<F>, source: &mut S) -> Result<(), MapError> {
+        let no_mem = MapError::NoMem { iova: self.iova(request.pos) };
+        loop {
+            let old = self.load_top();
+            let Some(growth) = self.growth(old, request.last) else {
+                return Err(no_mem);
+            };
+            let top = growth.top();
+            let mut cursor = Cursor::at(top);
+            source.rewind();
+            let reserve = match self.plan(&mut cursor, request, source) {
+                Ok(missing) => self.reserve(missing).ok_or(no_mem),
+                Err(taken) => Err(taken),
+            };
+            let mut reserve = match reserve {
+                Ok(reserve) => reserve,
+                Err(e) => {
+                    growth.abandon(self);
+                    return Err(e);
+                }
+            };
+            let grown = growth.commit(self);
+            if grown {
+                source.rewind();
+                self.write(&mut Cursor::at(top), request, source, &mut reserve);
+            }
+            for frame in reserve.zeroed.into_iter().chain(reserve.to_fill) {
+                self.mem.release(frame);
+            }
+            self.mem.barrier();
+            if grown {
+                return Ok(());
+            }
+        }
     }
 
     /// Makes sure that nothing is mapped in the range and counts the tables it lacks.
-    fn plan(&self, cursor: &mut Cursor<F>, request: &Request<F>) -> Result<usize, MapError> {
-        let mut missing = 0;
-        let mut pos = request.iova;
+    fn plan<S: Source>(
+        &self,
+        cursor: &mut Cursor<F>,
+        request: &Request<F>,
+        source: &mut S,
+    ) -> Result<Missing, MapError> {
+        let mut missing = Missing::default();
+        let mut pos = request.pos;
         loop {
             cursor.go(pos);
             let level = cursor.level();
-            let fits = request.fits(level, pos);
-            let end = match self.at(cursor, pos) {
+            let end = match self.look(cursor, pos) {
                 Some((Entry::Table(child), w)) => {
                     self.descend(cursor, pos, w, child);
                     continue;
                 }
                 Some((Entry::Leaf { base, size_bits }, _)) => {
                     return Err(MapError::AlreadyMapped {
-                        iova: pos,
+                        iova: self.iova(pos),
                         phys: Phys(base.0 | (pos & low(size_bits))),
                     });
                 }
-                Some((Entry::Empty, _)) | None if !fits => {
-                    missing += 1;
-                    cursor.enter(None);
-                    continue;
+                Some((Entry::Empty, _)) | None if level == 1 => {
+                    // Whatever the pieces: what counts is that the entries are empty.
+                    let end = request.last.min(cursor.table_end(pos));
+                    let n = ((end - pos) >> F::GRANULE_BITS) as usize + 1;
+                    let n = cursor.table().map_or(n, |t| self.empty_run(t, cursor.index(pos), n));
+                    pos + (((n as u64) << F::GRANULE_BITS) - 1)
                 }
                 Some((Entry::Empty, _)) | None => {
-                    let n = request.run(level, pos);
-                    let n = cursor.table().map_or(n, |t| self.empty_run(t, level, pos, n));
-                    pos + ((n as u64) << F::shift(level)) - 1
+                    let piece = source.piece(pos);
+                    let (start, end) = (block_start(pos, F::shift(level)), block_end(pos, F::shift(level)));
+                    if !request.fits(&piece, level, pos) {
+                        match request.fills(&piece, level - 1, start, end) {
+                            true => missing.to_fill += 1,
+                            false => missing.zeroed += 1,
+                        }
+                        cursor.enter(None);
+                        continue;
+                    }
+                    let n = request.run(&piece, level, pos, cursor.table_end(pos));
+                    let n = cursor.table().map_or(n, |t| self.empty_run(t, cursor.index(pos), n));
+                    pos + (((n as u64) << F::shift(level)) - 1)
                 }
             };
             if end >= request.last {
@@ -135,57 +260,74 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
     }
 
-    /// Frames for `n` tables, or none at all.
-    fn reserve(&self, n: usize) -> Option<Vec<Fresh>> {
-        let mut frames = Vec::new();
-        frames.try_reserve_exact(n).ok()?;
-        while frames.len() < n {
-            match self.mem.frame() {
-                Ok(frame) => frames.push(frame),
-                Err(_) => {
-                    for frame in frames {
-                        self.mem.release(frame);
-                    }
-                    return None;
-                }
+    /// Frames for the tables that are missing, or none at all.
+    fn reserve(&self, missing: Missing) -> Option<Reserve> {
+        let mut reserve = Reserve { zeroed: Vec::new(), to_fill: Vec::new() };
+        let mut take = || -> Option<()> {
+            reserve.zeroed.try_reserve_exact(missing.zeroed).ok()?;
+            reserve.to_fill.try_reserve_exact(missing.to_fill).ok()?;
+            for _ in 0..missing.zeroed {
+                reserve.zeroed.push(self.mem.frames(Self::TABLE_ORDER).ok()?);
             }
+            for _ in 0..missing.to_fill {
+                reserve.to_fill.push(self.mem.frames_to_fill(Self::TABLE_ORDER).ok()?);
+            }
+            Some(())
+        };
+        if take().is_some() {
+            return Some(reserve);
         }
-        Some(frames)
+        for frame in reserve.zeroed.into_iter().chain(reserve.to_fill) {
+            self.mem.release(frame);
+        }
+        None
     }
 
     /// Writes what was planned. Another mapper may have installed tables since, which only leaves
     /// frames over. Where the caller does not own the range after all, entries of others stay as
     /// they are.
-    fn write(&self, cursor: &mut Cursor<F>, request: &Request<F>, reserve: &mut Vec<Fresh>) {
-        let mut pos = request.iova;
+    fn write<S: Source>(
+        &self,
+        cursor: &mut Cursor<F>,
+        request: &Request<F>,
+        source: &mut S,
+        reserve: &mut Reserve,
+    ) {
+        let mut pos = request.pos;
         loop {
             cursor.go(pos);
             let level = cursor.level();
             let Some(table) = cursor.table() else {
-                // Planned, not written yet: go back to the part of the path that exists.
-                cursor.leave();
-                continue;
+                // Unreachable: only tables that are there are entered.
+                return;
             };
-            let i = index::<F>(level, pos);
-            let fits = request.fits(level, pos);
+            let place = Place { table, level, index: cursor.index(pos), pos };
             let end = if level == 1 {
-                self.fill(table, level, pos, request.run(level, pos), request)
+                let end = request.last.min(cursor.table_end(pos));
+                self.fill(place, ((end - pos) >> F::GRANULE_BITS) as usize + 1, request, source);
+                end
             } else {
-                let w = self.mem.load(table, i);
+                let w = self.load(table, place.index);
                 match self.format.decode(level, w) {
                     Entry::Table(child) => {
                         self.descend(cursor, pos, w, child);
                         continue;
                     }
                     Entry::Leaf { size_bits, .. } => block_end(pos, size_bits),
-                    Entry::Empty if fits => {
-                        let n = self.empty_run(table, level, pos, request.run(level, pos));
-                        self.fill(table, level, pos, n, request)
+                    Entry::Empty => {
+                        let piece = source.piece(pos);
+                        if request.fits(&piece, level, pos) {
+                            let n = request.run(&piece, level, pos, cursor.table_end(pos));
+                            let n = self.empty_run(table, place.index, n);
+                            self.fill(place, n, request, &mut Whole(piece));
+                            pos + (((n as u64) << F::shift(level)) - 1)
+                        } else {
+                            match self.install(place, w, request, source, reserve) {
+                                Some(end) => end,
+                                None => continue,
+                            }
+                        }
                     }
-                    Entry::Empty => match self.install(table, level, pos, w, request, reserve) {
-                        Some(end) => end,
-                        None => continue,
-                    },
                 }
             };
             if end >= request.last {
@@ -196,96 +338,121 @@ impl<F: Format, M: TableMem> Table<F, M> {
     }
 
     /// Puts a table into the empty entry for `pos`. A table that the range fills is filled before
-    /// any walker sees it: then what was mapped ends at the address returned. Otherwise the entry
+    /// any walker sees it: then what was mapped ends at the position returned. Otherwise the entry
     /// is to be looked at again.
-    fn install(
+    fn install<S: Source>(
         &self,
-        table: Phys,
-        level: usize,
-        pos: u64,
+        place: Place,
         empty: F::Word,
         request: &Request<F>,
-        reserve: &mut Vec<Fresh>,
+        source: &mut S,
+        reserve: &mut Reserve,
     ) -> Option<u64> {
-        let start = block_start(pos, F::shift(level));
-        let end = block_end(pos, F::shift(level));
-        let Some(mut frame) = reserve.pop() else {
+        let Place { table, level, index, pos } = place;
+        let (start, end) = (block_start(pos, F::shift(level)), block_end(pos, F::shift(level)));
+        let full = request.fills(&source.piece(pos), level - 1, start, end);
+        let frame = if full { reserve.to_fill.pop() } else { reserve.zeroed.pop() };
+        let Some(mut frame) = frame else {
             return Some(end);
         };
         let child = frame.phys();
-        let full = start >= request.iova && end <= request.last && request.fits(level - 1, start);
         if full {
-            self.fill_private(&mut frame, level - 1, start, request);
+            self.fill_private(&mut frame, level - 1, start, request, source);
         }
-        self.clean(child, 0..FRAME_SIZE / F::Word::BYTES);
+        self.clean(child, 0..entries::<F>());
         self.clean_barrier();
-        let i = index::<F>(level, pos);
-        let w = self.format.table(child);
-        match self.mem.cas(table, i, empty, w) {
+        let w = self.format.table(level, child);
+        match self.cas(table, index, empty, w) {
             Ok(()) => {
                 frame.publish();
-                self.settle(table, i, w);
+                self.settle(table, index, w);
                 full.then_some(end)
             }
+            // Not our range: what was taken from the source is lost.
             Err(_) if full => {
-                // Not our range: the frame is not zeroed any more.
                 self.mem.release(frame);
-                None
+                Some(end)
             }
             Err(_) => {
-                reserve.push(frame);
+                reserve.zeroed.push(frame);
                 None
             }
         }
     }
 
-    /// Writes `n` entries from `pos` on and returns the last address they map.
-    fn fill(&self, table: Phys, level: usize, pos: u64, n: usize, request: &Request<F>) -> u64 {
-        let first = index::<F>(level, pos);
-        let shift = F::shift(level);
-        let mut done = 0;
-        while done < n {
-            let at = pos + ((done as u64) << shift);
-            let (count, size_bits) = request.chunk(level, at, n - done);
-            let range = first + done..first + done + count;
-            let phys = request.phys(at).0;
-            let leaf = |i: usize| {
-                let offset = ((i - first - done) as u64) << shift;
-                self.format.leaf(request.template, level, Phys(phys + offset), size_bits)
-            };
-            match count {
-                1 => self.mem.store(table, range.start, leaf(range.start)),
-                _ => self.mem.run::<F::Word>(table, range, |i, a| F::Word::store(a, leaf(i))),
+    /// Writes `n` entries from `place` on.
+    #[inline]
+    fn fill<S: Source>(&self, place: Place, n: usize, request: &Request<F>, source: &mut S) {
+        let Place { table, level, index: first, pos } = place;
+        let step = F::shift(level);
+        if S::SCATTERED {
+            let end = pos + (((n as u64) << step) - 1);
+            let mut words = Words::new(self, request, source, level, pos, end);
+            self.run(table, first..first + n, |_, a| F::Word::store(a, words.next()));
+        } else {
+            let piece = source.piece(pos);
+            let mut done = 0;
+            while done < n {
+                let at = pos + ((done as u64) << step);
+                let (count, size_bits) = chunk::<F>(piece.sizes, level, at, n - done);
+                let start = first + done;
+                let phys = piece.phys(at).0;
+                let leaf = |i: usize| {
+                    let phys = Phys(phys + (((i - start) as u64) << step));
+                    self.format.leaf(request.template, level, phys, size_bits)
+                };
+                match count {
+                    1 => self.store(table, start, leaf(start)),
+                    _ => self.run(table, start..start + count, |i, a| F::Word::store(a, leaf(i))),
+                }
+                done += count;
             }
-            done += count;
         }
         self.clean(table, first..first + n);
-        pos + ((n as u64) << shift) - 1
     }
 
-    /// Fills a whole table from `start` on.
-    fn fill_private(&self, frame: &mut Fresh, level: usize, start: u64, request: &Request<F>) {
-        let shift = F::shift(level);
-        let n = entries::<F>(level);
+    /// Fills a whole table at `level` from `start` on.
+    fn fill_private<S: Source>(
+        &self,
+        frame: &mut Fresh,
+        level: usize,
+        start: u64,
+        request: &Request<F>,
+        source: &mut S,
+    ) {
+        let step = F::shift(level);
+        let n = entries::<F>();
+        if S::SCATTERED {
+            let mut words =
+                Words::new(self, request, source, level, start, start + (((n as u64) << step) - 1));
+            self.mem.fill_private(frame, 0..n, |_| words.next());
+            return;
+        }
+        let piece = source.piece(start);
         let mut done = 0;
         while done < n {
-            let at = start + ((done as u64) << shift);
-            let (count, size_bits) = request.chunk(level, at, n - done);
-            let phys = request.phys(at).0;
+            let at = start + ((done as u64) << step);
+            let (count, size_bits) = chunk::<F>(piece.sizes, level, at, n - done);
+            let phys = piece.phys(at).0;
             self.mem.fill_private(frame, done..done + count, |i| {
-                let offset = ((i - done) as u64) << shift;
-                self.format.leaf(request.template, level, Phys(phys + offset), size_bits)
+                let phys = Phys(phys + (((i - done) as u64) << step));
+                self.format.leaf(request.template, level, phys, size_bits)
             });
             done += count;
         }
     }
 
-    /// How many of the `n` entries from `pos` on are empty, up to the first that is not.
-    fn empty_run(&self, table: Phys, level: usize, pos: u64, n: usize) -> usize {
-        let first = index::<F>(level, pos);
+    /// How many of the `n` entries from `first` on are empty, up to the first that is not.
+    #[inline]
+    fn empty_run(&self, table: Phys, first: usize, n: usize) -> usize {
+        let mut any = F::Word::default();
+        self.run(table, first..first + n, |_, a| any = any | F::Word::load(a));
+        if !Self::is_present(any) {
+            return n;
+        }
         let mut empty = n;
-        self.mem.run::<F::Word>(table, first..first + n, |i, a| {
-            if i - first < empty && self.format.decode(level, F::Word::load(a)) != Entry::Empty {
+        self.run(table, first..first + n, |i, a| {
+            if i - first < empty && Self::is_present(F::Word::load(a)) {
                 empty = i - first;
             }
         });
@@ -295,8 +462,133 @@ impl<F: Format, M: TableMem> Table<F, M> {
     /// Goes down into `child`, found in the entry `w` for `pos`.
     fn descend(&self, cursor: &mut Cursor<F>, pos: u64, w: F::Word, child: Phys) {
         if let Some(table) = cursor.table() {
-            self.settle(table, index::<F>(cursor.level(), pos), w);
+            self.settle(table, cursor.index(pos), w);
         }
         cursor.enter(Some(child));
+    }
+
+    /// A root that reaches `last`, built over the old one but not put in its place; `None` when
+    /// there is no memory for it.
+    fn growth(&self, old: Top, last: u64) -> Option<Growth> {
+        let mut growth = Growth { old, roots: [const { None }; MAX_LEVELS] };
+        while !self.reaches(growth.top(), last) {
+            let below = growth.top();
+            let Ok(mut root) = self.mem.frames(self.root_order) else {
+                growth.abandon(self);
+                return None;
+            };
+            let entry = self.format.settle(self.format.table(below.levels + 1, below.root));
+            self.mem.fill_private(&mut root, 0..1, |_| entry);
+            self.clean(root.phys(), 0..entries::<F>());
+            growth.roots[below.levels] = Some(root);
+        }
+        if growth.top() != old {
+            self.clean_barrier();
+        }
+        Some(growth)
+    }
+}
+
+/// Roots that are not in their place yet, each at the level below which it was built.
+struct Growth {
+    old: Top,
+    roots: [Option<Fresh>; MAX_LEVELS],
+}
+
+impl Growth {
+    /// The top that it will be.
+    #[inline]
+    fn top(&self) -> Top {
+        let highest = self.roots.iter().enumerate().rev().find_map(|(below, r)| Some((below, r.as_ref()?)));
+        highest.map_or(self.old, |(below, root)| Top { root: root.phys(), levels: below + 1 })
+    }
+
+    /// Gives the roots back.
+    fn abandon<F: Format, M: TableMem>(self, table: &Table<F, M>) {
+        for root in self.roots.into_iter().flatten() {
+            table.mem.release(root);
+        }
+    }
+
+    /// Puts them in their place, unless somebody else grew the table meanwhile.
+    fn commit<F: Format, M: TableMem>(self, table: &Table<F, M>) -> bool {
+        let new = self.top();
+        if new == self.old {
+            return true;
+        }
+        if !table.swap_top(self.old, new) {
+            self.abandon(table);
+            return false;
+        }
+        for root in self.roots.into_iter().flatten() {
+            root.publish();
+        }
+        true
+    }
+}
+
+/// Leaf entries for one position after the other, out of a scattered source.
+struct Words<'a, F: Format, S: Source> {
+    format: &'a F,
+    template: F::Word,
+    source: &'a mut S,
+    level: usize,
+    pos: u64,
+    end: u64,
+    /// Entries left of leaves of the same size, and the address of the next.
+    left: usize,
+    phys: u64,
+    size_bits: u32,
+}
+
+impl<'a, F: Format, S: Source> Words<'a, F, S> {
+    fn new<M: TableMem>(
+        table: &'a Table<F, M>,
+        request: &Request<F>,
+        source: &'a mut S,
+        level: usize,
+        pos: u64,
+        end: u64,
+    ) -> Words<'a, F, S> {
+        let (format, template) = (&table.format, request.template);
+        Words { format, template, source, level, pos, end, left: 0, phys: 0, size_bits: 0 }
+    }
+
+    #[inline]
+    fn next(&mut self) -> F::Word {
+        let step = F::shift(self.level);
+        if self.left == 0 {
+            let piece = self.source.piece(self.pos);
+            let n = ((piece.last.min(self.end) - self.pos) >> step) as usize + 1;
+            (self.left, self.size_bits) = chunk::<F>(piece.sizes, self.level, self.pos, n);
+            self.phys = piece.phys(self.pos).0;
+        }
+        let w = self.format.leaf(self.template, self.level, Phys(self.phys), self.size_bits);
+        self.left -= 1;
+        self.phys = self.phys.wrapping_add(1 << step);
+        self.pos = self.pos.wrapping_add(1 << step);
+        w
+    }
+}
+
+/// The number of entries, at most `n`, that leaves of one of `sizes` fill from `pos` on, and that
+/// size.
+#[inline]
+fn chunk<F: Format>(sizes: u64, level: usize, pos: u64, n: usize) -> (usize, u32) {
+    let shift = F::shift(level);
+    let mut sizes = sizes & low(F::shift(level + 1));
+    let mut widest = true;
+    loop {
+        let bits = sizes.checked_ilog2().unwrap_or(shift);
+        if bits <= shift {
+            // Larger leaves may become possible at the next entry.
+            return (if widest { n } else { 1 }, shift);
+        }
+        let each = 1 << (bits - shift);
+        if pos & low(bits) == 0 && n >= each {
+            return (if widest { n / each * each } else { each }, bits);
+        }
+        widest = false;
+        sizes &= low(bits);
     }
 }

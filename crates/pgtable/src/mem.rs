@@ -4,7 +4,10 @@
 //! index through [`TableMem`]. The embedder implements the trait over its own memory; the engine,
 //! the drivers' root and context structures, and their queues all go through it.
 
-use core::{fmt, ops::Range};
+use core::{
+    fmt,
+    ops::{BitAnd, BitOr, Range},
+};
 use portcullis_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Size in bytes of one frame handed out by [`TableMem::frame`].
@@ -31,7 +34,8 @@ impl fmt::Display for Phys {
 #[error("out of table memory")]
 pub struct NoMem;
 
-/// Zeroed frames, one or a run of them, that no walker can see yet.
+/// Frames, one or a run of them, that no walker can see yet. They are zeroed, unless they come
+/// from [`TableMem::frames_to_fill`].
 ///
 /// The value is linear: it is given to [`Fresh::publish`] when its address is about to be stored
 /// where hardware finds it, or back to [`TableMem::release`].
@@ -77,7 +81,20 @@ mod sealed {
 /// The width of a table entry and the atomic that holds it.
 ///
 /// Sealed: implementations of [`TableMem`] may rely on an atomic of exactly this width.
-pub trait Word: sealed::Sealed + Copy + Eq + Default + Send + Sync + fmt::Debug + 'static {
+pub trait Word:
+    sealed::Sealed
+    + Copy
+    + Eq
+    + Default
+    + Send
+    + Sync
+    + fmt::Debug
+    + fmt::LowerHex
+    + BitAnd<Output = Self>
+    + BitOr<Output = Self>
+    + Into<u64>
+    + 'static
+{
     /// The atomic of this width.
     type Atomic: Send + Sync + 'static;
     /// Bytes of one entry.
@@ -137,6 +154,14 @@ pub trait TableMem: Send + Sync + 'static {
     /// [`NoMem`] when none is left.
     fn frame(&self) -> Result<Fresh, NoMem> {
         self.frames(0)
+    }
+    /// As [`TableMem::frames`], but what the frames hold is arbitrary: for tables of which every
+    /// entry is written before they are published. Worth having where zeroing costs.
+    ///
+    /// # Errors
+    /// [`NoMem`] when there is no such run.
+    fn frames_to_fill(&self, order: u32) -> Result<Fresh, NoMem> {
+        self.frames(order)
     }
     /// Takes frames back. Their contents no longer matter.
     fn release(&self, frames: Fresh);

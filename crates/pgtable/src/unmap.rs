@@ -9,42 +9,124 @@ use crate::{
     table::UnmapError,
 };
 
+/// Why leaves are not what a call needs, at a position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    NotMapped(u64),
+    PartialLeaf { at: u64, start: u64, size: u64 },
+}
+
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// Unmaps `iova..=last`, which was checked to be aligned and in range.
-    pub(crate) fn unmap_range(&self, iova: u64, last: u64, gather: &mut Gather) -> Result<(), UnmapError> {
-        let whole = last - iova == low(F::shift(2));
-        match self.leaf_table(iova, last) {
+    /// Unmaps a single page that is a leaf, which is most of all calls; `false` where anything else
+    /// has to be done or said.
+    #[inline]
+    pub(crate) fn unmap_page(&self, iova: u64, len: u64, gather: &mut Gather) -> bool {
+        let granule = 1u64 << F::GRANULE_BITS;
+        if len != granule || iova & (granule - 1) != 0 {
+            return false;
+        }
+        let Some((pos, last)) = self.enter(iova, len) else {
+            return false;
+        };
+        let Some(table) = self.leaf_table(pos, last) else {
+            return false;
+        };
+        let i = index::<F>(1, pos);
+        let w = self.load(table, i);
+        match self.format.decode(1, w) {
+            Entry::Leaf { size_bits, .. } if size_bits == F::GRANULE_BITS => {}
+            _ => return false,
+        }
+        self.store(table, i, F::Word::default());
+        self.clean(table, i..i + 1);
+        self.clean_barrier();
+        gather.add_leaves(iova, iova + (granule - 1), granule);
+        true
+    }
+
+    /// Unmaps any range.
+    pub(crate) fn unmap_any(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
+        let granule = 1 << F::GRANULE_BITS;
+        if len == 0 {
+            return Err(UnmapError::ZeroLength { iova });
+        }
+        if (iova | len) & (granule - 1) != 0 {
+            return Err(UnmapError::Unaligned { iova, len, granule });
+        }
+        let bits = self.input_bits;
+        let (pos, last) = self.enter(iova, len).ok_or(UnmapError::InputRange { iova, len, bits })?;
+        let stopped = |stop| match stop {
+            Stop::NotMapped(at) => UnmapError::NotMapped { iova: self.iova(at) },
+            Stop::PartialLeaf { at, start, size } => {
+                UnmapError::PartialLeaf { iova: self.iova_after(at), start: self.iova(start), size }
+            }
+        };
+        let mut sizes = 0;
+        let whole = last - pos == low(F::shift(2));
+        match self.leaf_table(pos, last) {
             Some(table) if !whole => {
-                self.check_run(table, 1, iova, last)?;
-                self.clear(table, index::<F>(1, iova)..index::<F>(1, last) + 1);
+                let first = index::<F>(1, pos);
+                self.check_leaves(table, first, pos, last, &mut sizes).map_err(stopped)?;
+                self.clear(table, first..index::<F>(1, last) + 1);
                 self.clean_barrier();
             }
             _ => {
-                let mut cursor = self.cursor();
-                self.check_mapped(&mut cursor, iova, last)?;
-                self.remove(&mut cursor, iova, last, gather);
+                let top = self.load_top();
+                if !self.reaches(top, last) {
+                    // Of what lies beyond, nothing is mapped.
+                    let beyond = low(F::shift(top.levels + 1)).wrapping_add(1).max(pos);
+                    let below = beyond.checked_sub(1).filter(|below| pos <= *below);
+                    if let Some(below) = below {
+                        self.check_mapped(&mut Cursor::at(top), pos, below, &mut sizes).map_err(stopped)?;
+                    }
+                    return Err(stopped(Stop::NotMapped(beyond)));
+                }
+                self.check_mapped(&mut Cursor::at(top), pos, last, &mut sizes).map_err(stopped)?;
+                self.remove(&mut Cursor::at(top), pos, last, gather);
             }
         }
-        gather.add_range(iova, last);
+        gather.add_leaves(iova, iova + (len - 1), sizes);
         Ok(())
     }
 
-    /// Makes sure that the range consists of whole leaves.
-    fn check_mapped(&self, cursor: &mut Cursor<F>, iova: u64, last: u64) -> Result<(), UnmapError> {
-        let mut pos = iova;
+    /// The IOVA at a position that may be one past the last.
+    pub(crate) fn iova_after(&self, pos: u64) -> u64 {
+        match pos.checked_sub(1) {
+            Some(before) => self.iova(before).wrapping_add(1),
+            None => self.iova(pos),
+        }
+    }
+
+    /// Makes sure that the range consists of whole leaves, and notes their sizes.
+    pub(crate) fn check_mapped(
+        &self,
+        cursor: &mut Cursor<F>,
+        pos: u64,
+        last: u64,
+        sizes: &mut u64,
+    ) -> Result<(), Stop> {
+        let mut pos = pos;
         loop {
             cursor.go(pos);
             let level = cursor.level();
-            let Some((entry, _)) = self.at(cursor, pos) else {
-                return Err(UnmapError::NotMapped { iova: pos });
+            let Some((entry, _)) = self.look(cursor, pos) else {
+                return Err(Stop::NotMapped(pos));
             };
             let end = match (entry, cursor.table()) {
                 (Entry::Table(child), _) => {
                     cursor.enter(Some(child));
                     continue;
                 }
-                (Entry::Leaf { .. }, Some(table)) => self.check_run(table, level, pos, last)?,
-                _ => return Err(UnmapError::NotMapped { iova: pos }),
+                (Entry::Leaf { .. }, Some(table)) if level == 1 => {
+                    let end = last.min(cursor.table_end(pos));
+                    self.check_leaves(table, cursor.index(pos), pos, end, sizes)?;
+                    end
+                }
+                (Entry::Leaf { .. }, Some(table)) => {
+                    let end = last.min(cursor.table_end(pos));
+                    self.check_large(table, level, cursor.index(pos), pos, end, last, sizes)?
+                }
+                _ => return Err(Stop::NotMapped(pos)),
             };
             if end >= last {
                 return Ok(());
@@ -53,31 +135,92 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
     }
 
-    /// Checks leaves of one table from `pos` on; returns the last address that was checked.
-    fn check_run(&self, table: Phys, level: usize, pos: u64, last: u64) -> Result<u64, UnmapError> {
+    /// Checks the leaves for `pos..=last` in a table at level 1, of which `pos` is at `first`.
+    ///
+    /// What is present there is a leaf, and leaves between the first and the last are whole: that
+    /// leaves two entries to decode.
+    fn check_leaves(
+        &self,
+        table: Phys,
+        first: usize,
+        pos: u64,
+        last: u64,
+        sizes: &mut u64,
+    ) -> Result<(), Stop> {
+        let n = ((last - pos) >> F::GRANULE_BITS) as usize + 1;
+        let mut whole = true;
+        self.run(table, first..first + n, |_, a| whole &= Self::is_present(F::Word::load(a)));
+        let begin = self.size_of(table, 1, first).ok_or(Stop::NotMapped(pos))?;
+        let start = block_start(pos, begin);
+        if start != pos {
+            return Err(Stop::PartialLeaf { at: pos, start, size: 1 << begin });
+        }
+        if !whole {
+            let mut hole = None;
+            self.run(table, first..first + n, |i, a| {
+                if hole.is_none() && !Self::is_present(F::Word::load(a)) {
+                    hole = Some(pos + (((i - first) as u64) << F::GRANULE_BITS));
+                }
+            });
+            return Err(Stop::NotMapped(hole.unwrap_or(pos)));
+        }
+        let end = self.size_of(table, 1, first + n - 1).ok_or(Stop::NotMapped(last))?;
+        if block_end(last, end) != last {
+            let start = block_start(last, end);
+            return Err(Stop::PartialLeaf { at: last.wrapping_add(1), start, size: 1 << end });
+        }
+        // In between there may be others, of which only the formats' sizes are known.
+        *sizes |= match n {
+            1 => 1 << begin,
+            _ => self.sizes_at(1),
+        };
+        Ok(())
+    }
+
+    /// The size in bits of the leaf at entry `i`.
+    fn size_of(&self, table: Phys, level: usize, i: usize) -> Option<u32> {
+        match self.format.decode(level, self.load(table, i)) {
+            Entry::Leaf { size_bits, .. } => Some(size_bits),
+            _ => None,
+        }
+    }
+
+    /// Checks leaves in a table at a higher level, from `pos`, at `first`, up to `end` or to the
+    /// entry that is none; returns the last position that was checked. The call's range ends at
+    /// `last`.
+    #[expect(clippy::too_many_arguments, reason = "a place in a table and two ends")]
+    fn check_large(
+        &self,
+        table: Phys,
+        level: usize,
+        first: usize,
+        pos: u64,
+        end: u64,
+        last: u64,
+        sizes: &mut u64,
+    ) -> Result<u64, Stop> {
         let shift = F::shift(level);
-        let table_start = block_start(pos, F::shift(level + 1));
-        let end = last.min(block_end(pos, F::shift(level + 1)));
-        let range = index::<F>(level, pos)..index::<F>(level, end) + 1;
-        let mut next = range.start;
+        let n = ((end >> shift) - (pos >> shift)) as usize + 1;
+        let first_start = block_start(pos, shift);
+        let mut next = first;
         let mut stop = None;
-        self.mem.run::<F::Word>(table, range, |i, a| {
+        self.run(table, first..first + n, |i, a| {
             if stop.is_some() || i < next {
                 return;
             }
             // The range may begin inside its first entry.
-            let at = pos.max(table_start + ((i as u64) << shift));
+            let at = pos.max(first_start + (((i - first) as u64) << shift));
             match self.format.decode(level, F::Word::load(a)) {
                 Entry::Leaf { size_bits, .. } => {
-                    let start = block_start(at, size_bits);
-                    if start != at || block_end(at, size_bits) > last {
-                        let iova = if start != at { at } else { last + 1 };
-                        let size = low(size_bits) + 1;
-                        stop = Some(Err(UnmapError::PartialLeaf { iova, start, size }));
+                    let (start, leaf_end) = (block_start(at, size_bits), block_end(at, size_bits));
+                    if start != at || leaf_end > last {
+                        let at = if start != at { at } else { last.wrapping_add(1) };
+                        stop = Some(Err(Stop::PartialLeaf { at, start, size: 1 << size_bits }));
                     }
+                    *sizes |= 1 << size_bits;
                     next = i + (1 << (size_bits - shift));
                 }
-                Entry::Empty => stop = Some(Err(UnmapError::NotMapped { iova: at })),
+                Entry::Empty => stop = Some(Err(Stop::NotMapped(at))),
                 Entry::Table(_) => stop = Some(Ok(at - 1)),
             }
         });
@@ -85,23 +228,24 @@ impl<F: Format, M: TableMem> Table<F, M> {
     }
 
     /// Removes what was checked.
-    fn remove(&self, cursor: &mut Cursor<F>, iova: u64, last: u64, gather: &mut Gather) {
+    fn remove(&self, cursor: &mut Cursor<F>, first: u64, last: u64, gather: &mut Gather) {
         // Whether the table at a level keeps a child and so must stay.
         let mut keeps = [false; MAX_LEVELS + 1];
-        let mut pos = iova;
+        let mut pos = first;
         loop {
             cursor.go(pos);
             let level = cursor.level();
-            let (Some((entry, _)), Some(table)) = (self.at(cursor, pos), cursor.table()) else {
+            let (Some((entry, _)), Some(table)) = (self.look(cursor, pos), cursor.table()) else {
                 return;
             };
             let end = match entry {
                 Entry::Table(child) => {
                     // Leaf tables go with everything in them; others when their last child went.
                     let end = block_end(pos, F::shift(level));
-                    let covered = block_start(pos, F::shift(level)) >= iova && end <= last;
-                    if covered && level == 2 && gather.reserve_table() {
-                        self.detach(table, level, pos, child, gather);
+                    let covered = block_start(pos, F::shift(level)) >= first && end <= last;
+                    let removable = covered && level == 2 && !self.was_root(1, pos);
+                    if removable && gather.reserve_table() {
+                        self.detach(table, cursor.index(pos), child, gather);
                         end
                     } else {
                         cursor.enter(Some(child));
@@ -109,17 +253,13 @@ impl<F: Format, M: TableMem> Table<F, M> {
                         continue;
                     }
                 }
-                Entry::Leaf { size_bits, .. } => {
-                    let end = match level {
-                        1 => last.min(block_end(pos, F::shift(2))),
-                        _ => block_end(pos, size_bits),
-                    };
-                    self.clear(table, index::<F>(level, pos)..index::<F>(level, end) + 1);
-                    end
+                Entry::Leaf { .. } => {
+                    let end = last.min(cursor.table_end(pos));
+                    self.clear_leaves(table, level, cursor.index(pos), pos, end)
                 }
                 Entry::Empty => block_end(pos, F::shift(level)),
             };
-            self.detach_finished(cursor, iova, end, &mut keeps, gather);
+            self.detach_finished(cursor, first, end, &mut keeps, gather);
             if end >= last {
                 break;
             }
@@ -128,35 +268,62 @@ impl<F: Format, M: TableMem> Table<F, M> {
         self.clean_barrier();
     }
 
-    /// Takes out the tables whose span lies in the range from `iova` on and ends at `end`.
+    /// Clears the leaves from `pos`, at `first`, up to `end` or to the entry that is none; returns
+    /// the last position that was cleared.
+    fn clear_leaves(&self, table: Phys, level: usize, first: usize, pos: u64, end: u64) -> u64 {
+        let n = ((end - pos) >> F::shift(level)) as usize + 1;
+        if level == 1 {
+            self.clear(table, first..first + n);
+            return end;
+        }
+        let (mut cleared, mut more) = (0, true);
+        self.run(table, first..first + n, |_, a| {
+            more &= matches!(self.format.decode(level, F::Word::load(a)), Entry::Leaf { .. });
+            if more {
+                F::Word::store(a, F::Word::default());
+                cleared += 1;
+            }
+        });
+        self.clean(table, first..first + cleared);
+        pos + (((cleared as u64) << F::shift(level)) - 1)
+    }
+
+    /// Takes out the tables whose span lies in the range from `first` on and ends at `end`.
     fn detach_finished(
         &self,
         cursor: &mut Cursor<F>,
-        iova: u64,
+        first: u64,
         end: u64,
         keeps: &mut [bool; MAX_LEVELS + 1],
         gather: &mut Gather,
     ) {
-        while cursor.level() < F::LEVELS {
+        while !cursor.is_top() {
             let span = F::shift(cursor.level() + 1);
-            if end != block_end(end, span) || block_start(end, span) < iova {
+            if end != block_end(end, span) || block_start(end, span) < first {
                 return;
             }
             let kept = keeps[cursor.level()];
             let child = cursor.table();
             cursor.leave();
             match (cursor.table(), child) {
-                (Some(table), Some(child)) if !kept && gather.reserve_table() => {
-                    self.detach(table, cursor.level(), end, child, gather);
+                (Some(table), Some(child))
+                    if !kept && !self.was_root(cursor.level() - 1, end) && gather.reserve_table() =>
+                {
+                    self.detach(table, cursor.index(end), child, gather);
                 }
                 _ => keeps[cursor.level()] = true,
             }
         }
     }
 
-    /// Clears the entry for `pos`, which leads to `child`. The gather has room for it.
-    fn detach(&self, table: Phys, level: usize, pos: u64, child: Phys, gather: &mut Gather) {
-        let i = index::<F>(level, pos);
+    /// Whether the table at `level` that covers `pos` may have been a root: hardware that was not
+    /// told of a new one still begins there.
+    fn was_root(&self, level: usize, pos: u64) -> bool {
+        F::GROWS && level >= self.first_levels && pos >> F::shift(level + 1) == 0
+    }
+
+    /// Clears entry `i`, which leads to `child`. The gather has room for it.
+    fn detach(&self, table: Phys, i: usize, child: Phys, gather: &mut Gather) {
         self.clear(table, i..i + 1);
         gather.add_table(child);
     }

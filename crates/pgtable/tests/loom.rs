@@ -7,8 +7,8 @@
 
 use loom::thread;
 use portcullis_pgtable::{
-    AccessBits, Config, Entry, Format, FormatId, Fresh, Gather, IoTable, NoMem, Phys, Prot, Synced, Table,
-    TableMem, Word,
+    AccessBits, Config, Entry, Format, FormatId, Fresh, Gather, InPlace, IoTable, NoMem, Phys, Prot, Synced,
+    Table, TableMem, Word,
 };
 use portcullis_sync::atomic::AtomicU64;
 use std::{any::Any, ops::Range, sync::Mutex};
@@ -23,7 +23,10 @@ struct Tiny;
 impl Format for Tiny {
     type Word = u64;
     const ID: FormatId = FormatId("tiny");
-    const LEVELS: usize = 2;
+    const MIN_LEVELS: usize = 2;
+    const MAX_LEVELS: usize = 2;
+    const PRESENT: u64 = 3;
+    const TABLE_BITS: u32 = 5;
     const GRANULE_BITS: u32 = 12;
     const INPUT_BITS: u8 = 16;
     const OUTPUT_BITS: u8 = 52;
@@ -35,8 +38,8 @@ impl Format for Tiny {
     fn access_bits(&self) -> AccessBits {
         AccessBits::Ignored
     }
-    fn shift(level: usize) -> u32 {
-        10 + 2 * level as u32
+    fn in_place(&self) -> InPlace {
+        InPlace::ALL
     }
     fn template(&self, _: Prot) -> Option<u64> {
         Some(1)
@@ -44,7 +47,7 @@ impl Format for Tiny {
     fn leaf(&self, template: u64, _: usize, phys: Phys, _: u32) -> u64 {
         template | phys.0
     }
-    fn table(&self, table: Phys) -> u64 {
+    fn table(&self, _: usize, table: Phys) -> u64 {
         table.0 | 2
     }
     fn decode(&self, level: usize, w: u64) -> Entry {
@@ -57,6 +60,12 @@ impl Format for Tiny {
     }
     fn prot(&self, _: u64) -> Prot {
         Prot::READ
+    }
+    fn attributes(&self, _: usize, _: u64) -> u64 {
+        1
+    }
+    fn protect(&self, w: u64, _: u64) -> u64 {
+        w
     }
     fn accessed(&self, _: u64) -> bool {
         false
@@ -188,14 +197,7 @@ impl TableMem for Handle {
 }
 
 fn table(mem: &Handle) -> loom::sync::Arc<Table<Tiny, Handle>> {
-    let config = Config {
-        input_bits: 16,
-        output_bits: 52,
-        page_sizes: PAGE,
-        coherent: true,
-        accessed: false,
-        snoop: false,
-    };
+    let config = Config { input_bits: 16, page_sizes: PAGE, ..Config::default() };
     loom::sync::Arc::new(Table::new(mem.clone(), config).unwrap())
 }
 

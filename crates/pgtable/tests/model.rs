@@ -57,7 +57,7 @@ impl<F: Walked> Both<F> {
 
     fn run(mut self, steps: Vec<Step>) -> TestCaseResult {
         // The last place of the input space, whatever its width, and past it.
-        let top = 1 << (F::INPUT_BITS - 12);
+        let top = 1 << (self.table.desc().input_bits - 12);
         let at = |at: u64| {
             if at > 1 << 60 || at > top { at.wrapping_add(top) } else { at }
         };
@@ -85,14 +85,14 @@ impl<F: Walked> Both<F> {
     }
 
     fn in_range(&self, iova: u64, pages: u64) -> bool {
-        let bits = F::INPUT_BITS;
+        let bits = self.table.desc().input_bits;
         iova.checked_add(pages * PAGE - 1).is_some_and(|last| last >> bits == 0)
     }
 
     fn map(&mut self, iova: u64, pages: u64, phys: u64, prot: Prot) -> TestCaseResult {
         let got = self.table.map(iova, Phys(phys), pages * PAGE, prot);
         if !self.in_range(iova, pages) {
-            let (len, bits) = (pages * PAGE, F::INPUT_BITS);
+            let (len, bits) = (pages * PAGE, self.table.desc().input_bits);
             prop_assert_eq!(got, Err(MapError::InputRange { iova, len, bits }));
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl<F: Walked> Both<F> {
         let mut gather = Gather::new();
         let got = self.table.unmap(iova, pages * PAGE, &mut gather);
         if !self.in_range(iova, pages) {
-            let (len, bits) = (pages * PAGE, F::INPUT_BITS);
+            let (len, bits) = (pages * PAGE, self.table.desc().input_bits);
             prop_assert_eq!(got, Err(UnmapError::InputRange { iova, len, bits }));
             return Ok(());
         }
@@ -159,7 +159,7 @@ impl<F: Walked> Both<F> {
         });
         prop_assert!(pages.eq(self.pages.iter().map(|(at, to)| (*at, *to))));
         let mut seen = Vec::new();
-        self.table.leaves(|l| seen.push(l));
+        self.table.leaves(0, u64::MAX, &mut |l| seen.push(l));
         let as_leaf =
             |l: &common::Found| Leaf { phys: Phys(l.phys), start: l.start, size: l.size, prot: l.prot };
         prop_assert_eq!(seen, walked.iter().map(as_leaf).collect::<Vec<_>>());

@@ -142,7 +142,7 @@ fn a_lookup_keeps_retired_tables_from_being_freed() {
     t.map(0, Phys(K4), 2 * M2, RW).unwrap();
     let full = mem.in_use();
     let mut visited = 0;
-    t.leaves(|_| {
+    t.leaves(0, u64::MAX, &mut |_| {
         if visited == 0 {
             unmap_and_retire(&*t, 0, M2);
             unmap_and_retire(&*t, M2, M2);
@@ -166,7 +166,7 @@ impl Running {
         let (end, told) = mpsc::channel();
         let t = t.clone();
         let thread = thread::spawn(move || {
-            t.leaves(|_| {
+            t.leaves(0, u64::MAX, &mut |_| {
                 began.send(()).unwrap();
                 told.recv().unwrap();
             });

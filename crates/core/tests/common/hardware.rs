@@ -309,8 +309,9 @@ impl Driver for Hardware {
             output_bits: 46,
             page_sizes: request.page_sizes & 0x20_1000,
             coherent: true,
-            accessed: false,
             snoop: true,
+            levels: 4,
+            ..Config::default()
         };
         Table::<VtdSecondStage, Board>::new(self.board.clone(), config)
             .map(|t| Box::new(t) as Box<dyn IoTable>)

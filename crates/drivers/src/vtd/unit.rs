@@ -5,7 +5,9 @@ use portcullis::{
     Platform,
     driver::{Caps, Incompatible, PrepareError, Stage, StartError, TableRequest},
 };
-use portcullis_pgtable::{Config, FormatDesc, FormatId, VTD_SECOND_STAGE, X86_FIRST_STAGE, formats::size};
+use portcullis_pgtable::{
+    Config, FormatDesc, FormatId, Space, VTD_SECOND_STAGE, X86_FIRST_STAGE, formats::size,
+};
 use portcullis_spec::vtd::{
     Agaw, INTERRUPT_RANGE_LAST, INTERRUPT_RANGE_START,
     pasid::{PASID_DIR_ENTRY_SIZE, PASID_TABLE_ENTRIES},
@@ -151,6 +153,8 @@ impl Unit {
             // SSADE stays 0. The first stage always keeps its bits ([V] 3.6.2).
             accessed: false,
             snoop: self.ecap.sc(),
+            levels: 4,
+            ..Config::default()
         };
         Ok((id, config))
     }
@@ -159,7 +163,7 @@ impl Unit {
     pub(super) fn can_walk(&self, desc: &FormatDesc) -> Result<(), Incompatible> {
         let known = (desc.id == VTD_SECOND_STAGE && self.second_stage())
             || (desc.id == X86_FIRST_STAGE && self.first_stage());
-        if !known || desc.levels != 4 {
+        if !known || desc.levels != 4 || desc.space != Space::Lower {
             return Err(Incompatible::NoCommonFormat);
         }
         if desc.coherent && !self.coherent_tables() {

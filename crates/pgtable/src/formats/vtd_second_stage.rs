@@ -6,7 +6,7 @@
 
 use super::size;
 use crate::{
-    format::{AccessBits, Config, Entry, Format},
+    format::{AccessBits, Config, Entry, Format, InPlace},
     mem::Phys,
     table::{FormatId, Prot},
 };
@@ -45,11 +45,13 @@ pub struct VtdSecondStage {
 impl Format for VtdSecondStage {
     type Word = u64;
     const ID: FormatId = VTD_SECOND_STAGE;
-    const LEVELS: usize = 4;
+    const MIN_LEVELS: usize = 3;
+    const MAX_LEVELS: usize = 5;
     const GRANULE_BITS: u32 = 12;
-    const INPUT_BITS: u8 = 48;
+    const INPUT_BITS: u8 = 57;
     const OUTPUT_BITS: u8 = 52;
     const LEAF_SIZES: u64 = size::K4 | size::M2 | size::G1;
+    const PRESENT: u64 = R | W;
 
     fn new(config: &Config) -> Self {
         VtdSecondStage { access: AccessBits::choose(config.accessed, config.coherent), snoop: config.snoop }
@@ -60,24 +62,26 @@ impl Format for VtdSecondStage {
         self.access
     }
 
+    fn in_place(&self) -> InPlace {
+        InPlace::ALL
+    }
+
     #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
-        if !prot.intersects(Prot::READ | Prot::WRITE)
-            || prot.intersects(Prot::EXEC | Prot::PRIV)
-            || (prot.contains(Prot::SNOOP) && !self.snoop)
-        {
+        const RW: Prot = Prot::READ.union(Prot::WRITE);
+        const KNOWN: Prot = RW.union(Prot::SNOOP).union(Prot::MMIO);
+        if !prot.intersects(RW) || !KNOWN.contains(prot) || (prot.contains(Prot::SNOOP) && !self.snoop) {
             return None;
         }
-        let mut w = 0;
-        for (p, bits) in [(Prot::READ, R), (Prot::WRITE, W), (Prot::SNOOP, SNP), (Prot::MMIO, SW_MMIO)] {
-            if prot.contains(p) {
-                w |= bits;
-            }
-        }
-        if self.access == AccessBits::Preset {
-            w |= A | D;
-        }
-        Some(w)
+        let bit = |p: Prot, bits: u64| if prot.contains(p) { bits } else { 0 };
+        let preset = if self.access == AccessBits::Preset { A | D } else { 0 };
+        Some(
+            bit(Prot::READ, R)
+                | bit(Prot::WRITE, W)
+                | bit(Prot::SNOOP, SNP)
+                | bit(Prot::MMIO, SW_MMIO)
+                | preset,
+        )
     }
 
     #[inline]
@@ -87,7 +91,7 @@ impl Format for VtdSecondStage {
     }
 
     #[inline]
-    fn table(&self, table: Phys) -> u64 {
+    fn table(&self, _level: usize, table: Phys) -> u64 {
         let preset = if self.access == AccessBits::Preset { A } else { 0 };
         table.0 | R | W | preset
     }
@@ -112,6 +116,17 @@ impl Format for VtdSecondStage {
         prot.set(Prot::SNOOP, w & SNP != 0);
         prot.set(Prot::MMIO, w & SW_MMIO != 0);
         prot
+    }
+
+    #[inline]
+    fn attributes(&self, _level: usize, w: u64) -> u64 {
+        w & (R | W | A | D | SNP | SW_MMIO)
+    }
+
+    #[inline]
+    fn protect(&self, w: u64, template: u64) -> u64 {
+        const PROT: u64 = R | W | SNP | SW_MMIO;
+        w & !PROT | template & PROT
     }
 
     #[inline]
@@ -163,10 +178,10 @@ mod tests {
         VtdSecondStage::new(&Config {
             input_bits: 48,
             output_bits: 46,
-            page_sizes: u64::MAX,
             coherent,
             accessed,
             snoop,
+            ..Config::default()
         })
     }
 
@@ -196,10 +211,10 @@ mod tests {
 
     #[test]
     fn golden_tables() {
-        assert_eq!(format(true, false, true).table(Phys(0x7000)), 0x0000_0000_0000_7003);
-        assert_eq!(format(true, false, true).table(Phys(0)), 0x3);
-        assert_eq!(format(true, true, true).table(Phys(0x7000)), 0x0000_0000_0000_7003);
-        assert_eq!(format(false, true, true).table(Phys(0x7000)), 0x0000_0000_0000_7103);
+        assert_eq!(format(true, false, true).table(2, Phys(0x7000)), 0x0000_0000_0000_7003);
+        assert_eq!(format(true, false, true).table(2, Phys(0)), 0x3);
+        assert_eq!(format(true, true, true).table(2, Phys(0x7000)), 0x0000_0000_0000_7003);
+        assert_eq!(format(false, true, true).table(2, Phys(0x7000)), 0x0000_0000_0000_7103);
     }
 
     #[test]
@@ -238,8 +253,8 @@ mod tests {
             assert_eq!(f.decode(1, w), Entry::Empty);
             assert_eq!(VtdSecondStage::parked_next(w), next);
         }
-        let w = f.settle(f.table(PHYS));
-        assert!(f.settled(w) && !f.settled(f.table(PHYS)));
+        let w = f.settle(f.table(2, PHYS));
+        assert!(f.settled(w) && !f.settled(f.table(2, PHYS)));
         assert_eq!(f.decode(2, w), Entry::Table(PHYS));
     }
 }

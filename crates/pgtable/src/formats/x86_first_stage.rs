@@ -6,9 +6,9 @@
 
 use super::size;
 use crate::{
-    format::{AccessBits, Config, Entry, Format},
+    format::{AccessBits, Config, Entry, Format, InPlace},
     mem::Phys,
-    table::{FormatId, Prot},
+    table::{FormatId, Prot, Space},
 };
 
 /// The name of [`X86FirstStage`].
@@ -51,12 +51,15 @@ pub struct X86FirstStage {
 impl Format for X86FirstStage {
     type Word = u64;
     const ID: FormatId = X86_FIRST_STAGE;
-    const LEVELS: usize = 4;
+    const MIN_LEVELS: usize = 4;
+    const MAX_LEVELS: usize = 5;
     const GRANULE_BITS: u32 = 12;
-    /// Software keeps IOVAs in the lower canonical half (`[V]` 3.6).
-    const INPUT_BITS: u8 = 47;
+    /// Bits above are copies of the highest (`[V]` 3.6): a table is for the lower half, or for both.
+    const SPACES: &'static [Space] = &[Space::Lower, Space::Signed];
+    const INPUT_BITS: u8 = 57;
     const OUTPUT_BITS: u8 = 52;
     const LEAF_SIZES: u64 = size::K4 | size::M2 | size::G1;
+    const PRESENT: u64 = P;
 
     fn new(config: &Config) -> Self {
         X86FirstStage { access: AccessBits::choose(true, config.coherent), snoop: config.snoop }
@@ -67,11 +70,15 @@ impl Format for X86FirstStage {
         self.access
     }
 
+    fn in_place(&self) -> InPlace {
+        InPlace::ALL
+    }
+
     #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
-        if !prot.contains(Prot::READ)
-            || prot.contains(Prot::EXEC)
-            || (prot.contains(Prot::SNOOP) && !self.snoop)
+        const KNOWN: Prot =
+            Prot::READ.union(Prot::WRITE).union(Prot::PRIV).union(Prot::MMIO).union(Prot::SNOOP);
+        if !prot.contains(Prot::READ) || !KNOWN.contains(prot) || (prot.contains(Prot::SNOOP) && !self.snoop)
         {
             return None;
         }
@@ -98,7 +105,7 @@ impl Format for X86FirstStage {
     }
 
     #[inline]
-    fn table(&self, table: Phys) -> u64 {
+    fn table(&self, _level: usize, table: Phys) -> u64 {
         let preset = if self.access == AccessBits::Preset { A } else { 0 };
         table.0 | P | RW | US | preset
     }
@@ -125,6 +132,17 @@ impl Format for X86FirstStage {
         prot.set(Prot::MMIO, w & (PCD | PWT) == PCD | PWT);
         prot.set(Prot::SNOOP, self.snoop);
         prot
+    }
+
+    #[inline]
+    fn attributes(&self, _level: usize, w: u64) -> u64 {
+        w & (P | RW | US | PWT | PCD | A | D)
+    }
+
+    #[inline]
+    fn protect(&self, w: u64, template: u64) -> u64 {
+        const PROT: u64 = RW | US | PWT | PCD;
+        w & !PROT | template & PROT
     }
 
     #[inline]
@@ -173,14 +191,7 @@ mod tests {
     const PHYS: Phys = Phys(0x1234_5600_0000);
 
     fn format(coherent: bool, snoop: bool) -> X86FirstStage {
-        X86FirstStage::new(&Config {
-            input_bits: 47,
-            output_bits: 46,
-            page_sizes: u64::MAX,
-            coherent,
-            accessed: false,
-            snoop,
-        })
+        X86FirstStage::new(&Config { input_bits: 47, output_bits: 46, coherent, snoop, ..Config::default() })
     }
 
     fn leaf(f: X86FirstStage, level: usize, phys: Phys, prot: Prot) -> u64 {
@@ -212,8 +223,8 @@ mod tests {
         let f = format(false, false);
         assert_eq!(leaf(f, 1, PHYS, Prot::READ | Prot::WRITE), 0x0000_1234_5600_0067);
         assert_eq!(leaf(f, 2, PHYS, Prot::READ), 0x0000_1234_5600_00e5);
-        assert_eq!(f.table(Phys(0x7000)), 0x7027);
-        assert_eq!(format(true, false).table(Phys(0x7000)), 0x7007);
+        assert_eq!(f.table(2, Phys(0x7000)), 0x7027);
+        assert_eq!(format(true, false).table(2, Phys(0x7000)), 0x7007);
         assert_eq!(format(true, false).clear_accessed(0x67), 0x47);
     }
 
@@ -239,8 +250,8 @@ mod tests {
             assert_eq!(f.decode(1, w), Entry::Empty);
             assert_eq!(X86FirstStage::parked_next(w), next);
         }
-        let w = f.settle(f.table(PHYS));
-        assert!(f.settled(w) && !f.settled(f.table(PHYS)));
+        let w = f.settle(f.table(2, PHYS));
+        assert!(f.settled(w) && !f.settled(f.table(2, PHYS)));
         assert_eq!(f.decode(2, w), Entry::Table(PHYS));
     }
 }

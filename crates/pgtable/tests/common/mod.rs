@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use portcullis_pgtable::{
-    AccessBits, Config, Entry, Format, FormatId, Phys, Prot, TableMem, VtdSecondStage, X86FirstStage,
-    testing::HeapMem,
+    AccessBits, Config, Entry, Format, FormatId, InPlace, Phys, Prot, TableMem, VtdSecondStage,
+    X86FirstStage, testing::HeapMem,
 };
 
 /// A leaf as a walker finds it.
@@ -95,7 +95,9 @@ const DIRTY: u32 = 128;
 impl Format for Wide {
     type Word = u32;
     const ID: FormatId = FormatId("wide");
-    const LEVELS: usize = 2;
+    const MIN_LEVELS: usize = 2;
+    const MAX_LEVELS: usize = 2;
+    const PRESENT: u32 = LEAF | TABLE;
     const GRANULE_BITS: u32 = 12;
     const INPUT_BITS: u8 = 32;
     const OUTPUT_BITS: u8 = 32;
@@ -106,6 +108,9 @@ impl Format for Wide {
     }
     fn access_bits(&self) -> AccessBits {
         AccessBits::Kept
+    }
+    fn in_place(&self) -> InPlace {
+        InPlace::ALL
     }
     fn template(&self, prot: Prot) -> Option<u32> {
         match prot {
@@ -118,7 +123,7 @@ impl Format for Wide {
         let many = if size_bits == Self::shift(level) { 0 } else { MANY };
         template | many | phys.0 as u32
     }
-    fn table(&self, table: Phys) -> u32 {
+    fn table(&self, _: usize, table: Phys) -> u32 {
         TABLE | table.0 as u32
     }
     fn decode(&self, level: usize, w: u32) -> Entry {
@@ -134,6 +139,12 @@ impl Format for Wide {
     }
     fn prot(&self, w: u32) -> Prot {
         if w & WRITABLE != 0 { RW } else { READ }
+    }
+    fn attributes(&self, _: usize, w: u32) -> u32 {
+        w & (LEAF | WRITABLE | USED | DIRTY)
+    }
+    fn protect(&self, w: u32, template: u32) -> u32 {
+        w & !WRITABLE | template & WRITABLE
     }
     fn accessed(&self, w: u32) -> bool {
         w & USED != 0
@@ -206,12 +217,5 @@ impl Walked for Wide {
 
 /// For walkers that snoop, with everything allowed.
 pub fn config() -> Config {
-    Config {
-        input_bits: 64,
-        output_bits: 64,
-        page_sizes: u64::MAX,
-        coherent: true,
-        accessed: true,
-        snoop: false,
-    }
+    Config { levels: 4, accessed: true, ..Config::default() }
 }

@@ -15,7 +15,7 @@ use portcullis::{
     At, DomainTag, Pasid, SourceId, Window,
     driver::{Driver, Features, InvSeq, Start, Target},
 };
-use portcullis_pgtable::{FormatDesc, FormatId, Phys, VTD_SECOND_STAGE, X86_FIRST_STAGE};
+use portcullis_pgtable::{FormatDesc, FormatId, Phys, Space, VTD_SECOND_STAGE, X86_FIRST_STAGE};
 use portcullis_spec::vtd::regs::{Cap, Ecap};
 
 /// 01:02.3.
@@ -100,6 +100,7 @@ fn desc(id: FormatId) -> FormatDesc {
     FormatDesc {
         id,
         levels: 4,
+        space: Space::Lower,
         input_bits: 47,
         output_bits: 46,
         page_sizes: 1 << 12 | 1 << 21,

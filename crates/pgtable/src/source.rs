@@ -1,0 +1,111 @@
+//! Where the memory behind a range comes from: one piece, or a list of them.
+
+use crate::{cursor::low, mem::Phys};
+
+/// A piece of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins.
+    pub phys: Phys,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// Memory that is contiguous on both sides.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece {
+    /// Its last position.
+    pub(crate) last: u64,
+    /// Physical address less position, modulo 2^64.
+    delta: u64,
+    /// Leaf sizes that the table may use and that suit both addresses.
+    pub(crate) sizes: u64,
+}
+
+impl Piece {
+    pub(crate) fn new(pos: u64, last: u64, phys: Phys, sizes: u64) -> Piece {
+        let delta = phys.0.wrapping_sub(pos);
+        Piece { last, delta, sizes: sizes & !(!low(delta.trailing_zeros()) << 1) }
+    }
+
+    #[inline]
+    pub(crate) fn phys(&self, pos: u64) -> Phys {
+        Phys(pos.wrapping_add(self.delta))
+    }
+}
+
+/// The pieces behind a range.
+pub(crate) trait Source {
+    /// Whether pieces may be as small as a page, so that work for each of them counts.
+    const SCATTERED: bool;
+    /// The piece that holds `pos`, which never goes back.
+    fn piece(&mut self, pos: u64) -> Piece;
+    /// Lets `pos` go back to the beginning.
+    fn rewind(&mut self);
+}
+
+/// One piece.
+pub(crate) struct Whole(pub(crate) Piece);
+
+impl Source for Whole {
+    const SCATTERED: bool = false;
+    #[inline]
+    fn piece(&mut self, _: u64) -> Piece {
+        self.0
+    }
+    fn rewind(&mut self) {}
+}
+
+/// A scatter list, its neighbours joined where they are contiguous.
+pub(crate) struct List<'a> {
+    start: u64,
+    sizes: u64,
+    all: &'a [Segment],
+    rest: &'a [Segment],
+    piece: Piece,
+}
+
+impl<'a> List<'a> {
+    /// The list of memory from position `start` on; no segment is empty and the sum is known not
+    /// to overflow.
+    pub(crate) fn new(start: u64, all: &'a [Segment], sizes: u64) -> List<'a> {
+        let piece = Piece { last: start, delta: 0, sizes: 0 };
+        let mut list = List { start, sizes, all, rest: all, piece };
+        list.rewind();
+        list
+    }
+
+    fn next(&mut self, pos: u64) {
+        let Some((first, mut rest)) = self.rest.split_first() else {
+            return;
+        };
+        let mut last = pos + (first.len - 1);
+        let mut end = first.phys.0.wrapping_add(first.len);
+        while let Some((next, more)) = rest.split_first()
+            && next.phys.0 == end
+        {
+            last += next.len;
+            end = end.wrapping_add(next.len);
+            rest = more;
+        }
+        self.rest = rest;
+        self.piece = Piece::new(pos, last, first.phys, self.sizes);
+    }
+}
+
+impl Source for List<'_> {
+    const SCATTERED: bool = true;
+
+    #[inline]
+    fn piece(&mut self, pos: u64) -> Piece {
+        while self.piece.last < pos && !self.rest.is_empty() {
+            self.next(self.piece.last + 1);
+        }
+        self.piece
+    }
+
+    fn rewind(&mut self) {
+        self.rest = self.all;
+        self.next(self.start);
+    }
+}
