@@ -32,6 +32,9 @@ pub struct Config {
     pub observers: usize,
     /// Fault records kept with each device, domain and instance, the last ones.
     pub last_faults: usize,
+    /// Events of a domain's history that are kept to explain faults with: maps, unmaps and
+    /// invalidations. 0 keeps none, and costs nothing.
+    pub provenance: usize,
     /// Records that one service turn hands over at most.
     pub turn_budget: usize,
     /// Races that tests plant, to show that the simulation finds them.
@@ -52,6 +55,7 @@ impl Default for Config {
             hardware_deadline: Duration::from_secs(120),
             observers: 64,
             last_faults: 8,
+            provenance: 0,
             turn_budget: 64,
             #[cfg(feature = "planted")]
             plant: None,

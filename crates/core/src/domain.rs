@@ -14,6 +14,7 @@ use crate::{
         msi::{MsiWindow, Window},
     },
     platform::{Platform, ShortLock},
+    provenance::History,
     reserved::{RegionKind, ReservedRegion},
     resolver::Bind,
     sync::Parked,
@@ -73,6 +74,8 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) shared: Arc<Shared<P>>,
     /// Faults of what is attached. Taken inside an instance's lock.
     pub(crate) faults: P::Lock<FaultLog>,
+    /// What was mapped when, where that is kept.
+    pub(crate) history: Option<P::Lock<History>>,
     uses: P::Lock<Vec<TagUse<P>>>,
     /// Attachments that the hardware may use, or that wait for it to stop.
     attachments: AtomicUsize,
@@ -122,6 +125,7 @@ impl<P: Platform> DomainInner<P> {
             parked: Parked::new(platform),
             shared: shared.clone(),
             faults: platform.lock(FaultLog::new(shared.hub.config.last_faults)?),
+            history: History::new(shared.hub.config.provenance)?.map(|h| platform.lock(h)),
             uses: platform.lock(Vec::new()),
             attachments: AtomicUsize::new(0),
             reserved,
@@ -249,6 +253,7 @@ impl<P: Platform> DomainInner<P> {
         }
     }
 
+    #[track_caller]
     pub(crate) fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), DomainMapError> {
         if let Some(r) = self.touches_reserved(iova, iova.saturating_add(len.saturating_sub(1))) {
             return Err(DomainMapError::ReservedInput { iova, len, start: r.start, end: r.last() });
@@ -258,8 +263,11 @@ impl<P: Platform> DomainInner<P> {
     }
 
     /// Maps without asking whether the range is reserved.
+    #[track_caller]
     pub(crate) fn map_anywhere(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
-        self.table().ok_or(MapError::Permissions { iova, prot })?.map(iova, phys, len, prot)
+        self.table().ok_or(MapError::Permissions { iova, prot })?.map(iova, phys, len, prot)?;
+        self.note_mapped(iova, phys, len, prot);
+        Ok(())
     }
 }
 

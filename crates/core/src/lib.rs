@@ -11,6 +11,7 @@ extern crate alloc;
 pub mod config;
 pub mod driver;
 pub mod error;
+mod explain;
 pub mod fault;
 pub mod ids;
 pub mod owner;
@@ -36,6 +37,7 @@ mod op;
 mod places;
 #[cfg(feature = "planted")]
 mod planted;
+mod provenance;
 mod registry;
 mod requests;
 mod reserved;
@@ -55,6 +57,7 @@ pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
 pub use device::{Device, DeviceCaps, DeviceSpec, Upstream};
 pub use domain::{Domain, DomainOptions};
+pub use explain::{DomainState, Explanation};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
 pub use faultlog::FaultCounts;
 pub use group::MergedBy;
@@ -71,6 +74,7 @@ pub use owner::{
     user_object::UserObject,
 };
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
+pub use provenance::{Call, Gone, MappingHistory, Provenance};
 pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;

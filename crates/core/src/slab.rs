@@ -2,6 +2,7 @@
 
 use crate::{
     attachment::Inner,
+    domain::DomainInner,
     error::OutOfMemory,
     ids::Key,
     platform::{Platform, ShortLock},
@@ -69,6 +70,16 @@ impl<P: Platform> Slab<P> {
                 Some(a.clone())
             }
             _ => None,
+        })
+    }
+
+    /// The domain with an id, while something is attached to it.
+    pub(crate) fn domain(&self, id: u64) -> Option<Arc<DomainInner<P>>> {
+        self.cells.with(|cells| {
+            cells.iter().find_map(|cell| match &cell.state {
+                Held::Attachment(a) if a.domain.id == id => Some(a.domain.clone()),
+                _ => None,
+            })
         })
     }
 

@@ -10,6 +10,7 @@ use crate::{
     tags::Chunk,
 };
 use alloc::{sync::Arc, vec::Vec};
+use core::panic::Location;
 use portcullis_pgtable::{Gather, IoTable, Synced, UnmapError};
 
 /// An unmap under way. What was taken out is gone from the table at once, and stays reachable for
@@ -41,14 +42,29 @@ impl<'d, P: Platform> Unmapping<'d, P> {
     ///
     /// # Errors
     /// See [`UnmapError`]; nothing was taken out.
+    #[track_caller]
     pub fn unmap(&mut self, iova: u64, len: u64) -> Result<(), UnmapError> {
+        self.unmap_by(iova, len, Location::caller())
+    }
+
+    /// The same, in the name of whoever called.
+    pub(crate) fn unmap_by(
+        &mut self,
+        iova: u64,
+        len: u64,
+        by: &'static Location<'static>,
+    ) -> Result<(), UnmapError> {
         if let Some(r) = self.domain.touches_reserved(iova, iova.saturating_add(len.saturating_sub(1))) {
             return Err(UnmapError::NotMapped { iova: iova.max(r.start) });
         }
         #[cfg(feature = "planted")]
         self.read_tags_early();
         match self.domain.table() {
-            Some(t) => t.unmap(iova, len, &mut self.gather),
+            Some(t) => {
+                t.unmap(iova, len, &mut self.gather)?;
+                self.domain.note_unmapped(iova, len, by);
+                Ok(())
+            }
             None => Err(UnmapError::NotMapped { iova }),
         }
     }
@@ -106,12 +122,14 @@ pub(crate) async fn invalidate<P: Platform>(
     range: Option<(u64, u64)>,
     non_leaf: bool,
 ) -> Result<(), HwLost> {
+    let before = domain.before_invalidation();
     domain.tags.fence_before_collect();
     let mut cursor = None;
     while let Some(chunk) = domain.tags.collect(cursor) {
         cursor = chunk.end();
         invalidate_chunk(domain, &chunk, range, non_leaf).await?;
     }
+    domain.note_invalidated(range, before);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use crate::{
     sync::{Unmapping, flush},
 };
 use alloc::sync::Arc;
-use core::fmt;
+use core::{fmt, panic::Location};
 use portcullis_pgtable::{MapError, Phys, Prot};
 
 /// The kernel's DMA API owns the mappings. Correct drivers make no page faults there, so that
@@ -128,6 +128,7 @@ impl<P: Platform> Domain<P, KernelDma> {
     ///
     /// # Errors
     /// See [`DmaMapError`]; nothing is mapped then.
+    #[track_caller]
     pub fn dma_map(&self, phys: Phys, len: u64, direction: Direction) -> Result<Mapping<P>, DmaMapError> {
         let dma = &self.own;
         let offset = phys.0 & (dma.granule - 1);
@@ -155,6 +156,7 @@ impl<P: Platform> Domain<P, KernelDma> {
 
     /// Takes an IOVA and maps there. Regions of devices that were attached after the domain was
     /// made are found in the table, and never given out from then on.
+    #[track_caller]
     fn map_somewhere(&self, page: Phys, size: u64, direction: Direction) -> Result<u64, DmaMapError> {
         loop {
             let taken = self.own.iovas.with(|i| i.alloc(size, self.own.limit));
@@ -183,6 +185,7 @@ impl<P: Platform> Domain<P, KernelDma> {
     }
 
     /// Formats without memory that is only written let it be read too.
+    #[track_caller]
     fn map_at(&self, iova: u64, page: Phys, size: u64, prot: Prot) -> Result<(), MapError> {
         match self.inner.map_anywhere(iova, page, size, prot) {
             Err(MapError::Permissions { .. }) if !prot.contains(Prot::READ) => {
@@ -289,23 +292,27 @@ impl<P: Platform> Mapping<P> {
     ///
     /// # Errors
     /// See [`SyncError`]: the memory must be kept, since hardware may still reach it.
+    #[track_caller]
     pub fn unmap(self, cx: &Sleep<'_>) -> Result<(), SyncError> {
         let hub = self.domain.shared.hub.clone();
-        block_on(&hub, cx, self.run()).map_err(|_| SyncError::Shutdown)?.map_err(SyncError::Lost)
+        block_on(&hub, cx, self.run(Location::caller()))
+            .map_err(|_| SyncError::Shutdown)?
+            .map_err(SyncError::Lost)
     }
 
     /// The step form of [`unmap`](Mapping::unmap).
+    #[track_caller]
     pub fn start_unmap(self) -> Op<'static, Result<(), HwLost>>
     where
         P: 'static,
     {
-        Op::new(self.run())
+        Op::new(self.run(Location::caller()))
     }
 
-    async fn run(mut self) -> Result<(), HwLost> {
+    async fn run(mut self, by: &'static Location<'static>) -> Result<(), HwLost> {
         let domain = self.domain.clone();
         let mut gone = Unmapping::new(&domain);
-        self.take_out(&mut gone);
+        self.take_out(&mut gone, by);
         gone.run().await?;
         self.state = State::Free;
         self.dma.iovas.with(|i| i.free(self.first));
@@ -313,9 +320,9 @@ impl<P: Platform> Mapping<P> {
         Ok(())
     }
 
-    fn take_out(&mut self, gone: &mut Unmapping<'_, P>) {
+    fn take_out(&mut self, gone: &mut Unmapping<'_, P>, by: &'static Location<'static>) {
         // Whole leaves that nobody else maps or unmaps: it cannot be refused.
-        let taken = gone.unmap(self.first, self.size);
+        let taken = gone.unmap_by(self.first, self.size, by);
         debug_assert_eq!(taken, Ok(()), "a mapping of the DMA API was not there");
         self.state = State::TakenOut;
     }
@@ -325,7 +332,7 @@ impl<P: Platform> Drop for Mapping<P> {
     fn drop(&mut self) {
         if self.state == State::Mapped {
             let domain = self.domain.clone();
-            self.take_out(&mut Unmapping::new(&domain));
+            self.take_out(&mut Unmapping::new(&domain), Location::caller());
             self.sync_for_cpu();
         }
         if self.state == State::TakenOut {

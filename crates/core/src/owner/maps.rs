@@ -18,6 +18,7 @@ impl<P: Platform, O: Maps> Domain<P, O> {
     ///
     /// # Errors
     /// See [`DomainMapError`]; no leaf was written.
+    #[track_caller]
     pub fn map_range(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), DomainMapError> {
         self.inner.map(iova, phys, len, prot)
     }
