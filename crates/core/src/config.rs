@@ -20,6 +20,10 @@ pub struct Config {
     /// Entries of the hardware's page-request queue kept out of the shares, for requests that
     /// nobody has a right to make, and for those that come again.
     pub credit_reserve: u32,
+    /// Workers that the resolvers of one device may occupy at once; further attachments of it wait
+    /// until one returns. Fewer than there are workers, so that a device whose resolvers sleep leaves
+    /// some for the others.
+    pub workers_per_device: u32,
     /// How long a page-request group may wait for its answer before the core answers Invalid;
     /// 1 to 100 s, or `None` for ever.
     pub group_deadline: Option<Duration>,
@@ -50,6 +54,7 @@ impl Default for Config {
             attachments_per_device: 64,
             credits_per_device: 32,
             credit_reserve: 8,
+            workers_per_device: 2,
             group_deadline: Some(Duration::from_secs(10)),
             partial_deadline: Duration::from_secs(1),
             hardware_deadline: Duration::from_secs(120),

@@ -6,6 +6,7 @@ use crate::{
     driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
     error::{AttachError, OutOfMemory},
     group::{Group, MergedBy},
+    hub::Lane,
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
     instance::Instance,
     iommu::Shared,
@@ -97,6 +98,8 @@ pub(crate) struct DeviceInner<P: Platform> {
     /// Where the requester id goes while nothing is attached: a domain that maps exactly the
     /// direct regions. Without such regions it is blocked.
     pub(crate) direct_only: Option<(Arc<DomainInner<P>>, DomainTag)>,
+    /// Its place among the devices whose resolvers share the workers.
+    pub(crate) lane: Lane<P>,
     pri: P::Lock<Pri>,
 }
 
@@ -183,6 +186,7 @@ impl<P: Platform> DeviceInner<P> {
         group: Arc<Group<P>>,
         shared: Arc<Shared<P>>,
         direct_only: Option<(Arc<DomainInner<P>>, DomainTag)>,
+        lane: Lane<P>,
     ) -> Self {
         let pri = instance.platform().lock(Pri::default());
         DeviceInner {
@@ -196,6 +200,7 @@ impl<P: Platform> DeviceInner<P> {
             group,
             shared,
             direct_only,
+            lane,
             pri,
         }
     }

@@ -4,6 +4,7 @@ use crate::{
     attachment::Inner,
     config::Config,
     error::OutOfMemory,
+    fair::{Fair, Room},
     fault::FaultRecord,
     observer::{Desk, Listener},
     platform::{Platform, ShortLock},
@@ -32,7 +33,7 @@ pub(crate) struct Hub<P: Platform> {
 /// Sleepable work. An attachment stands in each queue at most once, so neither outgrows the number
 /// of attachments.
 struct Work<P: Platform> {
-    handlers: VecDeque<Arc<Inner<P>>>,
+    handlers: Fair<Arc<Inner<P>>>,
     dropped: VecDeque<Arc<Inner<P>>>,
 }
 
@@ -44,12 +45,42 @@ pub struct Load {
     pub running: u32,
     /// Attachments whose resolver, or whose clean-up, waits for a worker.
     pub waiting: usize,
+    /// Devices of which some wait although a worker may be free: they have their share of the
+    /// workers ([`Config::workers_per_device`]).
+    pub held_back: usize,
+}
+
+/// A device's place among those that take turns. Given back when it is dropped.
+pub(crate) struct Lane<P: Platform> {
+    hub: Arc<Hub<P>>,
+    number: u32,
+}
+
+impl<P: Platform> Drop for Lane<P> {
+    fn drop(&mut self) {
+        self.hub.work.with(|w| w.handlers.close(self.number));
+    }
+}
+
+/// A worker runs a resolver for a lane. On drop the lane may have another turn, also after a
+/// resolver that panicked.
+pub(crate) struct Turn<'a, P: Platform> {
+    hub: &'a Hub<P>,
+    lane: u32,
+}
+
+impl<P: Platform> Drop for Turn<'_, P> {
+    fn drop(&mut self) {
+        if self.hub.work.with(|w| w.handlers.done(self.lane)) {
+            self.hub.platform.kick();
+        }
+    }
 }
 
 /// One piece of sleepable work.
-pub(crate) enum Job<P: Platform> {
+pub(crate) enum Job<'a, P: Platform> {
     /// An attachment has page-request groups for its resolver.
-    Handle(Arc<Inner<P>>),
+    Handle(Arc<Inner<P>>, Turn<'a, P>),
     /// An attachment was dropped without being detached.
     Reap(Arc<Inner<P>>),
     /// A sleeping observer has records.
@@ -59,10 +90,9 @@ pub(crate) enum Job<P: Platform> {
 impl<P: Platform> Hub<P> {
     pub(crate) fn new(platform: P, config: Config) -> Result<Hub<P>, OutOfMemory> {
         let observers = Roster::with_capacity(config.observers).map_err(|_| OutOfMemory)?;
-        let mut work = Work { handlers: VecDeque::new(), dropped: VecDeque::new() };
-        for queue in [&mut work.handlers, &mut work.dropped] {
-            queue.try_reserve_exact(config.attachments).map_err(|_| OutOfMemory)?;
-        }
+        let mut dropped = VecDeque::new();
+        dropped.try_reserve_exact(config.attachments).map_err(|_| OutOfMemory)?;
+        let work = Work { handlers: Fair::new(config.attachments, config.workers_per_device)?, dropped };
         Ok(Hub {
             told: platform.event(),
             progress: platform.event(),
@@ -127,15 +157,30 @@ impl<P: Platform> Hub<P> {
     }
 
     pub(crate) fn load(&self) -> Load {
-        Load {
-            running: self.running.load(Ordering::Relaxed),
-            waiting: self.work.with(|w| w.handlers.len() + w.dropped.len()),
+        let running = self.running.load(Ordering::Relaxed);
+        self.work.with(|w| Load {
+            running,
+            waiting: w.handlers.waiting() + w.dropped.len(),
+            held_back: w.handlers.held_back(),
+        })
+    }
+
+    /// A place for a device among those that take turns. Sleepable context.
+    pub(crate) fn open_lane(self: &Arc<Self>) -> Result<Lane<P>, OutOfMemory> {
+        loop {
+            match self.work.with(|w| w.handlers.open()) {
+                Ok(number) => return Ok(Lane { hub: self.clone(), number }),
+                Err(lanes) => {
+                    let room = Room::new(lanes)?;
+                    drop(self.work.with(|w| w.handlers.widen(room)));
+                }
+            }
         }
     }
 
     /// Queues an attachment whose resolver has work. The caller has set its `scheduled` mark.
     pub(crate) fn schedule(&self, inner: Arc<Inner<P>>) {
-        self.work.with(|w| w.handlers.push_back(inner));
+        self.work.with(|w| w.handlers.push(inner.device.lane.number, inner.key.index, inner));
         self.platform.kick();
     }
 
@@ -145,9 +190,10 @@ impl<P: Platform> Hub<P> {
         self.platform.kick();
     }
 
-    pub(crate) fn next_job(&self) -> Option<Job<P>> {
-        let first = self.work.with(|w| {
-            w.dropped.pop_front().map(Job::Reap).or_else(|| w.handlers.pop_front().map(Job::Handle))
+    pub(crate) fn next_job(&self) -> Option<Job<'_, P>> {
+        let first = self.work.with(|w| match w.dropped.pop_front() {
+            Some(inner) => Some(Job::Reap(inner)),
+            None => w.handlers.pop().map(|(lane, inner)| Job::Handle(inner, Turn { hub: self, lane })),
         });
         first.or_else(|| self.next_desk().map(Job::Tell))
     }

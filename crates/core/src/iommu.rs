@@ -286,7 +286,7 @@ impl<P: Platform> Iommu<P> {
     pub fn run_one(&self, cx: &Sleep<'_>) -> bool {
         match self.shared.hub.next_job() {
             None => false,
-            Some(Job::Handle(inner)) => {
+            Some(Job::Handle(inner, _turn)) => {
                 inner.handle_one(Where::Worker);
                 true
             }

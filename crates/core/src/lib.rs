@@ -25,6 +25,7 @@ mod credits;
 mod detach;
 mod device;
 mod domain;
+mod fair;
 mod faultlog;
 mod group;
 mod hub;

@@ -184,11 +184,13 @@ async fn make_device<P: Platform>(
     source: SourceId,
 ) -> Result<Device<P>, AddDeviceError> {
     let group = Arc::new(Group::new(&shared.hub, spec.id).ok_or(OutOfMemory)?);
+    let lane = shared.hub.open_lane()?;
     let direct_only = match spec.regions.iter().any(|r| r.kind.is_direct()) {
         true => Some(direct_only(shared, &spec, instance)?),
         false => None,
     };
-    let inner = DeviceInner::new(spec, source, instance.clone(), group, shared.clone(), direct_only);
+    let (instance_, shared_) = (instance.clone(), shared.clone());
+    let inner = DeviceInner::new(spec, source, instance_, group, shared_, direct_only, lane);
     let device = Device { inner: Arc::new(inner) };
     if let Some((domain, tag)) = &device.inner.direct_only
         && let Some(target) = domain.target(*tag)

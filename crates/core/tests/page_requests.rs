@@ -282,7 +282,7 @@ fn an_attachment_occupies_one_worker_and_another_is_served_meanwhile() {
         sent(2, 3, Code::Success),
         "served while the first one's resolver sat there"
     );
-    assert_eq!(w.iommu.load(), portcullis::Load { running: 0, waiting: 0 });
+    assert_eq!(w.iommu.load(), portcullis::Load { running: 0, waiting: 0, held_back: 0 });
 }
 
 #[test]
