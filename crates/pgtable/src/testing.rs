@@ -168,7 +168,7 @@ impl fmt::Debug for HeapMem {
 impl TableMem for HeapMem {
     fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
         let mut fresh = self.frames_to_fill(order)?;
-        self.fill_private::<u64>(&mut fresh, 0..FRAME_SIZE / 8 << order, |_| 0);
+        self.fill_private::<u64>(&mut fresh, 0..(FRAME_SIZE / 8) << order, |_| 0);
         Ok(fresh)
     }
 
