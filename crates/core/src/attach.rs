@@ -68,6 +68,17 @@ impl<P: Platform> Wanted<P> {
                     return unfit(why);
                 }
             }
+            Kind::Foreign(_) if self.pasid.is_none() && domain.pasid_only => {
+                return Err(AttachError::PasidOnly(at));
+            }
+            Kind::Foreign(_) if self.pasid.is_none() && device.has_direct() => {
+                return unfit(Incompatible::Other("nobody can map the device's direct regions there"));
+            }
+            Kind::Foreign(f) => {
+                if let Err(why) = f.fits(instance.driver()) {
+                    return unfit(why);
+                }
+            }
         }
         Ok(())
     }
@@ -280,10 +291,10 @@ impl<P: Platform> Made<P> {
         let (instance, at) = (&inner.instance, inner.at);
         if let Some(tag) = inner.tag {
             let ats = instance.may_cache(at);
-            inner.domain.tags.publish(instance, CacheTag { tag, at, ats })?;
+            inner.domain.publish(instance, CacheTag { tag, at, ats, nested: false })?;
         }
         if !instance.show(at, Phase::Attaching, inner) {
-            inner.domain.tags.remove(instance.id(), at);
+            inner.tag.iter().for_each(|tag| inner.domain.withdraw(instance, at, *tag));
             return Err(AttachError::TooMany(inner.device.id));
         }
         Ok(())

@@ -118,8 +118,8 @@ pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), Hw
         inner.holds_pri.store(false, Ordering::Release);
     }
     if drained.is_ok() {
-        inner.domain.tags.remove(inner.instance.id(), inner.at);
-        if inner.tag.is_some() {
+        if let Some(tag) = inner.tag {
+            inner.domain.withdraw(&inner.instance, inner.at, tag);
             inner.domain.release_tag(&inner.instance);
         }
         inner.domain.count_attachment(false);
@@ -171,7 +171,7 @@ pub(crate) async fn drain<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> R
 }
 
 /// Lets the caller wait once.
-async fn look_again() {
+pub(crate) async fn look_again() {
     let mut waited = false;
     poll_fn(|_| match core::mem::replace(&mut waited, true) {
         true => Poll::Ready(()),

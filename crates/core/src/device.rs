@@ -5,17 +5,17 @@ use crate::{
     domain::DomainInner,
     driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
     error::{AttachError, OutOfMemory},
-    group::Group,
+    group::{Group, MergedBy},
     hub::Lane,
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
     instance::Instance,
     iommu::Shared,
     op::{Op, block_on, hw},
+    owner::pasids::Pasids,
     platform::{Platform, ShortLock, Sleep},
     reserved::{RegionKind, Regions, ReservedRegion},
     slab::Slab,
     sources::Counters,
-    topology::MergedBy,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::{future::poll_fn, task::Poll};
@@ -101,6 +101,7 @@ pub(crate) struct DeviceInner<P: Platform> {
     pub(crate) direct_only: Option<(Arc<DomainInner<P>>, DomainTag)>,
     /// Its place among the devices whose resolvers share the workers.
     pub(crate) lane: Lane<P>,
+    pub(crate) pasids: Arc<Pasids<P>>,
     pri: P::Lock<Pri>,
 }
 
@@ -125,8 +126,8 @@ impl<P: Platform> Device<P> {
         self.inner.source
     }
 
-    /// The members of its group, and the rule that merged them, if there are several.
-    pub fn group(&self) -> (DeviceId, Option<MergedBy>) {
+    /// The members of its group, and the rule that merged them.
+    pub fn group(&self) -> (DeviceId, MergedBy) {
         (self.inner.group.member, self.inner.group.merged_by)
     }
 
@@ -190,6 +191,7 @@ impl<P: Platform> DeviceInner<P> {
         lane: Lane<P>,
     ) -> Self {
         let pri = instance.platform().lock(Pri::default());
+        let pasids = Arc::new(Pasids::new(instance.platform()));
         DeviceInner {
             id: spec.id,
             source,
@@ -202,6 +204,7 @@ impl<P: Platform> DeviceInner<P> {
             shared,
             direct_only,
             lane,
+            pasids,
             pri,
         }
     }
@@ -221,8 +224,13 @@ impl<P: Platform> DeviceInner<P> {
 
     /// Whether a PASID is within what device and instance do.
     pub(crate) fn does_pasid(&self, pasid: Pasid) -> bool {
+        pasid.get() <= self.last_pasid()
+    }
+
+    /// The largest PASID that device and instance do; 0 without PASID.
+    pub(crate) fn last_pasid(&self) -> u32 {
         let bits = self.caps.pasid_bits.min(self.instance.caps().pasid_bits).min(20);
-        pasid.get() < 1u32 << bits
+        (1u32 << bits) - 1
     }
 
     /// Makes an attachment point stop translating: blocked, or back to its direct regions.

@@ -3,15 +3,16 @@
 //! The owner is a type and fixed when the domain is built; see [`owner`](crate::owner).
 
 use crate::{
-    driver::Target,
+    driver::{CacheTag, Target},
     error::{DomainMapError, OutOfMemory},
     faultlog::FaultLog,
-    ids::{DomainTag, InstanceId},
+    ids::{At, DomainTag, InstanceId},
     instance::Instance,
     iommu::Shared,
     owner::{
         Owner,
         msi::{MsiWindow, Window},
+        source::Foreign,
     },
     platform::{Platform, ShortLock},
     provenance::History,
@@ -52,10 +53,13 @@ impl<P: Platform, O: Owner> Clone for Domain<P, O> {
     }
 }
 
-pub(crate) enum Kind {
+pub(crate) enum Kind<P: Platform> {
     Blocked,
     Identity,
+    /// A table of the core's own.
     Table(ManuallyDrop<Box<dyn IoTable>>),
+    /// Somebody else's.
+    Foreign(Foreign<P>),
 }
 
 /// A tag that a domain has on an instance, while anything of it is attached there.
@@ -67,7 +71,7 @@ struct TagUse<P: Platform> {
 
 pub(crate) struct DomainInner<P: Platform> {
     pub(crate) id: u64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: Kind<P>,
     pub(crate) pasid_only: bool,
     pub(crate) tags: TagList<P>,
     pub(crate) parked: Parked<P>,
@@ -99,7 +103,7 @@ impl<P: Platform> DomainInner<P> {
 
     pub(crate) fn new(
         shared: &Arc<Shared<P>>,
-        kind: Kind,
+        kind: Kind<P>,
         pasid_only: bool,
         served_by: &[Arc<Instance<P>>],
     ) -> Result<Self, OutOfMemory> {
@@ -143,7 +147,11 @@ impl<P: Platform> DomainInner<P> {
     }
 
     pub(crate) fn desc(&self) -> Option<FormatDesc> {
-        self.table().map(|t| t.desc())
+        match &self.kind {
+            Kind::Blocked | Kind::Identity => None,
+            Kind::Table(t) => Some(t.desc()),
+            Kind::Foreign(f) => Some(f.desc()),
+        }
     }
 
     /// What an attachment point translates through that uses the domain under `tag`.
@@ -152,6 +160,31 @@ impl<P: Platform> DomainInner<P> {
             Kind::Blocked => None,
             Kind::Identity => Some(Target::Identity { tag }),
             Kind::Table(t) => Some(Target::Table { desc: t.desc(), root: t.root(), tag }),
+            Kind::Foreign(f) => f.target(tag),
+        }
+    }
+
+    /// The domain below this one, if there is one.
+    fn parent(&self) -> Option<&Arc<DomainInner<P>>> {
+        match &self.kind {
+            Kind::Foreign(f) => f.parent.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Tells everybody who takes something out of the tables on the way where it may be cached.
+    pub(crate) fn publish(&self, instance: &Arc<Instance<P>>, tag: CacheTag) -> Result<(), OutOfMemory> {
+        if let Some(parent) = self.parent() {
+            parent.tags.publish(instance, CacheTag { nested: true, ..tag })?;
+        }
+        self.tags.publish(instance, tag).inspect_err(|_| self.withdraw(instance, tag.at, tag.tag))
+    }
+
+    /// Takes [`publish`](Self::publish) back, after the entry was cleared and invalidated.
+    pub(crate) fn withdraw(&self, instance: &Instance<P>, at: At, tag: DomainTag) {
+        self.tags.remove(instance.id(), at, tag);
+        if let Some(parent) = self.parent() {
+            parent.tags.remove(instance.id(), at, tag);
         }
     }
 
@@ -223,6 +256,9 @@ impl<P: Platform> DomainInner<P> {
     /// Hardware that was lost may still read the table.
     pub(crate) fn keep_for_ever(&self) {
         self.kept.store(true, Ordering::Release);
+        if let Some(parent) = self.parent() {
+            parent.keep_for_ever();
+        }
     }
 
     /// Keeps a range free from mappings. The range that it touches, if it does.
@@ -274,6 +310,10 @@ impl<P: Platform> DomainInner<P> {
 impl<P: Platform> Drop for DomainInner<P> {
     fn drop(&mut self) {
         if self.kept.load(Ordering::Acquire) {
+            if let Kind::Foreign(f) = &mut self.kind {
+                // Late requests may carry it.
+                core::mem::forget(f.pasid.take());
+            }
             return;
         }
         // Nothing is attached (attachments count the domain), so no walker reads the tables.
@@ -284,7 +324,7 @@ impl<P: Platform> Drop for DomainInner<P> {
     }
 }
 
-impl Kind {
+impl<P: Platform> Kind<P> {
     fn into_table(self) -> Option<Box<dyn IoTable>> {
         match self {
             Kind::Table(t) => Some(ManuallyDrop::into_inner(t)),

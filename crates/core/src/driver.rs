@@ -118,6 +118,9 @@ pub enum Incompatible {
     /// The instance has no identity translation.
     #[error("the instance has no identity translation")]
     NoIdentity,
+    /// The instance cannot walk one table through another.
+    #[error("the instance has no nested translation")]
+    NoNesting,
     /// Something else, in the driver's words.
     #[error("{0}")]
     Other(&'static str),
@@ -182,6 +185,26 @@ pub enum Target {
         /// The tag for the caches.
         tag: DomainTag,
     },
+    /// A page table whose every address, those of its own tables among them, another one translates.
+    Nested {
+        /// Its format.
+        desc: FormatDesc,
+        /// Its root, an input address of the parent.
+        root: Phys,
+        /// The tag for the caches, of this pair of tables.
+        tag: DomainTag,
+        /// The table below.
+        parent: ParentTable,
+    },
+}
+
+/// The table below a nested one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParentTable {
+    /// Its format.
+    pub desc: FormatDesc,
+    /// Its root.
+    pub root: Phys,
 }
 
 /// How a commit will look to the device.
@@ -249,6 +272,9 @@ pub struct CacheTag {
     pub at: At,
     /// Whether the device may hold translations of its own (ATS).
     pub ats: bool,
+    /// The domain is the table below a nested one: the device and what caches by its addresses know
+    /// nothing of the range, so that everything they hold under this tag goes.
+    pub nested: bool,
 }
 
 /// What is to be invalidated on one instance: one batch of a gather.
@@ -300,18 +326,8 @@ pub struct PageRequest {
     pub privileged: bool,
     /// Is the last of its group: the group wants one answer.
     pub last: bool,
-    /// Wants an answer of its own even where it is not the last, as requests with private data of
-    /// VT-d 3.x do.
-    pub own_answer: bool,
     /// What the driver wants back with the answer.
     pub vendor: VendorBits,
-}
-
-impl PageRequest {
-    /// Whether somebody has to answer it.
-    pub fn wants_answer(&self) -> bool {
-        self.last || self.own_answer
-    }
 }
 
 /// Whether the core took a record.
@@ -371,6 +387,15 @@ pub trait Driver: Send + Sync + 'static {
     /// The reason why not.
     fn can_walk(&self, desc: &FormatDesc) -> Result<(), Incompatible>;
 
+    /// Whether this instance can walk `table` with `parent` below it.
+    ///
+    /// # Errors
+    /// The reason why not; by default that there is no nested translation.
+    fn can_nest(&self, table: &FormatDesc, parent: &FormatDesc) -> Result<(), Incompatible> {
+        let _ = (table, parent);
+        Err(Incompatible::NoNesting)
+    }
+
     /// Makes a requester known, blocked at first, with the given features.
     ///
     /// # Errors
@@ -417,6 +442,16 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// A full queue (nothing was written), or hardware that is gone.
     fn block(&self, at: At) -> Result<InvSeq, SubmitError>;
+
+    /// Blocks an attachment point whose table is going away while its device works on: as
+    /// [`block`](Driver::block), and where hardware can do without a record for each access that it
+    /// refuses from then on, it does. By default a plain block.
+    ///
+    /// # Errors
+    /// A full queue (nothing was written), or hardware that is gone.
+    fn silence(&self, at: At) -> Result<InvSeq, SubmitError> {
+        self.block(at)
+    }
 
     /// Queues one batch of invalidations with the inner syncs that the manual asks for.
     ///

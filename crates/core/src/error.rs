@@ -108,6 +108,15 @@ pub enum DomainError {
     /// No device was named.
     #[error("a domain is made for at least one device")]
     NoDevice,
+    /// The address space has a domain already: its handle is cloned.
+    #[error("the address space has a domain already")]
+    SharedAlready,
+    /// No PASID is left for another address space.
+    #[error("no PASID is left")]
+    NoPasid,
+    /// The parent belongs to another [`Iommu`](crate::Iommu).
+    #[error("the parent domain belongs to another IOMMU subsystem")]
+    Foreign,
     /// The MSI window cannot be where it was wanted.
     #[error("no MSI window of {len:#x} bytes at {base:#x}: {why}")]
     MsiWindow {
@@ -191,6 +200,36 @@ pub enum AttachError {
     /// The platform ends.
     #[error("the platform is shutting down")]
     Shutdown,
+}
+
+/// Why no PASID was given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoPasid {
+    /// All are given out, or something is attached under them.
+    #[error("no PASID is left")]
+    NoneLeft,
+    /// No memory for its record.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// Why a device was not bound to an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The address space has exited.
+    #[error("the address space has exited")]
+    Exited,
+    /// The device or its instance does not do the PASID of the address space.
+    #[error("{0} does not do PASID {1} of the address space")]
+    PasidTooBig(DeviceId, Pasid),
+    /// Something else is attached under the PASID of the address space.
+    #[error("{0} is bound to something else")]
+    OtherSpace(At),
+    /// The device cannot be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
 }
 
 /// Why a range was not mapped. Nothing was written.

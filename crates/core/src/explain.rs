@@ -62,7 +62,7 @@ impl Explanation {
         let state = match (domain.map(|d| &d.kind), record.domain) {
             (Some(Kind::Blocked), _) => DomainState::Blocked,
             (Some(Kind::Identity), _) => DomainState::Identity,
-            (Some(Kind::Table(_)), _) => DomainState::Translating,
+            (Some(Kind::Table(_) | Kind::Foreign(_)), _) => DomainState::Translating,
             (None, Some(_)) => DomainState::Detached,
             (None, None) => DomainState::None,
         };

@@ -5,17 +5,24 @@ use crate::{
     hub::Hub,
     ids::{DeviceId, Key, Pasid},
     platform::{Platform, ShortLock},
-    topology::MergedBy,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::task::Poll;
+
+/// Which rule put devices into one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MergedBy {
+    /// The device stands alone.
+    Nothing,
+}
 
 /// A group of devices. In this version every group has one member: the embedder vouches that each
 /// device it adds is isolated from the others.
 pub(crate) struct Group<P: Platform> {
     hub: Arc<Hub<P>>,
     pub(crate) member: DeviceId,
-    pub(crate) merged_by: Option<MergedBy>,
+    pub(crate) merged_by: MergedBy,
     state: P::Lock<State>,
 }
 
@@ -59,7 +66,7 @@ impl<P: Platform> Group<P> {
         Some(Group {
             hub: hub.clone(),
             member,
-            merged_by: None,
+            merged_by: MergedBy::Nothing,
             state: hub.platform.lock(State { places, frozen: false, removed: false }),
         })
     }
@@ -98,6 +105,11 @@ impl<P: Platform> Group<P> {
             place.busy = true;
             Poll::Ready(Ok(Token { group: self.clone(), pasid, was: from, finished: false }))
         })
+    }
+
+    /// Whether something is attached at a PASID, or a transition there is not over.
+    pub(crate) fn is_occupied(&self, pasid: Pasid) -> bool {
+        self.state.with(|s| s.places.iter().any(|p| p.pasid == Some(pasid)))
     }
 
     /// Keeps every place as it is, once no transition runs.

@@ -13,7 +13,11 @@ use crate::{
     ids::{InstanceId, Key, Pasid},
     observer::{ImmediateObserver, Observation, Observer, Scope, Subscription},
     op::{Op, block_on},
-    owner::{Attaches, Owner},
+    owner::{
+        Attaches, Owner,
+        spaces::Spaces,
+        sva::{AddressSpace, Sva},
+    },
     platform::{Platform, Sleep},
     registry::{self, Instances},
     resolver::{Keeps, Resolves},
@@ -26,6 +30,7 @@ pub(crate) struct Shared<P: Platform> {
     pub(crate) hub: Arc<Hub<P>>,
     pub(crate) attachments: Slab<P>,
     pub(crate) instances: Instances<P>,
+    pub(crate) spaces: Spaces<P>,
     domains: AtomicU64,
 }
 
@@ -51,6 +56,7 @@ impl<P: Platform> Iommu<P> {
         let shared = Shared {
             attachments,
             instances: Instances::new(&platform)?,
+            spaces: Spaces::new(&platform),
             domains: AtomicU64::new(0),
             hub: Arc::new(Hub::new(platform, config)?),
         };
@@ -116,7 +122,6 @@ impl<P: Platform> Iommu<P> {
     }
 
     fn wanted<O: Owner>(
-        &self,
         domain: &Domain<P, O>,
         device: &Device<P>,
         pasid: Option<Pasid>,
@@ -128,6 +133,16 @@ impl<P: Platform> Iommu<P> {
             None => Arc::new(Keeps(data)),
         };
         Wanted { device: device.inner.clone(), domain: domain.inner.clone(), pasid, handler, resolves }
+    }
+
+    /// What an attach of a device to an address space asks for. Page requests need a device that
+    /// makes them.
+    pub(crate) fn bound<A: AddressSpace>(domain: &Domain<P, Sva<A>>, device: &Device<P>) -> Wanted<P> {
+        let wanted = Self::wanted(domain, device, Some(domain.pasid()), domain.address_space().clone());
+        match device.inner.caps.page_requests {
+            Some(_) => wanted,
+            None => Wanted { resolves: Resolves::Nothing, ..wanted },
+        }
     }
 
     /// Attaches a device, or one PASID of it, to a domain. The device translates through it when
@@ -144,7 +159,7 @@ impl<P: Platform> Iommu<P> {
         pasid: Option<Pasid>,
         data: Arc<O::Data>,
     ) -> Result<Attachment<P>, AttachError> {
-        let wanted = self.wanted(domain, device, pasid, data);
+        let wanted = Self::wanted(domain, device, pasid, data);
         block_on(&self.shared.hub, cx, attach(wanted)).map_err(|_| AttachError::Shutdown)?
     }
 
@@ -159,7 +174,7 @@ impl<P: Platform> Iommu<P> {
     where
         P: 'static,
     {
-        let wanted = self.wanted(domain, device, pasid, data);
+        let wanted = Self::wanted(domain, device, pasid, data);
         Op::new(attach(wanted))
     }
 
@@ -181,7 +196,7 @@ impl<P: Platform> Iommu<P> {
     ) -> Result<(Attachment<P>, Detaching<P>, Replaced), (Option<Attachment<P>>, AttachError)> {
         let inner = old.inner();
         let device = Device { inner: inner.device.clone() };
-        let wanted = self.wanted(domain, &device, inner.at.pasid, data);
+        let wanted = Self::wanted(domain, &device, inner.at.pasid, data);
         block_on(&self.shared.hub, cx, replace(inner, wanted, gap))
             .unwrap_or(Err(AttachError::Shutdown))
             .map_err(|e| (Some(old).filter(|old| old.inner().is_live()), e))
@@ -200,7 +215,7 @@ impl<P: Platform> Iommu<P> {
         P: 'static,
     {
         let device = Device { inner: old.inner().device.clone() };
-        let wanted = self.wanted(domain, &device, old.inner().at.pasid, data);
+        let wanted = Self::wanted(domain, &device, old.inner().at.pasid, data);
         Op::new(async move {
             let done = replace(old.inner(), wanted, gap).await;
             // What was replaced is nobody's to drop any more; what still stands goes back.

@@ -16,7 +16,6 @@ pub mod fault;
 pub mod ids;
 pub mod owner;
 pub mod platform;
-pub mod topology;
 pub mod turn;
 
 mod attach;
@@ -62,6 +61,7 @@ pub use domain::{Domain, DomainOptions};
 pub use explain::{DomainState, Explanation};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
 pub use faultlog::FaultCounts;
+pub use group::MergedBy;
 pub use hub::Load;
 pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId, StallId, VendorBits};
 pub use iommu::Iommu;
@@ -69,9 +69,14 @@ pub use observer::{ImmediateObserver, Observation, Observer, Scope, Subscription
 pub use op::Op;
 pub use owner::{
     Attaches, Blocked, Defers, Identity, Maps, Owner,
+    bond::Bond,
     external::External,
     kernel_dma::{Direction, DmaOptions, KernelDma, Mapping},
     msi::MsiWindow,
+    nested::Nested,
+    pasids::OwnedPasid,
+    source::TableSource,
+    sva::{AddressSpace, Faulted, Sva},
     user_object::UserObject,
 };
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
@@ -80,7 +85,6 @@ pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;
 pub use sync::Unmapping;
-pub use topology::MergedBy;
 pub use turn::{Answer, Code, Intake, Turn};
 
 /// The README's example, compiled.

@@ -4,7 +4,7 @@
 use crate::{
     driver::{Batch, CacheTag},
     error::OutOfMemory,
-    ids::{At, InstanceId},
+    ids::{At, DomainTag, InstanceId},
     instance::Instance,
     platform::{Platform, ShortLock},
 };
@@ -82,9 +82,11 @@ impl<P: Platform> TagList<P> {
     }
 
     /// Takes a tag out, after its entry was cleared and invalidated.
-    pub(crate) fn remove(&self, instance: InstanceId, at: At) {
+    pub(crate) fn remove(&self, instance: InstanceId, at: At, tag: DomainTag) {
         let gone = self.entries.with(|list| {
-            let i = list.iter().position(|e| e.instance.id() == instance && e.tag.at == at)?;
+            let i = list
+                .iter()
+                .position(|e| e.instance.id() == instance && (e.tag.at, e.tag.tag) == (at, tag))?;
             Some(list.remove(i))
         });
         drop(gone);

@@ -7,17 +7,27 @@
 //! | [`KernelDma`] | its DMA calls | nobody: a correct driver makes none | hand |
 //! | [`External`] | the caller | the caller's resolver | hand |
 //! | [`UserObject`] | the caller, for a user-space object | the same, or whoever it defers to | hand |
+//! | [`Sva`] | the CPU's memory management | the [`AddressSpace`] | [`bind`](Domain::bind) |
+//! | [`Nested`] | a guest | the guest, late | hand |
 //!
 //! What an owner must not do does not exist on its type: there is no way to give a kernel-DMA
 //! domain a resolver, and no call that changes an owner or a resolver later.
 
+pub(crate) mod bond;
 pub(crate) mod external;
 mod iova;
 pub(crate) mod kernel_dma;
 mod maps;
 pub(crate) mod msi;
+pub(crate) mod nested;
+pub(crate) mod pasids;
+pub(crate) mod source;
+pub(crate) mod spaces;
+pub(crate) mod sva;
 pub(crate) mod user_object;
 
+#[allow(unused_imports, reason = "named in the documentation")]
+use crate::{AddressSpace, External, KernelDma, Nested, Sva, UserObject};
 use crate::{
     domain::{Domain, DomainInner, Kind},
     error::OutOfMemory,

@@ -2,9 +2,9 @@
 
 use super::{Board, Sent};
 use portcullis::driver::{
-    Batch, Caps, Change, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError, InvSeq,
-    More, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError, SubmitError, TableRequest,
-    Taken, Target,
+    Batch, CacheTag, Caps, Change, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError,
+    InvSeq, More, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError, SubmitError,
+    TableRequest, Taken, Target,
 };
 use portcullis::{Answer, At, Platform, RawFault, SourceId, Time, Turn};
 use portcullis_pgtable::{
@@ -27,6 +27,7 @@ pub enum Call {
     RemoveDevice(SourceId),
     Commit(At, Target),
     Block(At),
+    Silence(At),
     Submit { range: Option<(u64, u64)>, tags: usize, ats: usize },
     Drain(At),
     DrainEnd(At),
@@ -46,12 +47,18 @@ pub struct Hardware {
 /// How long the hardware waits for a device's own TLB.
 pub const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A batch of invalidations: for whom, which range, and whether non-leaf entries changed.
+pub type Batched = (Vec<CacheTag>, Option<(u64, u64)>, bool);
+
 pub struct State {
     caps: Caps,
     devices: BTreeMap<SourceId, Device>,
     /// What the hardware translates through now.
     pub entries: BTreeMap<At, Target>,
     pub log: Vec<Call>,
+    pub batches: Vec<Batched>,
+    /// Whether it walks one table through another.
+    pub nests: bool,
     /// Entries that are prepared and neither committed nor abandoned.
     pub images: BTreeMap<u64, Target>,
     queue: VecDeque<Work>,
@@ -119,6 +126,8 @@ impl Hardware {
             devices: BTreeMap::new(),
             entries: BTreeMap::new(),
             log: Vec::new(),
+            batches: Vec::new(),
+            nests: false,
             images: BTreeMap::new(),
             queue: VecDeque::new(),
             results: BTreeMap::new(),
@@ -322,6 +331,13 @@ impl Driver for Hardware {
         if desc.id == VTD_SECOND_STAGE { Ok(()) } else { Err(Incompatible::NoCommonFormat) }
     }
 
+    fn can_nest(&self, table: &FormatDesc, parent: &FormatDesc) -> Result<(), Incompatible> {
+        if !self.state().nests {
+            return Err(Incompatible::NoNesting);
+        }
+        self.can_walk(table).and(self.can_walk(parent))
+    }
+
     fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
         let mut s = self.state();
         if s.fails() {
@@ -413,9 +429,19 @@ impl Driver for Hardware {
         Ok(s.push(self.board.now(), asks, false))
     }
 
+    fn silence(&self, at: At) -> Result<InvSeq, SubmitError> {
+        let mut s = self.state();
+        s.room()?;
+        s.call(Call::Silence(at));
+        s.entries.remove(&at);
+        let asks = s.asks([at.source].into_iter());
+        Ok(s.push(self.board.now(), asks, false))
+    }
+
     fn submit(&self, b: &Batch<'_>) -> Result<InvSeq, SubmitError> {
         let mut s = self.state();
         s.room()?;
+        s.batches.push((b.tags.to_vec(), b.range, b.non_leaf));
         let ats = b.tags.iter().filter(|t| t.ats).count();
         s.call(Call::Submit { range: b.range, tags: b.tags.len(), ats });
         let asks = s.asks(b.tags.iter().filter(|t| t.ats).map(|t| t.at.source));

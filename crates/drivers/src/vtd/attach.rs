@@ -288,7 +288,8 @@ impl<P: Platform> Vtd<P> {
         }
     }
 
-    pub(super) fn block_entry(&self, at: At) -> Result<InvSeq, SubmitError> {
+    /// With `silent`, faults at the entry are not recorded (FPD, `[V]` 9.6).
+    pub(super) fn block_entry(&self, at: At, silent: bool) -> Result<InvSeq, SubmitError> {
         let Some(device) = self.devices.get(at.source) else {
             return Ok(NOTHING);
         };
@@ -309,7 +310,7 @@ impl<P: Platform> Vtd<P> {
             items.pasid_entry(&self.unit, at, old);
             // Until the drain is over, page requests on their way are answered by hardware, each
             // with a fault that says nothing new (SPT.2).
-            let quiet = device.features.pri;
+            let quiet = silent || device.features.pri;
             entry::blocked_pasid(old).with_fpd(quiet).into_bits()
         };
         self.ask(&mut items, &device, at.pasid);

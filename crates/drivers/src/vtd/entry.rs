@@ -43,6 +43,7 @@ pub(super) fn legacy(unit: &Unit, features: Features, to: &Target) -> Result<Con
             let tt = translation_type(features);
             Ok(entry.with_tt(tt.bits()).with_ssptptr(root.0).with_aw(Agaw::Bits48.bits()).with_did(did(tag)?))
         }
+        Target::Nested { .. } => Err(Incompatible::NoNesting),
     }
 }
 
@@ -98,6 +99,7 @@ pub(super) fn pasid(unit: &Unit, to: &Target) -> Result<PasidHalves, Incompatibl
                     low.with_pgtt(Pgtt::SecondStage.bits()).with_aw(Agaw::Bits48.bits()).with_ssptptr(root.0);
             }
         }
+        Target::Nested { .. } => return Err(Incompatible::NoNesting),
     }
     Ok(PasidHalves { low, first_stage })
 }

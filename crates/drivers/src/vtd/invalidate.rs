@@ -188,7 +188,8 @@ impl Items {
             if !core::mem::replace(&mut fenced, true) {
                 items.fence();
             }
-            for block in blocks {
+            let held = if t.nested { &[Block::ALL][..] } else { blocks };
+            for block in held {
                 items.device_tlb_block(unit, t.at, features, block);
             }
         }
@@ -211,7 +212,7 @@ impl Items {
     /// `[V]` 6.5.2.3: by page where hardware can, else the domain.
     fn second_stage(&mut self, unit: &Unit, tag: &CacheTag, blocks: &[Block], batch: &Batch<'_>) {
         let did = tag.tag.0 as u16;
-        let by_page = unit.cap.psi() && blocks.iter().all(|b| b.log2 <= unit.cap.mamv());
+        let by_page = !tag.nested && unit.cap.psi() && blocks.iter().all(|b| b.log2 <= unit.cap.mamv());
         if !by_page {
             let desc = drain_flags(unit, IotlbInv::domain(did));
             return self.push(Kind::Own, desc.desc());

@@ -392,7 +392,7 @@ fn attaching_does_not_undo_a_legacy_cut_off() {
 }
 
 fn tag(n: u32, at: At, ats: bool) -> CacheTag {
-    CacheTag { tag: DomainTag(n), at, ats }
+    CacheTag { tag: DomainTag(n), at, ats, nested: false }
 }
 
 fn batch(

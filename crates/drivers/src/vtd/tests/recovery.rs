@@ -30,7 +30,12 @@ fn two_devices() -> (Fake, Vtd<Fake>) {
 fn submit(vtd: &Vtd<Fake>, sources: &[SourceId]) -> Result<InvSeq, SubmitError> {
     let tags: Vec<CacheTag> = sources
         .iter()
-        .map(|&source| CacheTag { tag: DomainTag(source.0), at: At { source, pasid: None }, ats: true })
+        .map(|&source| CacheTag {
+            tag: DomainTag(source.0),
+            at: At { source, pasid: None },
+            ats: true,
+            nested: false,
+        })
         .collect();
     vtd.submit(&Batch { tags: &tags, desc: desc(VTD_SECOND_STAGE), range: None, non_leaf: true })
 }
@@ -68,7 +73,6 @@ fn respond(vtd: &Vtd<Fake>, slot: &SlotWord) -> Offer {
         exec: false,
         privileged: false,
         last: true,
-        own_answer: false,
         vendor: VendorBits([0x0200_0001, 0x1d, 0, 0]),
     };
     let generation = match slot.arm() {

@@ -96,7 +96,6 @@ pub struct Port {
     raw: BTreeSet<u64>,
     invalidations: Vec<Invalidation>,
     deaf: bool,
-    private_data: bool,
     next_ticket: u64,
     out: Vec<Tlp>,
     ended: VecDeque<(u64, Result<Vec<u8>, Failure>)>,
@@ -128,7 +127,6 @@ impl Port {
             raw: BTreeSet::new(),
             invalidations: Vec::new(),
             deaf: false,
-            private_data: false,
             next_ticket: 1,
             out: Vec::new(),
             ended: VecDeque::new(),
@@ -204,7 +202,6 @@ impl Port {
             last: true,
             prgi,
             group: 0,
-            private: None,
         };
         self.raw_message(Upstream::PageRequest(marker));
     }
@@ -220,10 +217,6 @@ impl Port {
 
     pub(crate) fn set_deaf(&mut self, deaf: bool) {
         self.deaf = deaf;
-    }
-
-    pub(crate) fn set_private_data(&mut self, on: bool) {
-        self.private_data = on;
     }
 
     pub(crate) fn set_now(&mut self, now: u64) {
@@ -351,8 +344,8 @@ impl Port {
             Downstream::Invalidate { itag, pasid, global, addr, bits } => {
                 self.invalidate(itag, pasid, global, addr, bits);
             }
-            Downstream::PageResponse { pasid, prgi, code, by, private } => {
-                self.response(now, (pasid, prgi), code, by, private, journal);
+            Downstream::PageResponse { pasid, prgi, code, by } => {
+                self.response(now, pasid, prgi, code, by, journal);
             }
         }
     }
@@ -362,9 +355,7 @@ impl Port {
         for ((pasid, prgi), group) in self.groups.void_all() {
             self.stats.void += 1;
             let how = Settlement::Void;
-            for private in group.awaits {
-                journal.note(What::Settled { source, pasid, prgi, group: group.number, private, how });
-            }
+            journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
         }
         self.caps.clear();
         self.dtlb.clear();

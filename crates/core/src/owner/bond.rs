@@ -1,0 +1,326 @@
+//! Bonds of devices to an address space: counted for each device, one attachment behind them.
+
+use super::sva::{AddressSpace, Sva};
+use crate::{
+    attach::attach,
+    attachment::{Attachment, Inner},
+    detach::{Detaching, look_again},
+    device::{Device, DeviceInner},
+    domain::{Domain, DomainInner, Kind},
+    driver::HwLost,
+    error::{AttachError, BindError, OutOfMemory},
+    hub::Hub,
+    ids::{Key, Pasid},
+    iommu::Iommu,
+    op::{Op, block_on, hw},
+    platform::{Platform, ShortLock, Sleep},
+};
+use alloc::{sync::Arc, vec::Vec};
+use core::{future::poll_fn, task::Poll};
+
+/// Who is bound to an address space.
+pub(crate) struct Bonds<P: Platform> {
+    pasid: Pasid,
+    state: P::Lock<State<P>>,
+    hub: Arc<Hub<P>>,
+}
+
+struct State<P: Platform> {
+    exited: bool,
+    bound: Vec<Bound<P>>,
+}
+
+/// One device.
+struct Bound<P: Platform> {
+    device: Arc<DeviceInner<P>>,
+    how: How<P>,
+}
+
+enum How<P: Platform> {
+    /// Somebody attaches it now.
+    Making,
+    /// With so many bonds.
+    Made { attachment: Attachment<P>, bonds: usize },
+    /// The last bond is gone, and this attachment is on its way out.
+    Leaving(Key),
+}
+
+/// What a bind has to do.
+enum Turn {
+    /// Nothing: it is counted.
+    Counted,
+    /// Attach, after this attachment if it is still there.
+    Attach(Option<Key>),
+}
+
+impl<P: Platform> Bonds<P> {
+    pub(crate) fn new(hub: &Arc<Hub<P>>, pasid: Pasid) -> Result<Self, OutOfMemory> {
+        let mut bound = Vec::new();
+        bound.try_reserve_exact(hub.config.devices).map_err(|_| OutOfMemory)?;
+        let state = hub.platform.lock(State { exited: false, bound });
+        Ok(Bonds { pasid, state, hub: hub.clone() })
+    }
+
+    pub(crate) fn pasid(&self) -> Pasid {
+        self.pasid
+    }
+
+    /// Counts one bond more, or takes the turn to attach. Pending while somebody else does.
+    fn turn(&self, device: &Arc<DeviceInner<P>>) -> Poll<Result<Turn, BindError>> {
+        let (turn, gone) = self.state.with(|s| {
+            if s.exited {
+                return (Poll::Ready(Err(BindError::Exited)), None);
+            }
+            let Some(b) = s.find(device) else {
+                let gone = s.make_room();
+                if s.bound.len() == s.bound.capacity() {
+                    return (Poll::Ready(Err(AttachError::TooMany(device.id).into())), gone);
+                }
+                s.bound.push(Bound { device: device.clone(), how: How::Making });
+                return (Poll::Ready(Ok(Turn::Attach(None))), gone);
+            };
+            let turn = match &mut b.how {
+                How::Making => return (Poll::Pending, None),
+                How::Made { bonds, .. } => {
+                    *bonds += 1;
+                    Turn::Counted
+                }
+                How::Leaving(key) => Turn::Attach(Some(*key)),
+            };
+            if let Turn::Attach(_) = turn {
+                b.how = How::Making;
+            }
+            (Poll::Ready(Ok(turn)), None)
+        });
+        drop(gone);
+        turn
+    }
+
+    /// What the device is attached by is `attachment` now. It comes back if the address space has
+    /// exited meanwhile.
+    fn made(&self, device: &Arc<DeviceInner<P>>, attachment: Attachment<P>) -> Result<(), Attachment<P>> {
+        let back = self.state.with(|s| {
+            let exited = s.exited;
+            match s.find(device) {
+                Some(b) if !exited => {
+                    b.how = How::Made { attachment, bonds: 1 };
+                    None
+                }
+                Some(b) => {
+                    b.how = How::Leaving(attachment.key());
+                    Some(attachment)
+                }
+                None => Some(attachment),
+            }
+        });
+        self.hub.progressed();
+        back.map_or(Ok(()), Err)
+    }
+
+    /// One bond less. The attachment, if it was the last.
+    fn less(&self, device: &Arc<DeviceInner<P>>) -> Option<Attachment<P>> {
+        self.state.with(|s| {
+            let b = s.find(device)?;
+            match &mut b.how {
+                How::Made { attachment, bonds: 1 } => {
+                    let leaving = How::Leaving(attachment.key());
+                    match core::mem::replace(&mut b.how, leaving) {
+                        How::Made { attachment, .. } => Some(attachment),
+                        How::Making | How::Leaving(_) => None,
+                    }
+                }
+                How::Made { bonds, .. } => {
+                    *bonds -= 1;
+                    None
+                }
+                How::Making | How::Leaving(_) => None,
+            }
+        })
+    }
+
+    /// Silences every device that is bound, and lets none be bound from here on.
+    pub(crate) async fn exit(&self, domain: &DomainInner<P>) -> Result<(), HwLost> {
+        self.state.with(|s| s.exited = true);
+        if let Kind::Foreign(foreign) = &domain.kind {
+            foreign.end();
+        }
+        let settled = || self.state.with(|s| !s.bound.iter().any(|b| matches!(b.how, How::Making)));
+        poll_fn(|_| if settled() { Poll::Ready(()) } else { Poll::Pending }).await;
+        let mut n = 0;
+        while let Some(inner) = self.nth(n) {
+            n += 1;
+            if let Some(inner) = inner {
+                silence(&inner).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The attachment of the `n`th device, if it has one. Once nothing is bound any more, none
+    /// changes its place.
+    fn nth(&self, n: usize) -> Option<Option<Arc<Inner<P>>>> {
+        let (device, key) = self.state.with(|s| {
+            let b = s.bound.get(n)?;
+            let key = match &b.how {
+                How::Made { attachment, .. } => Some(attachment.key()),
+                How::Leaving(key) => Some(*key),
+                How::Making => None,
+            };
+            Some((b.device.clone(), key))
+        })?;
+        Some(key.and_then(|key| device.shared_slab().get(key)))
+    }
+}
+
+impl<P: Platform> State<P> {
+    fn find(&mut self, device: &Arc<DeviceInner<P>>) -> Option<&mut Bound<P>> {
+        self.bound.iter_mut().find(|b| Arc::ptr_eq(&b.device, device))
+    }
+
+    /// Where there is no room, one that was bound once is forgotten.
+    fn make_room(&mut self) -> Option<Bound<P>> {
+        if self.bound.len() < self.bound.capacity() {
+            return None;
+        }
+        let i = self.bound.iter().position(|b| matches!(b.how, How::Leaving(_)))?;
+        Some(self.bound.swap_remove(i))
+    }
+}
+
+/// Stops what a device does through an attachment without a record for each access. Nothing else
+/// happens at its place meanwhile.
+async fn silence<P: Platform>(inner: &Arc<Inner<P>>) -> Result<(), HwLost> {
+    let (instance, group, at) = (&inner.instance, &inner.device.group, inner.at);
+    let Ok(token) = poll_fn(|_| group.begin(at.pasid, Some(inner.key))).await else {
+        // It is detached.
+        return Ok(());
+    };
+    hw(instance, || instance.driver().silence(at)).await?;
+    token.finish(Some(inner.key));
+    Ok(())
+}
+
+/// A turn to attach; given back on drop.
+struct Making<'a, P: Platform> {
+    bonds: &'a Bonds<P>,
+    device: &'a Arc<DeviceInner<P>>,
+    earlier: Option<Key>,
+    done: bool,
+}
+
+impl<P: Platform> Drop for Making<'_, P> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let gone = self.bonds.state.with(|s| {
+            let i = s.bound.iter().position(|b| Arc::ptr_eq(&b.device, self.device))?;
+            if let Some(key) = self.earlier {
+                s.bound[i].how = How::Leaving(key);
+                return None;
+            }
+            Some(s.bound.swap_remove(i))
+        });
+        drop(gone);
+        self.bonds.hub.progressed();
+    }
+}
+
+/// A device's right to an address space. The device stays bound until the last of its bonds is
+/// given back: by [`unbind`](Bond::unbind), or dropped, and then a worker does the rest.
+#[must_use = "a bond that is dropped is given back"]
+pub struct Bond<P: Platform> {
+    bonds: Arc<Bonds<P>>,
+    device: Arc<DeviceInner<P>>,
+    given_back: bool,
+}
+
+impl<P: Platform> Bond<P> {
+    /// The PASID that the device puts on its requests.
+    pub fn pasid(&self) -> Pasid {
+        self.bonds.pasid
+    }
+
+    /// Gives the bond back. With the last of the device the attachment ends: the device is stopped,
+    /// drained, and everything pending answered Invalid. Sleeps for hardware, never for a fault that
+    /// is being handled.
+    ///
+    /// `None` while the device has another bond.
+    pub fn unbind(mut self, cx: &Sleep<'_>) -> Option<Detaching<P>> {
+        self.given_back = true;
+        Some(self.bonds.less(&self.device)?.begin_detach(cx))
+    }
+
+    /// The step form of [`unbind`](Bond::unbind). `None` while the device has another bond.
+    pub fn start_unbind(mut self) -> Option<Op<'static, Detaching<P>>>
+    where
+        P: 'static,
+    {
+        self.given_back = true;
+        Some(self.bonds.less(&self.device)?.start_detach())
+    }
+}
+
+impl<P: Platform> Drop for Bond<P> {
+    fn drop(&mut self) {
+        if !self.given_back {
+            drop(self.bonds.less(&self.device));
+        }
+    }
+}
+
+impl<P: Platform, A: AddressSpace> Domain<P, Sva<A>> {
+    /// Binds a device to the address space: requests that it makes with the PASID translate as the
+    /// CPU does, and page requests are taken to [`AddressSpace::fault`]. A device without page
+    /// requests can be bound too; it has to know by itself what is there. Sleeps for hardware.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(&self, cx: &Sleep<'_>, device: &Device<P>) -> Result<Bond<P>, BindError> {
+        let bound = block_on(&self.inner.shared.hub, cx, bind(self.clone(), device.clone()));
+        bound.map_err(|_| AttachError::Shutdown)?
+    }
+
+    /// The step form of [`bind`](Self::bind).
+    pub fn start_bind(&self, device: &Device<P>) -> Op<'static, Result<Bond<P>, BindError>>
+    where
+        P: 'static,
+    {
+        Op::new(bind(self.clone(), device.clone()))
+    }
+}
+
+async fn bind<P: Platform, A: AddressSpace>(
+    domain: Domain<P, Sva<A>>,
+    device: Device<P>,
+) -> Result<Bond<P>, BindError> {
+    let bonds = &domain.own.bonds;
+    let pasid = bonds.pasid;
+    let bond = |device: Device<P>| Bond { bonds: bonds.clone(), device: device.inner, given_back: false };
+    if !device.inner.does_pasid(pasid) {
+        return Err(BindError::PasidTooBig(device.id(), pasid));
+    }
+    let earlier = match poll_fn(|_| bonds.turn(&device.inner)).await? {
+        Turn::Counted => return Ok(bond(device)),
+        Turn::Attach(earlier) => earlier,
+    };
+    let mut making = Making { bonds, device: &device.inner, earlier, done: false };
+    let attachment = loop {
+        let leaving = earlier.is_some_and(|key| device.inner.shared_slab().get(key).is_some());
+        let wanted = Iommu::bound(&domain, &device);
+        match attach(wanted).await {
+            Err(AttachError::Occupied(_)) if leaving => look_again().await,
+            Err(AttachError::Occupied(at)) => return Err(BindError::OtherSpace(at)),
+            other => break other?,
+        }
+    };
+    making.done = true;
+    match bonds.made(&device.inner, attachment) {
+        Ok(()) => {
+            drop(making);
+            Ok(bond(device))
+        }
+        // Dropped: a worker takes it back.
+        Err(_) => Err(BindError::Exited),
+    }
+}

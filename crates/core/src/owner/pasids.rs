@@ -1,0 +1,114 @@
+//! PASIDs that are given out: of one device, or for all devices at once.
+
+use crate::{
+    device::Device,
+    error::{NoPasid, OutOfMemory},
+    ids::Pasid,
+    platform::{Platform, ShortLock},
+};
+use alloc::{sync::Arc, vec::Vec};
+use core::fmt;
+
+/// A number space of PASIDs.
+pub(crate) struct Pasids<P: Platform> {
+    /// Those that are given out, sorted.
+    given: P::Lock<Vec<Pasid>>,
+}
+
+impl<P: Platform> Pasids<P> {
+    pub(crate) fn new(platform: &P) -> Self {
+        Pasids { given: platform.lock(Vec::new()) }
+    }
+
+    /// The lowest PASID from `from` to `last` that is not given out. Allocates.
+    fn take(self: &Arc<Self>, from: u32, last: u32) -> Result<OwnedPasid<P>, NoPasid> {
+        let mut room = Vec::new();
+        loop {
+            let taken = self.given.with(|given| {
+                let mut free = from.max(1);
+                let mut i = given.partition_point(|p| p.get() < free);
+                while given.get(i).is_some_and(|p| p.get() == free) {
+                    (free, i) = (free + 1, i + 1);
+                }
+                let pasid = Pasid::new(free).filter(|p| p.get() <= last).ok_or(Some(NoPasid::NoneLeft))?;
+                if given.len() == given.capacity() {
+                    if room.capacity() <= given.len() {
+                        return Err(None);
+                    }
+                    room.append(given);
+                    core::mem::swap(given, &mut room);
+                }
+                given.insert(i, pasid);
+                Ok((pasid, core::mem::take(&mut room)))
+            });
+            match taken {
+                Ok((pasid, _)) => return Ok(OwnedPasid { space: self.clone(), pasid }),
+                Err(Some(why)) => return Err(why),
+                Err(None) => {
+                    let wanted = self.given.with(|given| given.len()) + 8;
+                    room = Vec::new();
+                    room.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
+                }
+            }
+        }
+    }
+
+    /// A PASID of this space, for use with any device.
+    pub(crate) fn take_for_all(self: &Arc<Self>) -> Result<OwnedPasid<P>, NoPasid> {
+        self.take(1, Pasid::MAX)
+    }
+}
+
+/// A PASID that nobody else is given. Dropped, it can be given out again: once nothing is attached
+/// under it any more and no request of that life can arrive, which is when a detach is over.
+///
+/// What is attached under the number is no matter of its owner: it stays attached.
+#[must_use = "a PASID that is dropped is given to somebody else"]
+pub struct OwnedPasid<P: Platform> {
+    space: Arc<Pasids<P>>,
+    pasid: Pasid,
+}
+
+impl<P: Platform> OwnedPasid<P> {
+    /// The number.
+    pub fn get(&self) -> Pasid {
+        self.pasid
+    }
+}
+
+impl<P: Platform> Drop for OwnedPasid<P> {
+    fn drop(&mut self) {
+        self.space.given.with(|given| {
+            if let Ok(i) = given.binary_search(&self.pasid) {
+                given.remove(i);
+            }
+        });
+    }
+}
+
+impl<P: Platform> fmt::Debug for OwnedPasid<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnedPasid({})", self.pasid)
+    }
+}
+
+impl<P: Platform> Device<P> {
+    /// A PASID for use with this device alone: the lowest that nobody owns here and that nothing is
+    /// attached under. One that its owner dropped is in quarantine until the detach under it is
+    /// over. Allocates.
+    ///
+    /// # Errors
+    /// See [`NoPasid`].
+    pub fn take_pasid(&self) -> Result<OwnedPasid<P>, NoPasid> {
+        let last = self.inner.last_pasid();
+        let mut from = 1;
+        loop {
+            // Taken first and looked at after: what is free then stays so.
+            let taken = self.inner.pasids.take(from, last)?;
+            if !self.inner.group.is_occupied(taken.get()) {
+                return Ok(taken);
+            }
+            from = taken.get().get() + 1;
+        }
+    }
+}
