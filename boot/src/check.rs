@@ -5,16 +5,18 @@ use alloc::{boxed::Box, string::String, sync::Arc, vec};
 use core::error::Error;
 use core::fmt;
 
-use portcullis::driver::{Start, TableRequest};
+use portcullis::driver::Start;
+use portcullis::topology::Address;
 use portcullis::{
-    Access, Config, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
-    InstanceId, Iommu, PageGroup, Reason, Scope, Sleep, SourceId, Subscription, Upstream, Waited,
+    Access, Config, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind, InstanceId,
+    Iommu, PageGroup, Reason, Scope, Sleep, SourceId, Subscription, Upstream, Waited,
 };
 use portcullis_drivers::vtd::{Options, Vtd};
 use portcullis_pgtable::{Phys, Prot, X86_FIRST_STAGE};
 
 use crate::clock::Clock;
 use crate::edu::Edu;
+use crate::firmware;
 use crate::page::Page;
 use crate::platform::{BareMetal, VTD};
 use crate::port::{Verdict, say};
@@ -60,7 +62,6 @@ macro_rules! must {
     };
 }
 
-const INSTANCE: InstanceId = InstanceId(0);
 const DEVICE: DeviceId = DeviceId(1);
 
 /// IOVAs beyond the machine's 256 MiB, so that nothing passes untranslated by chance, and below
@@ -80,6 +81,7 @@ const ONE_WORD: usize = 4;
 
 /// What the parts of the check share.
 struct Bench {
+    instance: InstanceId,
     platform: BareMetal,
     scalable: bool,
     iommu: Iommu<BareMetal>,
@@ -93,9 +95,10 @@ type Mapped = Domain<BareMetal, External<()>>;
 /// The device makes no page requests, so its domain has no resolver; a type must be named though.
 type NoResolver = fn(&Sleep<'_>, &Arc<()>, PageGroup<'_, BareMetal>);
 
-pub fn run() -> Result<(), Failure> {
+/// `information` is what the loader left.
+pub fn run(information: u64) -> Result<(), Failure> {
     let cx = &Sleep::in_sleepable_context();
-    let bench = Bench::set_up(cx)?;
+    let bench = Bench::set_up(cx, information)?;
     let frames = bench.platform.free_frames();
     bench.translate_and_block(cx)?;
     bench.platform.run_pending(&bench.iommu, cx);
@@ -105,27 +108,34 @@ pub fn run() -> Result<(), Failure> {
 }
 
 impl Bench {
-    /// Brings the unit up, then takes the device in, which is blocked from there on. Only now it
-    /// may start requests.
-    fn set_up(cx: &Sleep<'_>) -> Result<Self, Failure> {
+    /// Finds the unit that serves the device, brings it up, then takes the device in, which is
+    /// blocked from there on. Only now it may start requests.
+    fn set_up(cx: &Sleep<'_>, information: u64) -> Result<Self, Failure> {
         let other = |why: &str| Failure::Other(why.into());
         let clock = Clock::start().ok_or_else(|| other("there is no HPET"))?;
-        let platform = BareMetal::new(clock).map_err(other)?;
         let edu = Arc::new(Edu::find(clock).ok_or_else(|| other("there is no edu device"))?);
         let source = SourceId(edu.function().0.into());
         say!("edu is {source}");
 
+        let topology = firmware::topology(information).map_err(other)?;
+        let at = Address { segment: 0, rid: edu.function().0 };
+        let unit = topology.unit_of(at).ok_or_else(|| other("no unit serves the edu device"))?;
+        say!("DMAR: {source} is served by the unit at {:#x}", unit.registers);
+        must!(topology.remarks().is_empty(), "odd about the DMAR: {:?}", topology.remarks());
+        let registers = firmware::registers(unit).ok_or_else(|| other("the unit is out of reach"))?;
+        let platform = BareMetal::new(clock, registers).map_err(other)?;
+
         let iommu = Iommu::new(platform.clone(), Config::default())?;
         let driver = Vtd::new(platform.clone(), VTD, Options::default());
         let scalable = driver.is_scalable();
-        iommu.register(cx, INSTANCE, Box::new(driver), Start::Fresh)?;
+        iommu.register(cx, unit.instance, Box::new(driver), Start::Fresh)?;
         say!("VT-d runs in {} mode", if scalable { "scalable" } else { "legacy" });
 
         let faults = iommu.observe(Scope::Device(DEVICE), 8)?;
-        let upstreams = vec![Upstream { instance: INSTANCE, sources: vec![source] }];
+        let upstreams = vec![Upstream { instance: unit.instance, sources: vec![source] }];
         let device = iommu.add_device(cx, DeviceSpec::new(DEVICE, upstreams, edu.clone()))?;
         edu.let_master_the_bus();
-        Ok(Self { platform, scalable, iommu, edu, device, faults })
+        Ok(Self { instance: unit.instance, platform, scalable, iommu, edu, device, faults })
     }
 
     fn translate_and_block(&self, cx: &Sleep<'_>) -> Result<(), Failure> {
@@ -197,11 +207,11 @@ impl Bench {
         address: u64,
         (kind, reason): (FaultKind, Reason),
     ) -> Result<(), Failure> {
-        self.iommu.service(INSTANCE);
+        self.iommu.service(self.instance);
         let missing = || Failure::Other(alloc::format!("no record of the {access:?} at {address:#x}"));
         let record = self.faults.try_next().ok_or_else(missing)?;
         say!("{record}");
-        let same = record.instance == INSTANCE
+        let same = record.instance == self.instance
             && record.source == Some(self.device.source())
             && record.device == Some(DEVICE)
             && record.pasid.is_none()
@@ -214,7 +224,7 @@ impl Bench {
     }
 
     fn expect_no_fault(&self) -> Result<(), Failure> {
-        self.iommu.service(INSTANCE);
+        self.iommu.service(self.instance);
         let record = self.faults.try_next();
         must!(record.is_none(), "a fault that nothing should have caused: {record:?}");
         must!(self.faults.lost() == 0, "records were lost");

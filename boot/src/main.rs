@@ -12,6 +12,7 @@ mod clock;
 mod cpu;
 mod edu;
 mod exceptions;
+mod firmware;
 mod heap;
 mod lock;
 mod mmio;
@@ -26,16 +27,16 @@ use alloc::vec::Vec;
 use core::panic::PanicInfo;
 
 use port::{Serial, Verdict, exit, say};
-// The other four are used. Linked here, all have shown that they need no std.
+// The others are used. Linked here, all have shown that they need no std.
 use portcullis_spec as _;
 
-/// Called by [`start`], once.
-extern "C" fn main() -> ! {
+/// Called by [`start`], once, with what the loader left.
+extern "C" fn main(information: u64) -> ! {
     Serial::set_up();
     exceptions::set_up();
     say!("portcullis: freestanding image");
     assert!(heap_works(), "the heap lost something");
-    match check::run() {
+    match check::run(information) {
         Ok(()) => {
             say!("portcullis: passed");
             exit(Verdict::Passed)

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use portcullis::topology::Buses;
+
 use crate::port::{in32, out32};
 
 const ADDRESS_PORT: u16 = 0xcf8;
@@ -12,7 +14,10 @@ const ENABLE: u32 = 1 << 31;
 
 const ID: u8 = 0x00;
 const COMMAND: u8 = 0x04;
+const HEADER_TYPE: u8 = 0x0c;
 const BAR0: u8 = 0x10;
+/// Of a bridge: primary bus in bits 7:0, secondary in 15:8, subordinate in 23:16.
+const BUSES: u8 = 0x18;
 
 /// Command register: memory space enable.
 const MEMORY: u32 = 1 << 1;
@@ -37,6 +42,14 @@ impl Function {
     /// The first function with this device id (upper half) and vendor id (lower half).
     pub fn find(id: u32) -> Option<Self> {
         (0..=u16::MAX).map(Self).find(|at| at.read(ID) == id)
+    }
+
+    /// The buses behind a bridge; `None` if it is none.
+    pub fn buses(self) -> Option<Buses> {
+        // Header type: bits 22:16 of this register. All ones where nothing is.
+        let is_bridge = self.read(HEADER_TYPE) >> 16 & 0x7f == 1;
+        let [_, secondary, subordinate, _] = self.read(BUSES).to_le_bytes();
+        is_bridge.then_some(Buses { secondary, subordinate })
     }
 
     /// Turns the function's memory space on, and gives the base of its BAR 0.

@@ -22,8 +22,6 @@ use crate::{clock::Clock, cpu, heap, lock::SpinLock, mmio::Registers};
 
 /// The one window of this machine: the registers of its remapping unit.
 pub const VTD: Window = Window(0);
-// SAFETY: where q35 has them; the unit accesses memory that the driver gave it.
-static VTD_REGISTERS: Registers = unsafe { Registers::new(0xfed9_0000, 4096) };
 
 /// Frames for tables and queues: 1 MiB.
 const FRAMES: usize = 256;
@@ -34,6 +32,7 @@ pub struct BareMetal(Arc<Machine>);
 
 struct Machine {
     clock: Clock,
+    vtd: Registers,
     cache_line: usize,
     /// Address of the first frame; virtual and physical addresses are the same here.
     frames: usize,
@@ -45,8 +44,9 @@ struct Machine {
 }
 
 impl BareMetal {
-    /// Checks what the library relies on, and refuses a machine that does not have it.
-    pub fn new(clock: Clock) -> Result<Self, &'static str> {
+    /// Checks what the library relies on, and refuses a machine that does not have it. Where the
+    /// unit's registers are, firmware tells.
+    pub fn new(clock: Clock, vtd: Registers) -> Result<Self, &'static str> {
         // Without, they are made under a lock, and no lock stops a walker.
         wide::check().map_err(|_| "16-byte stores are not atomic")?;
         if !cpu::has_random() {
@@ -54,6 +54,7 @@ impl BareMetal {
         }
         Ok(Self(Arc::new(Machine {
             clock,
+            vtd,
             cache_line: cpu::cache_line(),
             frames: heap::pages(FRAMES),
             free: SpinLock::from(Vec::from_iter(0..FRAMES)),
@@ -83,6 +84,10 @@ impl BareMetal {
 }
 
 impl Machine {
+    fn registers(&self, window: Window) -> &Registers {
+        if window == VTD { &self.vtd } else { &Registers::NONE }
+    }
+
     /// The index of a frame. The trait allows a panic: addresses and indexes come from the library,
     /// never from a device.
     fn frame(&self, table: Phys) -> usize {
@@ -278,22 +283,18 @@ impl Platform for BareMetal {
     /// A register that is not there reads as ones, like one that does not answer, and drivers know
     /// that: offsets come out of capability registers too.
     fn read32(&self, window: Window, offset: u32) -> u32 {
-        registers(window).read(offset).unwrap_or(u32::MAX)
+        self.0.registers(window).read(offset).unwrap_or(u32::MAX)
     }
     /// One access of 8 bytes, so that its halves belong together.
     fn read64(&self, window: Window, offset: u32) -> u64 {
-        registers(window).read(offset).unwrap_or(u64::MAX)
+        self.0.registers(window).read(offset).unwrap_or(u64::MAX)
     }
     /// May be a doorbell: what was stored to tables must be visible before. It is on x86, uncached
     /// stores included; on Arm it takes a `dsb`.
     fn write32(&self, window: Window, offset: u32, value: u32) {
-        registers(window).write(offset, value);
+        self.0.registers(window).write(offset, value);
     }
     fn write64(&self, window: Window, offset: u32, value: u64) {
-        registers(window).write(offset, value);
+        self.0.registers(window).write(offset, value);
     }
-}
-
-fn registers(window: Window) -> &'static Registers {
-    if window == VTD { &VTD_REGISTERS } else { &Registers::NONE }
 }

@@ -3,8 +3,9 @@
 
 use core::arch::global_asm;
 
-// PVH's contract: flat segments, paging off, interrupts off, .bss zeroed. The note tells the
-// loader the entry point: type 18 (XEN_ELFNOTE_PHYS32_ENTRY), name "Xen".
+// PVH's contract: flat segments, paging off, interrupts off, .bss zeroed, and in EBX the address of
+// its start information, which becomes the argument of `main`. The note tells the loader the entry
+// point: type 18 (XEN_ELFNOTE_PHYS32_ENTRY), name "Xen".
 global_asm!(
     r#"
     .section .note.pvh, "a", @note
@@ -65,6 +66,7 @@ start64:
     movl %eax, %es
     movl %eax, %ss
     xorl %ebp, %ebp
+    movl %ebx, %edi
     call {main}
     ud2
 
