@@ -4,7 +4,7 @@
 //! run, and the first row, one locked instruction, is the yardstick for the others.
 
 mod machine;
-mod pgtable;
+mod tables;
 
 use std::time::Instant;
 
@@ -46,7 +46,7 @@ impl Row {
 }
 
 fn main() {
-    let mut rows = pgtable::rows();
+    let mut rows = tables::rows();
     let machine = machine::Bench::new();
     rows.extend(machine.rows());
     let calls: Vec<u64> = rows.iter_mut().map(Row::calibrate).collect();

@@ -5,6 +5,7 @@
 //! reached through vm-memory's volatile and atomic accessors and never through a reference.
 
 mod devices;
+mod fw_cfg;
 mod pci;
 
 use std::fs::{self, File};
@@ -22,6 +23,7 @@ use crate::qtest::{Qtest, QtestError};
 use portcullis_machine::memory::{MemoryError, Ram};
 
 pub use devices::{DmaFailure, Edu, TestDev};
+pub use fw_cfg::FwCfg;
 pub use pci::{Bdf, PciConfig};
 
 /// Names the QEMU command; `cargo xtask test` sets it.
@@ -193,6 +195,12 @@ impl Qemu {
     #[must_use]
     pub fn pci(&self) -> PciConfig {
         PciConfig::new(self.qtest.clone())
+    }
+
+    /// What QEMU has for the machine's firmware.
+    #[must_use]
+    pub fn fw_cfg(&self) -> FwCfg {
+        FwCfg::new(self.qtest.clone())
     }
 
     /// The two edu devices of [`EDUS`].

@@ -20,6 +20,7 @@ usage: cargo xtask COMMAND
   test [--only GROUP] [--list]   run every check, or one group of them, or list the groups
   qemu                           find or fetch QEMU, and print the path of its command
   boot                           build the freestanding image and boot it in QEMU
+  bench pgtable|core [ARGUMENTS] what page tables, or core and machine, cost; pgtable takes --rounds N, --json FILE
   soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom
   help                           print this
 
@@ -50,6 +51,7 @@ enum Command {
     Test { only: Option<String>, list: bool },
     Qemu,
     Boot,
+    Bench { binary: &'static str, arguments: Vec<String> },
     Soak { seeds: u64 },
 }
 
@@ -83,6 +85,15 @@ fn parse(args: &[String]) -> Result<Command, String> {
         "test" => Command::Test { only: None, list: false },
         "qemu" => Command::Qemu,
         "boot" => Command::Boot,
+        "bench" => {
+            let (what, arguments) = rest.split_first().ok_or("`bench` needs one of pgtable, core")?;
+            let binary = match what.as_str() {
+                "pgtable" => "pgtable",
+                "core" => "portcullis-benches",
+                other => return Err(format!("no bench `{other}`, there are pgtable, core")),
+            };
+            return Ok(Command::Bench { binary, arguments: arguments.to_vec() });
+        }
         "soak" => Command::Soak { seeds: 200 },
         other => return Err(format!("no command `{other}`")),
     };
@@ -137,6 +148,13 @@ fn run(command: Command, at: &Layout) -> Result<bool, String> {
             Ok(true)
         }
         Command::Boot => steps::run(&tables::boot(), at),
+        Command::Bench { binary, arguments } => {
+            let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+            let mut bench = std::process::Command::new(cargo);
+            bench.args(["run", "--release", "-p", "portcullis-benches", "--bin", binary, "--"]);
+            let status = bench.args(arguments).current_dir(&at.root).status();
+            Ok(status.map_err(|e| format!("cargo could not be run: {e}"))?.success())
+        }
         Command::Soak { seeds } => steps::run(&tables::soak(seeds), at),
     }
 }
@@ -168,6 +186,8 @@ mod tests {
             ("test --only nothing", "nothing"),
             ("qemu --seeds 3", "--seeds"),
             ("soak --seeds many", "many"),
+            ("bench", "pgtable"),
+            ("bench tables", "tables"),
         ] {
             let wrong = parsed(line).unwrap_err();
             assert!(wrong.contains(names), "{line}: {wrong}");

@@ -5,7 +5,7 @@ use crate::{
     domain::DomainInner,
     driver::{Change, DeviceControl, Features, HwLost, PrepareError, Prepared, SubmitError, Target},
     error::{AttachError, OutOfMemory},
-    group::{Group, MergedBy},
+    group::Group,
     hub::Lane,
     ids::{At, DeviceId, DomainTag, InstanceId, Pasid, SourceId},
     instance::Instance,
@@ -16,6 +16,7 @@ use crate::{
     reserved::{RegionKind, Regions, ReservedRegion},
     slab::Slab,
     sources::Counters,
+    topology::MergedBy,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::{future::poll_fn, task::Poll};
@@ -126,8 +127,8 @@ impl<P: Platform> Device<P> {
         self.inner.source
     }
 
-    /// The members of its group, and the rule that merged them.
-    pub fn group(&self) -> (DeviceId, MergedBy) {
+    /// The members of its group, and the rule that merged them, if there are several.
+    pub fn group(&self) -> (DeviceId, Option<MergedBy>) {
         (self.inner.group.member, self.inner.group.merged_by)
     }
 

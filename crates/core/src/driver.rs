@@ -326,8 +326,18 @@ pub struct PageRequest {
     pub privileged: bool,
     /// Is the last of its group: the group wants one answer.
     pub last: bool,
+    /// Wants an answer of its own even where it is not the last, as requests with private data of
+    /// VT-d 3.x do.
+    pub own_answer: bool,
     /// What the driver wants back with the answer.
     pub vendor: VendorBits,
+}
+
+impl PageRequest {
+    /// Whether somebody has to answer it.
+    pub fn wants_answer(&self) -> bool {
+        self.last || self.own_answer
+    }
 }
 
 /// Whether the core took a record.

@@ -5,24 +5,17 @@ use crate::{
     hub::Hub,
     ids::{DeviceId, Key, Pasid},
     platform::{Platform, ShortLock},
+    topology::MergedBy,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::task::Poll;
-
-/// Which rule put devices into one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MergedBy {
-    /// The device stands alone.
-    Nothing,
-}
 
 /// A group of devices. In this version every group has one member: the embedder vouches that each
 /// device it adds is isolated from the others.
 pub(crate) struct Group<P: Platform> {
     hub: Arc<Hub<P>>,
     pub(crate) member: DeviceId,
-    pub(crate) merged_by: MergedBy,
+    pub(crate) merged_by: Option<MergedBy>,
     state: P::Lock<State>,
 }
 
@@ -66,7 +59,7 @@ impl<P: Platform> Group<P> {
         Some(Group {
             hub: hub.clone(),
             member,
-            merged_by: MergedBy::Nothing,
+            merged_by: None,
             state: hub.platform.lock(State { places, frozen: false, removed: false }),
         })
     }

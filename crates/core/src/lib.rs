@@ -16,6 +16,7 @@ pub mod fault;
 pub mod ids;
 pub mod owner;
 pub mod platform;
+pub mod topology;
 pub mod turn;
 
 mod attach;
@@ -61,7 +62,6 @@ pub use domain::{Domain, DomainOptions};
 pub use explain::{DomainState, Explanation};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
 pub use faultlog::FaultCounts;
-pub use group::MergedBy;
 pub use hub::Load;
 pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId, StallId, VendorBits};
 pub use iommu::Iommu;
@@ -85,6 +85,7 @@ pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;
 pub use sync::Unmapping;
+pub use topology::MergedBy;
 pub use turn::{Answer, Code, Intake, Turn};
 
 /// The README's example, compiled.

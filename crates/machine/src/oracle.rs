@@ -20,7 +20,7 @@
 
 use parking_lot::Mutex;
 use portcullis_models::{
-    bus::{Pasid, RequesterId, Responder},
+    bus::{Pasid, PrivateData, RequesterId, Responder},
     log::{AccessLog, Event, Reach, Settlement, What},
 };
 use serde::Serialize;
@@ -76,6 +76,9 @@ impl Verdict {
 /// Where a translation is attached: a requester, or a PASID of it.
 pub type Place = (RequesterId, Option<Pasid>);
 
+/// A request that wants a response: its group's number, and its private data.
+type Owed = (u64, Option<PrivateData>);
+
 #[derive(Clone, Copy)]
 struct Mapping {
     phys: u64,
@@ -112,11 +115,13 @@ struct Ledger {
     left: BTreeSet<Place>,
     /// Detaches of a place so far.
     epochs: BTreeMap<Place, u64>,
-    /// In which epoch the last request of a group got into the IOMMU's queue, by group index. Its
-    /// place in the queue counts, not when it was sent: the drain separates by that.
-    queued: BTreeMap<(Place, u16), u64>,
-    owed: BTreeMap<u64, Place>,
-    settled: BTreeSet<u64>,
+    /// In which epoch a request that wants a response got into the IOMMU's queue, by group index and
+    /// private data. Its place in the queue counts, not when it was sent: the drain separates by
+    /// that.
+    queued: BTreeMap<(Place, u16, Option<PrivateData>), u64>,
+    /// By group and private data.
+    owed: BTreeMap<Owed, Place>,
+    settled: BTreeSet<Owed>,
     /// Handlers that run, by the number that the scenario gave the attachment.
     running: BTreeMap<u64, u32>,
     /// Handlers that run, of all attachments, and the most there were at once.
@@ -193,7 +198,7 @@ impl Oracle {
     pub fn close(&self) -> Verdict {
         let mut l = self.0.ledger.lock();
         let owed = std::mem::take(&mut l.owed);
-        for (group, place) in owed {
+        for ((group, _), place) in owed {
             l.verdict
                 .settled_once
                 .violated(|| format!("group {group:#x} of {} was never settled", name(place)));
@@ -283,7 +288,9 @@ impl Ledger {
 
     fn delivered(&mut self, place: Place, epoch: u64, prgi: u16) {
         self.verdict.quiescence.checked += 1;
-        if self.queued.get(&(place, prgi)).is_some_and(|queued| *queued < epoch) {
+        // Which of the requests with this index it is, the handler cannot tell: the newest.
+        let all = (place, prgi, None)..=(place, prgi, Some([u64::MAX; 2]));
+        if self.queued.range(all).map(|(_, queued)| *queued).max().is_some_and(|queued| queued < epoch) {
             self.verdict.quiescence.violated(|| {
                 format!(
                     "group index {prgi} of {}, queued before a detach, was handed to what was attached after",
@@ -333,29 +340,30 @@ impl Ledger {
             What::Begin(r) => self.reach(r, false, event.time),
             What::Finish(r) => self.reach(r, true, event.time),
             What::PageRequested(r) if r.needs_response() && r.group != 0 => {
-                self.owed.insert(r.group, (r.source, r.prefix.map(|p| p.pasid)));
+                self.owed.insert((r.group, r.private), (r.source, r.prefix.map(|p| p.pasid)));
             }
-            What::Settled { source, pasid, group, how, .. } => {
+            What::Settled { source, pasid, group, private, how, .. } => {
                 let place = (*source, *pasid);
+                let request = (*group, *private);
                 self.verdict.settled_once.checked += 1;
-                if self.owed.remove(group).is_none() && self.settled.contains(group) {
+                if self.owed.remove(&request).is_none() && self.settled.contains(&request) {
                     let how = settlement(*how);
                     self.verdict
                         .settled_once
                         .violated(|| format!("group {group:#x} of {} was settled again: {how}", name(place)));
                 }
-                self.settled.insert(*group);
+                self.settled.insert(request);
             }
             What::PageQueued { request, .. } if request.needs_response() => {
                 let place = (request.source, request.prefix.map(|p| p.pasid));
                 let epoch = self.epoch(place);
-                self.queued.insert((place, request.prgi), epoch);
+                self.queued.insert((place, request.prgi, request.private), epoch);
             }
-            What::ResponseSent { source, pasid, prgi, by: Responder::Software, .. } => {
+            What::ResponseSent { source, pasid, prgi, private, by: Responder::Software, .. } => {
                 let place = (*source, *pasid);
                 let epoch = self.epoch(place);
                 self.verdict.quiescence.checked += 1;
-                if self.queued.get(&(place, *prgi)).is_some_and(|queued| *queued < epoch) {
+                if self.queued.get(&(place, *prgi, *private)).is_some_and(|queued| *queued < epoch) {
                     self.verdict.quiescence.violated(|| {
                         format!(
                             "{} ns: the answer to group index {prgi} of {} goes out after its detach",
@@ -365,14 +373,15 @@ impl Ledger {
                     });
                 }
             }
-            What::UnexpectedResponse { source, pasid, prgi } => {
+            What::UnexpectedResponse { source, pasid, prgi, private } => {
                 let place = (*source, *pasid);
                 self.verdict.settled_once.checked += 1;
                 self.verdict.settled_once.violated(|| {
                     format!(
-                        "{} ns: {} got a response for group index {prgi}, for which it does not wait",
+                        "{} ns: {} got a response for group index {prgi}{}, for which it does not wait",
                         event.time,
-                        name(place)
+                        name(place),
+                        private.map_or(String::new(), |p| format!(" with private data {p:x?}"))
                     )
                 });
             }

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+pub use portcullis_spec::vtd::private_data::PrivateData;
+
 /// Bytes of the smallest page; no request crosses a multiple of it (`[V]` 3.13).
 pub const PAGE: u64 = 4096;
 
@@ -149,6 +151,9 @@ pub struct PageRequest {
     /// Number of the group over the life of the complex; 0 for messages outside any. It is not on
     /// the wire: it lets an oracle tell two groups with the same index apart.
     pub group: u64,
+    /// Bits that the response has to bring back. A request with some wants a response of its own,
+    /// also when it is not the last (VT-d 3.x; see [`portcullis_spec::vtd::private_data`]).
+    pub private: Option<PrivateData>,
 }
 
 impl PageRequest {
@@ -159,7 +164,7 @@ impl PageRequest {
 
     /// True where somebody has to answer.
     pub fn needs_response(&self) -> bool {
-        self.last && !self.is_stop_marker()
+        (self.last || self.private.is_some()) && !self.is_stop_marker()
     }
 }
 
@@ -204,6 +209,8 @@ pub enum Downstream {
         code: ResponseCode,
         /// Who decided it.
         by: Responder,
+        /// The private data of the request that it answers.
+        private: Option<PrivateData>,
     },
 }
 

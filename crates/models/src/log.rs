@@ -1,7 +1,9 @@
 //! What happened on the bus, for an oracle: every byte that moved, every page request and how it
 //! was settled, every interrupt.
 
-use crate::bus::{Msi, PageRequest, Pasid, RequesterId, Responder, ResponseCode, Status, Translation};
+use crate::bus::{
+    Msi, PageRequest, Pasid, PrivateData, RequesterId, Responder, ResponseCode, Status, Translation,
+};
 
 /// Receives events in the order in which they happen. Implementations only take notes: they never
 /// call back into the complex.
@@ -116,8 +118,10 @@ pub enum What {
         code: ResponseCode,
         /// Who decided it.
         by: Responder,
+        /// The private data that it brings back.
+        private: Option<PrivateData>,
     },
-    /// A last request of an endpoint has been settled.
+    /// A request of an endpoint that wants a response has been settled.
     Settled {
         /// The endpoint.
         source: RequesterId,
@@ -127,10 +131,12 @@ pub enum What {
         prgi: u16,
         /// Number of the group, as in [`PageRequest::group`].
         group: u64,
+        /// The request's private data.
+        private: Option<PrivateData>,
         /// How.
         how: Settlement,
     },
-    /// A response arrived that matches no group the endpoint waits for, nor one that a reset made
+    /// A response arrived that matches no request the endpoint waits for, nor one that a reset made
     /// void.
     UnexpectedResponse {
         /// The endpoint.
@@ -139,6 +145,8 @@ pub enum What {
         pasid: Option<Pasid>,
         /// The response's index.
         prgi: u16,
+        /// The private data that it brings back.
+        private: Option<PrivateData>,
     },
     /// A late response to a group that a reset made void: discarded, as it must be (`[V]` 7.9).
     LateResponse {
@@ -169,7 +177,7 @@ pub enum DropCause {
     Overflowed,
 }
 
-/// How a last request was settled.
+/// How a request that wants a response was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Settlement {
     /// Answered by software.

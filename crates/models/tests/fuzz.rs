@@ -98,6 +98,7 @@ fn apply(complex: &mut Complex, ram: &Ram, now: &mut u64, m: &Move) {
                 last: flags & 4 != 0,
                 prgi,
                 group: 0,
+                private: None,
             };
             port(complex, &|p| p.raw_message(Upstream::PageRequest(request)));
         }

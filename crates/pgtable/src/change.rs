@@ -49,16 +49,18 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 ChangeError::PartialLeaf { iova: self.iova_after(at), start: self.iova(start), size }
             }
         })?;
-        if !self.format.in_place().permissions_of_many {
-            self.each_leaf(pos, last, |found| match found.size_bits == F::shift(found.level) {
-                true => Ok(()),
-                false => Err(self.needs_break(&found)),
-            })?;
-        }
+        let many = self.format.in_place().permissions_of_many;
+        self.each_leaf(pos, last, |found| {
+            let one = found.size_bits == F::shift(found.level);
+            match self.format.protect(found.word, template) {
+                Some(_) if one || many => Ok(()),
+                _ => Err(self.needs_break(&found)),
+            }
+        })?;
         self.each_leaf(pos, last, |found| {
             let n = 1 << (found.size_bits - F::shift(found.level));
             for i in found.index..found.index + n {
-                self.replace(found.table, i, |w| self.format.protect(w, template));
+                self.replace(found.table, i, |w| self.format.protect(w, template).unwrap_or(w));
             }
             self.clean(found.table, found.index..found.index + n);
             Ok(())

@@ -90,11 +90,12 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let (levels, input_bits) = extent::<F>(&config, space);
         let root_order = F::root_bits(input_bits, levels).saturating_sub(FRAME_SIZE.ilog2());
         let root = mem.frames(root_order)?;
+        let format = F::new(&config);
         let table = Table {
-            format: F::new(&config),
+            format,
             top: AtomicU64::new(pack(Top { root: root.phys(), levels })),
             reach: low(input_bits.into()),
-            page_sizes: usable_sizes::<F>(config.page_sizes),
+            page_sizes: usable_sizes::<F>(config.page_sizes & format.leaf_sizes()),
             space,
             input_bits,
             output_bits: config.output_bits.min(F::OUTPUT_BITS),
@@ -458,10 +459,10 @@ fn level_sizes<F: Format>(level: usize) -> u64 {
     low(F::shift(level + 1)) & !low(F::shift(level))
 }
 
-/// What is left of `asked`: sizes of the format, the smallest page in any case, and leaves of
-/// several entries only where one entry can be a leaf too.
+/// What is left of `asked`: the smallest page in any case, and leaves of several entries only where
+/// one entry can be a leaf too.
 fn usable_sizes<F: Format>(asked: u64) -> u64 {
-    let mut sizes = (asked & F::LEAF_SIZES) | 1 << F::GRANULE_BITS;
+    let mut sizes = asked | 1 << F::GRANULE_BITS;
     for level in 1..=F::MAX_LEVELS {
         if sizes & 1 << F::shift(level) == 0 {
             sizes &= !level_sizes::<F>(level);

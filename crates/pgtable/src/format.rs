@@ -66,6 +66,8 @@ pub struct Config {
     /// Whether the walkers read memory types from entries, for formats in which that is an
     /// extension.
     pub memory_types: bool,
+    /// Whether the walkers check execute permission, for formats in which that is an extension.
+    pub execute: bool,
     /// Whether the walkers stand a leaf being replaced by smaller ones, and attributes of leaves
     /// of several entries being changed, without an invalid entry in between, for formats in which
     /// that is an extension.
@@ -86,6 +88,7 @@ impl Default for Config {
             dirty: false,
             snoop: false,
             memory_types: false,
+            execute: false,
             hitless: false,
         }
     }
@@ -178,6 +181,11 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// The format with what `config` decides.
     fn new(config: &Config) -> Self;
 
+    /// The leaf sizes that this table may have, of [`Format::LEAF_SIZES`].
+    fn leaf_sizes(&self) -> u64 {
+        Self::LEAF_SIZES
+    }
+
     /// How this table treats accessed bits.
     fn access_bits(&self) -> AccessBits;
 
@@ -224,8 +232,9 @@ pub trait Format: Copy + Send + Sync + 'static {
     fn attributes(&self, level: usize, w: Self::Word) -> Self::Word;
 
     /// The leaf entry `w` with the permissions of `template`: address, size, accessed and dirty
-    /// bits stay.
-    fn protect(&self, w: Self::Word, template: Self::Word) -> Self::Word;
+    /// bits stay. `None` where more than permissions would change and the manual wants an invalid
+    /// entry in between.
+    fn protect(&self, w: Self::Word, template: Self::Word) -> Option<Self::Word>;
 
     /// Whether a walker used the leaf entry `w`.
     fn accessed(&self, w: Self::Word) -> bool;

@@ -23,7 +23,11 @@ mod unmap;
 
 pub use engine::Table;
 pub use format::{AccessBits, Config, Entry, Format, InPlace};
-pub use formats::{VTD_SECOND_STAGE, VtdSecondStage, X86_FIRST_STAGE, X86FirstStage};
+pub use formats::{
+    AMD_V1, AMD_V2, ARM_MAIR, AmdV1, AmdV1Mock, AmdV2, ArmStage1, ArmStage2, RISCV_FIRST_STAGE,
+    RISCV_SECOND_STAGE, ROCKCHIP_V2, RiscvFirstStage, RiscvSecondStage, RockchipV2, VTD_SECOND_STAGE,
+    VtdSecondStage, X86_FIRST_STAGE, X86FirstStage,
+};
 pub use gather::{Gather, Retired, Synced};
 pub use mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
 pub use source::Segment;

@@ -50,8 +50,8 @@ impl Fresh {
     /// Wraps 2^`order` frames for a [`TableMem`] implementation to hand out.
     ///
     /// # Safety
-    /// `first` is the address of 2^`order` zeroed frames of [`FRAME_SIZE`] bytes in a row, aligned
-    /// to the size of the run, to which nothing else holds a reference, and which no other `Fresh`
+    /// `first` is the address of 2^`order` frames of [`FRAME_SIZE`] bytes in a row, aligned to the
+    /// size of the run and initialised (to zero for [`TableMem::frames`]), to which nothing else holds a reference, and which no other `Fresh`
     /// names until this one is published or released.
     #[expect(unsafe_code, reason = "the exclusive ownership is the caller's to promise")]
     pub unsafe fn from_raw(first: Phys, order: u32) -> Fresh {

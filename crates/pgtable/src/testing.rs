@@ -5,7 +5,7 @@ use crate::mem::{FRAME_SIZE, Fresh, NoMem, Phys, TableMem, Word};
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{cell::UnsafeCell, fmt, ops::Range};
 use portcullis_sync::{
-    atomic::{AtomicU64, Ordering, fence},
+    atomic::{AtomicBool, AtomicU64, Ordering, fence},
     wide::AtomicU128,
 };
 use std::sync::{Mutex, PoisonError};
@@ -22,12 +22,13 @@ struct Pool {
     frames: Box<[Frame]>,
     /// What a walker sees that does not snoop: bytes get here when they are cleaned.
     cleaned: Option<Box<[Frame]>>,
+    /// Which frames are handed out.
+    taken: Box<[AtomicBool]>,
     state: Mutex<State>,
 }
 
 struct State {
     free: Vec<usize>,
-    taken: Vec<bool>,
     allowed: Option<usize>,
     around_cas: Option<(Moment, Box<dyn FnOnce() + Send>)>,
 }
@@ -53,8 +54,9 @@ unsafe impl Sync for Frame {}
 unsafe impl Send for Frame {}
 
 impl Frame {
-    fn zeroed(n: usize) -> Box<[Frame]> {
-        (0..n).map(|_| Frame(UnsafeCell::new([0; FRAME_SIZE]))).collect()
+    fn filled(n: usize) -> Box<[Frame]> {
+        // What no one wrote is noticed when it is taken for an entry.
+        (0..n).map(|_| Frame(UnsafeCell::new([0xa5; FRAME_SIZE]))).collect()
     }
 
     fn atomics<A>(&self, range: Range<usize>) -> &[A] {
@@ -71,16 +73,19 @@ impl Frame {
 
 impl State {
     /// Takes `n` frames in a row, aligned to their number.
-    fn take(&mut self, n: usize) -> Option<usize> {
+    fn take(&mut self, taken: &[AtomicBool], n: usize) -> Option<usize> {
         let first = if n == 1 {
             self.free.pop()?
         } else {
-            let mut runs = (0..self.taken.len() / n).map(|run| run * n);
-            let first = runs.find(|first| !self.taken[*first..first + n].contains(&true))?;
+            let mut runs = (0..taken.len() / n).map(|run| run * n);
+            let free = |first: &usize| taken[*first..first + n].iter().all(|t| !t.load(Ordering::Relaxed));
+            let first = runs.find(free)?;
             self.free.retain(|i| !(first..first + n).contains(i));
             first
         };
-        self.taken[first..first + n].fill(true);
+        for t in &taken[first..first + n] {
+            t.store(true, Ordering::Relaxed);
+        }
         Some(first)
     }
 }
@@ -99,14 +104,10 @@ impl HeapMem {
     fn with(base: u64, n: usize, incoherent: bool) -> HeapMem {
         HeapMem(Arc::new(Pool {
             base,
-            frames: Frame::zeroed(n),
-            cleaned: incoherent.then(|| Frame::zeroed(n)),
-            state: Mutex::new(State {
-                free: (0..n).rev().collect(),
-                taken: alloc::vec![false; n],
-                allowed: None,
-                around_cas: None,
-            }),
+            frames: Frame::filled(n),
+            cleaned: incoherent.then(|| Frame::filled(n)),
+            taken: (0..n).map(|_| AtomicBool::new(false)).collect(),
+            state: Mutex::new(State { free: (0..n).rev().collect(), allowed: None, around_cas: None }),
         }))
     }
 
@@ -117,7 +118,7 @@ impl HeapMem {
 
     /// Number of frames that are handed out.
     pub fn in_use(&self) -> usize {
-        self.state(|s| s.taken.iter().filter(|t| **t).count())
+        self.0.taken.iter().filter(|t| t.load(Ordering::Relaxed)).count()
     }
 
     /// Calls `f` once, around the next compare-and-swap: what another CPU might do there.
@@ -143,7 +144,7 @@ impl HeapMem {
     #[inline]
     fn live(&self, table: Phys) -> &Frame {
         let n = self.number(table);
-        debug_assert!(self.state(|s| s.taken[n]), "frame {table} is not handed out");
+        debug_assert!(self.0.taken[n].load(Ordering::Relaxed), "frame {table} is not handed out");
         &self.0.frames[n]
     }
 
@@ -166,6 +167,12 @@ impl fmt::Debug for HeapMem {
 
 impl TableMem for HeapMem {
     fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        let mut fresh = self.frames_to_fill(order)?;
+        self.fill_private::<u64>(&mut fresh, 0..(FRAME_SIZE / 8) << order, |_| 0);
+        Ok(fresh)
+    }
+
+    fn frames_to_fill(&self, order: u32) -> Result<Fresh, NoMem> {
         let count = 1usize.checked_shl(order).ok_or(NoMem)?;
         let n = self.state(|s| {
             match &mut s.allowed {
@@ -173,16 +180,10 @@ impl TableMem for HeapMem {
                 Some(n) => *n -= 1,
                 None => {}
             }
-            s.take(count).ok_or(NoMem)
+            s.take(&self.0.taken, count).ok_or(NoMem)
         })?;
-        for frame in &self.0.frames[n..n + count] {
-            // SAFETY: the frame was not handed out, so nothing else refers to it.
-            #[expect(unsafe_code, reason = "table memory")]
-            unsafe {
-                frame.0.get().write_bytes(0, 1);
-            }
-        }
-        // SAFETY: as above, and the run is zeroed and aligned.
+        // SAFETY: the frames were not handed out, so nothing else refers to them, and the run is
+        // aligned. What `frames` hands out is zeroed there.
         #[expect(unsafe_code, reason = "table memory")]
         unsafe {
             Ok(Fresh::from_raw(Phys(self.0.base + (n * FRAME_SIZE) as u64), order))
@@ -198,8 +199,8 @@ impl TableMem for HeapMem {
         let n = self.number(first);
         self.state(|s| {
             for n in n..n + (1 << order) {
-                assert!(s.taken[n], "frame {n} of the run at {first} was given back twice");
-                s.taken[n] = false;
+                let was = self.0.taken[n].swap(false, Ordering::Relaxed);
+                assert!(was, "frame {n} of the run at {first} was given back twice");
                 s.free.push(n);
             }
         });
@@ -234,7 +235,7 @@ impl TableMem for HeapMem {
         range: Range<usize>,
         mut entry: impl FnMut(usize) -> W,
     ) {
-        debug_assert!(self.state(|s| s.taken[self.number(fresh.phys())]));
+        debug_assert!(self.0.taken[self.number(fresh.phys())].load(Ordering::Relaxed));
         let first = self.number(fresh.phys());
         let run = &self.0.frames[first..first + (1 << fresh.order())];
         assert!(range.start <= range.end && range.end <= run.len() * FRAME_SIZE / size_of::<W>());

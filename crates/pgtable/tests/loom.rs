@@ -64,8 +64,8 @@ impl Format for Tiny {
     fn attributes(&self, _: usize, _: u64) -> u64 {
         1
     }
-    fn protect(&self, w: u64, _: u64) -> u64 {
-        w
+    fn protect(&self, w: u64, _: u64) -> Option<u64> {
+        Some(w)
     }
     fn accessed(&self, _: u64) -> bool {
         false

@@ -166,6 +166,7 @@ pub fn last(source: u32, index: u16) -> PageRequest {
         exec: false,
         privileged: false,
         last: true,
+        own_answer: false,
         vendor: portcullis::VendorBits([u64::from(index), 1, 2, 3]),
     }
 }

@@ -66,6 +66,10 @@ pub struct Options {
     /// there is no second stage, and ignored elsewhere (`[V]` 9.6); QEMU 11 takes it for the width
     /// of first-stage addresses, and without it stops everything from 2^29 on.
     pub first_stage_width: bool,
+    /// The unit is built after a revision 3.x of the manual, in which page requests have private
+    /// data that the response has to bring back. No register says so, and other units have the bits
+    /// as reserved (*unverified*: see [`portcullis_spec::vtd::private_data`]).
+    pub private_data: bool,
     /// Bits of the platform's physical addresses, from the DMAR table (`[V]` 8.1). Without it the
     /// unit's maximum guest address width is taken, which is at least as wide.
     pub host_address_width: Option<u8>,
@@ -108,7 +112,7 @@ impl<P: Platform> Vtd<P> {
             tables: Tables::new(platform.clone(), &unit),
             devices: Devices::new(&platform),
             queue: Queue::new(regs.clone(), platform.clone(), &unit, interrupt),
-            requests: Requests::new(regs.clone(), platform.clone()),
+            requests: Requests::new(regs.clone(), platform.clone(), options.private_data),
             regs,
             unit,
             options,
@@ -211,8 +215,8 @@ impl<P: Platform> Driver for Vtd<P> {
 
     fn page_response(&self, answer: &Answer<'_>) -> Offer {
         let taken = self.queue.respond(|| {
-            let code = prq::wire_code(answer.take()?);
-            Some(prq::response(answer.vendor).with_rc(code.bits()))
+            let code = answer.take()?;
+            Some(prq::response(answer.vendor, code))
         });
         match taken {
             Ok(()) => Offer::Done,

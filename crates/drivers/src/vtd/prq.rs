@@ -8,7 +8,8 @@ use portcullis::{
 use portcullis_pgtable::Phys;
 use portcullis_spec::vtd::{
     page_req::{self, PAGE_REQ_SIZE, PAGE_REQ_TYPE, PRQ_SHIFT, ResponseCode},
-    qi::PageGroupResponse,
+    private_data::{self, PrivateData},
+    qi::{Desc, PageGroupResponse},
     regs::{Pqa, Pqh, Pqt, Prs},
     split,
 };
@@ -17,6 +18,8 @@ use portcullis_spec::vtd::{
 pub(super) struct Requests<P: Platform> {
     regs: Regs<P>,
     mem: P,
+    /// Private data of requests are taken as such, and given back.
+    private_data: bool,
     state: P::Lock<Option<State>>,
 }
 
@@ -33,9 +36,9 @@ struct State {
 }
 
 impl<P: Platform> Requests<P> {
-    pub(super) fn new(regs: Regs<P>, mem: P) -> Requests<P> {
+    pub(super) fn new(regs: Regs<P>, mem: P, private_data: bool) -> Requests<P> {
         let state = mem.lock(None);
-        Requests { regs, mem, state }
+        Requests { regs, mem, private_data, state }
     }
 
     /// Programs an empty queue.
@@ -144,9 +147,15 @@ impl<P: Platform> Requests<P> {
 
     fn read(&self, frame: Phys, entry: u32) -> Decoded {
         let at = entry as usize * (PAGE_REQ_SIZE / 16);
-        let low = self.mem.load128(frame, at);
-        let high = self.mem.load128(frame, at + 1);
-        decode(page_req::PageRequest::from_bits(low), high)
+        let [q0, q1] = split(self.mem.load128(frame, at));
+        let [q2, q3] = split(self.mem.load128(frame, at + 1));
+        match self.private_data {
+            true => {
+                let (qw, private) = private_data::take_from_request([q0, q1, q2, q3]);
+                decode(qw, private)
+            }
+            false => decode([q0, q1, q2, q3], None),
+        }
     }
 }
 
@@ -161,7 +170,9 @@ pub(super) enum Decoded {
     Malformed(PageRequest),
 }
 
-pub(super) fn decode(d: page_req::PageRequest, high: u128) -> Decoded {
+/// Decodes an entry out of which private data were taken before, where the unit has them.
+pub(super) fn decode(qw: [u64; 4], private: Option<PrivateData>) -> Decoded {
+    let d = page_req::PageRequest::from_qwords(qw);
     let request = PageRequest {
         source: SourceId(d.rid().into()),
         pasid: d.pp().then(|| Pasid::new(d.pasid())).flatten(),
@@ -172,14 +183,12 @@ pub(super) fn decode(d: page_req::PageRequest, high: u128) -> Decoded {
         exec: d.exr() && d.pp() && d.rdr(),
         privileged: d.pmr(),
         last: d.lpig(),
-        vendor: {
-            let [q0, q1] = split(d.into_bits());
-            VendorBits([q0, q1, 0, 0])
-        },
+        own_answer: private.is_some(),
+        vendor: VendorBits(private_data::request(d, private)),
     };
     let well_formed = d.ty() == PAGE_REQ_TYPE
         && d.into_bits() & page_req::PageRequest::RESERVED == 0
-        && high == 0
+        && qw[2..] == [0, 0]
         // PASID 0 is what requests without one use (SCT.9).
         && (!d.pp() || request.pasid.is_some());
     if well_formed && d.is_stop_marker() {
@@ -200,13 +209,15 @@ fn is_canonical(address: u64) -> bool {
     upper <= 1 || upper == u64::MAX >> 47
 }
 
-/// The response to the group whose last request gave `vendor`: addressed as that request was, and
-/// without a code yet.
-pub(super) fn response(vendor: VendorBits) -> PageGroupResponse {
-    let [q0, q1, ..] = vendor.0;
-    let d = page_req::PageRequest::from_bits(portcullis_spec::vtd::join(q0, q1));
+/// The response to the request that gave `vendor`: addressed as that was, with its private data
+/// unchanged.
+pub(super) fn response(vendor: VendorBits, code: Code) -> Desc {
+    // Without private data the bit that says so is clear, whatever hardware wrote there.
+    let (qw, private) = private_data::take_from_request(vendor.0);
+    let d = page_req::PageRequest::from_qwords(qw);
     let pasid = d.pp().then(|| d.pasid());
-    PageGroupResponse::respond(d.rid(), pasid, d.prgi(), ResponseCode::Success)
+    let response = PageGroupResponse::respond(d.rid(), pasid, d.prgi(), wire_code(code));
+    private_data::response(response, private)
 }
 
 /// The wire code (`[V]` table 32).

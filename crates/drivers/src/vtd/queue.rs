@@ -22,7 +22,7 @@ use portcullis::{
 };
 use portcullis_pgtable::{FRAME_SIZE, Phys};
 use portcullis_spec::vtd::{
-    qi::{Desc, DescWidth, InvWait, PageGroupResponse},
+    qi::{Desc, DescWidth, InvWait},
     regs::{Fsts, Iqa, Iqt},
 };
 
@@ -146,15 +146,12 @@ impl<P: Platform> Queue<P> {
 
     /// Queues a page-group response if there is room for one. `take` makes it then, inside the lock;
     /// `None` sends nothing.
-    pub(super) fn respond(
-        &self,
-        take: impl FnOnce() -> Option<PageGroupResponse>,
-    ) -> Result<(), SubmitError> {
+    pub(super) fn respond(&self, take: impl FnOnce() -> Option<Desc>) -> Result<(), SubmitError> {
         self.locked(|q, ring| {
             q.make_room(ring, 2)?;
             if let Some(response) = take() {
                 let mut items = Items::new();
-                items.response(response.desc());
+                items.response(response);
                 q.enqueue(ring, &items, End::default());
             }
             Ok(())

@@ -184,6 +184,12 @@ impl Endpoint {
         self.port.set_deaf(deaf);
     }
 
+    /// From now on page requests carry random private data (VT-d 3.x), which the responses have to
+    /// bring back, or no longer do. For endpoints behind a unit that knows them.
+    pub fn set_private_data(&mut self, on: bool) {
+        self.port.set_private_data(on);
+    }
+
     /// Everything that broke PCIe's order, in order of time.
     pub fn violations(&self) -> &[Violation] {
         self.port.capabilities().violations()

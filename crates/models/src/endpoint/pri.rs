@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::bus::Pasid;
+use crate::bus::{Pasid, PrivateData, ResponseCode};
 
-/// A group whose last request has been sent and whose response is awaited.
+/// A group whose last request has been sent and whose responses are awaited.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
     /// Number over the life of the complex.
@@ -15,6 +15,10 @@ pub(crate) struct Group {
     pub(crate) requests: u32,
     /// When its last request was sent.
     pub(crate) sent: u64,
+    /// The private data of each request that awaits a response; `None` for a last one without.
+    pub(crate) awaits: Vec<Option<PrivateData>>,
+    /// The worst response so far.
+    pub(crate) code: ResponseCode,
 }
 
 /// Key of a group on the wire.
@@ -25,7 +29,7 @@ pub(crate) type Key = (Option<Pasid>, u16);
 pub(crate) struct Groups {
     open: BTreeMap<Key, Group>,
     /// Made void by a reset; a response may still come.
-    void: BTreeSet<Key>,
+    void: BTreeSet<(Key, Option<PrivateData>)>,
     next_index: u16,
     next_number: u64,
 }
@@ -50,7 +54,7 @@ impl Groups {
         let start = self.next_index;
         let round = (0..Self::INDICES).map(|i| (start + i) % Self::INDICES);
         let free = |i: &u16| !self.open.contains_key(&(pasid, *i));
-        let clean = round.clone().find(|i| free(i) && !self.void.contains(&(pasid, *i)));
+        let clean = round.clone().find(|i| free(i) && !self.void.iter().any(|(key, _)| *key == (pasid, *i)));
         let index = clean.or_else(|| round.clone().find(free))?;
         self.next_index = (index + 1) % Self::INDICES;
         Some(index)
@@ -74,20 +78,33 @@ impl Groups {
         self.open.is_empty()
     }
 
-    /// A response has come: ends its group.
-    pub(crate) fn close(&mut self, key: Key) -> Option<Group> {
-        self.open.remove(&key)
+    /// A response has come. Returns the number of the group that waited for it, and the group
+    /// itself if it was the last it waited for.
+    pub(crate) fn answered(
+        &mut self,
+        key: Key,
+        private: Option<PrivateData>,
+        code: ResponseCode,
+    ) -> Option<(u64, Option<Group>)> {
+        let group = self.open.get_mut(&key)?;
+        let at = group.awaits.iter().position(|p| *p == private)?;
+        group.awaits.swap_remove(at);
+        group.code = group.code.max(code);
+        let number = group.number;
+        let ended = group.awaits.is_empty().then(|| self.open.remove(&key)).flatten();
+        Some((number, ended))
     }
 
-    /// A response has come for no open group: true where a reset explains it. It is explained once.
-    pub(crate) fn was_void(&mut self, key: Key) -> bool {
-        self.void.remove(&key)
+    /// A response has come that no open group waits for: true where a reset explains it. It is
+    /// explained once.
+    pub(crate) fn was_void(&mut self, key: Key, private: Option<PrivateData>) -> bool {
+        self.void.remove(&(key, private))
     }
 
     /// Makes everything void, and says what.
     pub(crate) fn void_all(&mut self) -> Vec<(Key, Group)> {
         let open = std::mem::take(&mut self.open);
-        self.void.extend(open.keys().copied());
+        self.void.extend(open.iter().flat_map(|(key, g)| g.awaits.iter().map(|p| (*key, *p))));
         open.into_iter().collect()
     }
 }

@@ -69,6 +69,9 @@ pub struct Config {
     pub page_request_drain: bool,
     /// ECAP.SMS: stop markers.
     pub stop_markers: bool,
+    /// Private data of page requests, as units after revisions 3.x of the manual have them. No
+    /// register announces it.
+    pub private_data: bool,
     /// Device-TLB invalidations under way at once, 1 to 32.
     pub itags: u8,
     /// Waits complete in the order of the queue. The manual asks for less: a wait stands behind what
@@ -117,6 +120,7 @@ impl Default for Config {
             page_requests: true,
             page_request_drain: true,
             stop_markers: true,
+            private_data: false,
             itags: 32,
             waits_in_order: true,
             device_tlb_timeout: 1_000_000_000,

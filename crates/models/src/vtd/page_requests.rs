@@ -3,6 +3,7 @@
 use portcullis_spec::vtd::fault::FaultReason;
 use portcullis_spec::vtd::page_req::PageRequest as Slot;
 use portcullis_spec::vtd::pasid::Pgtt;
+use portcullis_spec::vtd::private_data;
 use portcullis_spec::vtd::regs::{AddressType, FrcdType, Ttm};
 
 use super::Vtd;
@@ -27,7 +28,9 @@ impl Vtd {
     }
 
     /// A page request has arrived: it is received, and accepted by a later step (`[V]` 7.7).
-    pub(super) fn receive(&mut self, cx: &mut Cx<'_>, request: PageRequest) {
+    pub(super) fn receive(&mut self, cx: &mut Cx<'_>, mut request: PageRequest) {
+        // A unit that does not know private data has no place to put them.
+        request.private = request.private.filter(|_| self.config.private_data);
         if self.ingress.len() >= Self::INGRESS {
             self.accept(cx);
         }
@@ -113,7 +116,8 @@ impl Vtd {
                 .with_exr(p.execute && request.read)
                 .with_pmr(p.privileged);
         }
-        let bytes: Vec<u8> = slot.into_qwords().iter().flat_map(|q| q.to_le_bytes()).collect();
+        let qwords = private_data::request(slot, request.private);
+        let bytes: Vec<u8> = qwords.iter().flat_map(|q| q.to_le_bytes()).collect();
         let at = self.regs.pqa.pqa().checked_add(tail);
         at.is_some_and(|at| cx.mem.write(at, &bytes).is_ok())
     }
@@ -141,12 +145,16 @@ impl Vtd {
         let unit = cx.unit();
         cx.note(What::PageDropped { request: *request, unit, cause });
         // Without the knowledge of stop markers the unit takes one for a last request.
-        if !request.last || (request.is_stop_marker() && self.regs.ecap.sms()) {
+        // Not in the manual any more for requests with private data that are not the last: software
+        // has to answer them, so hardware that drops them does.
+        let answered = request.last || request.private.is_some();
+        if !answered || (request.is_stop_marker() && self.regs.ecap.sms()) {
             return;
         }
         let (source, prgi, by) = (request.source, request.prgi, Responder::Hardware);
+        let private = request.private;
         let pasid = request.prefix.map(|p| p.pasid);
-        cx.note(What::ResponseSent { source, pasid, prgi, code, by });
-        cx.send(source, Downstream::PageResponse { pasid, prgi, code, by });
+        cx.note(What::ResponseSent { source, pasid, prgi, code, by, private });
+        cx.send(source, Downstream::PageResponse { pasid, prgi, code, by, private });
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use portcullis_spec::vtd::private_data;
 use portcullis_spec::vtd::qi::{
     CcGranularity, DescWidth, Descriptor, InvWait, IotlbGranularity, PageGroupResponse,
     PasidCacheGranularity, PasidIotlbGranularity, Rules, dev_tlb_size,
@@ -13,7 +14,7 @@ use super::iotlb::{Pages, Stage, Tag};
 use super::translate::Use;
 use super::{Config, Vtd};
 use crate::adversary::Action;
-use crate::bus::{Downstream, Pasid, RequesterId, Responder, ResponseCode};
+use crate::bus::{Downstream, Pasid, PrivateData, RequesterId, Responder, ResponseCode};
 use crate::iommu::Cx;
 use crate::log::What;
 
@@ -24,6 +25,8 @@ struct Op {
     descriptor: Descriptor,
     /// For a wait with PD: page requests received that it stands behind.
     page_requests: u64,
+    /// For a page group response: what it brings back.
+    private: Option<PrivateData>,
 }
 
 /// A device-TLB invalidation under way (`[V]` 4.3).
@@ -135,11 +138,11 @@ impl Vtd {
             return;
         }
         match self.read_descriptor(cx) {
-            Ok(descriptor) => {
+            Ok((descriptor, private)) => {
                 let seq = self.queue.next_seq;
                 self.queue.next_seq += 1;
                 let page_requests = self.page_requests_received();
-                self.queue.ops.push_back(Op { seq, descriptor, page_requests });
+                self.queue.ops.push_back(Op { seq, descriptor, page_requests, private });
                 let iqa = self.regs.iqa;
                 self.regs.iqh = (self.regs.iqh + iqa.width().bytes() as u64) % iqa.size();
             }
@@ -147,7 +150,7 @@ impl Vtd {
         }
     }
 
-    fn read_descriptor(&mut self, cx: &mut Cx<'_>) -> Result<Descriptor, Iqei> {
+    fn read_descriptor(&mut self, cx: &mut Cx<'_>) -> Result<(Descriptor, Option<PrivateData>), Iqei> {
         let r = &self.regs;
         let width = r.iqa.width();
         let rules = Rules::new(r.root, width, r.cap, r.ecap)?;
@@ -166,7 +169,11 @@ impl Vtd {
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = chunk.iter().rev().fold(0, |w, &b| w << 8 | u64::from(b));
         }
-        Descriptor::decode(&words, &rules)
+        let (words, private) = match self.config.private_data {
+            true => private_data::take_from_response(words),
+            false => (words, None),
+        };
+        Descriptor::decode(&words, &rules).map(|d| (d, private))
     }
 
     /// Executes a fetched descriptor.
@@ -218,7 +225,7 @@ impl Vtd {
                 let (addr, pages) = dev_tlb_size(d.address(), d.s());
                 self.ask_device(cx, op.seq, d.sid(), Pasid::new(d.pasid()), d.gi(), addr, pages);
             }
-            Descriptor::PageGroupResponse(d) => respond(cx, &d),
+            Descriptor::PageGroupResponse(d) => respond(cx, &d, op.private),
             Descriptor::Wait(d) => self.complete_wait(cx, &d),
             // Nothing is cached of either: interrupts are not remapped and there is no HPT.
             Descriptor::InterruptEntryCache(_) | Descriptor::Hpt(_) => {}
@@ -397,14 +404,14 @@ impl Vtd {
 }
 
 /// Sends software's answer to a group of page requests (`[V]` 7.6.1).
-fn respond(cx: &mut Cx<'_>, d: &PageGroupResponse) {
+fn respond(cx: &mut Cx<'_>, d: &PageGroupResponse, private: Option<PrivateData>) {
     let source = RequesterId(d.rid());
     let pasid = if d.pp() { Pasid::new(d.pasid()) } else { None };
     let code = ResponseCode::from_wire(d.rc());
     let (prgi, by) = (d.prgi(), Responder::Software);
     let times = if cx.mutations.answer_twice { 2 } else { 1 };
     for _ in 0..times {
-        cx.note(What::ResponseSent { source, pasid, prgi, code, by });
-        cx.send(source, Downstream::PageResponse { pasid, prgi, code, by });
+        cx.note(What::ResponseSent { source, pasid, prgi, code, by, private });
+        cx.send(source, Downstream::PageResponse { pasid, prgi, code, by, private });
     }
 }

@@ -1,10 +1,18 @@
 //! The formats, one a file.
 
+pub mod amd_v1;
+pub mod arm;
+pub mod riscv;
+pub mod rockchip;
 pub mod vtd_second_stage;
 pub mod x86_first_stage;
 
+pub use amd_v1::{AMD_V1, AmdV1, AmdV1Mock};
+pub use arm::{ARM_MAIR, ArmStage1, ArmStage2};
+pub use riscv::{RISCV_FIRST_STAGE, RISCV_SECOND_STAGE, RiscvFirstStage, RiscvSecondStage};
+pub use rockchip::{ROCKCHIP_V2, RockchipV2};
 pub use vtd_second_stage::{VTD_SECOND_STAGE, VtdSecondStage};
-pub use x86_first_stage::{X86_FIRST_STAGE, X86FirstStage};
+pub use x86_first_stage::{AMD_V2, AmdV2, X86_FIRST_STAGE, X86FirstStage};
 
 /// Leaf sizes of formats with 4 KiB tables of 64-bit entries, for [`crate::Config::page_sizes`].
 pub mod size {
@@ -14,4 +22,46 @@ pub mod size {
     pub const M2: u64 = 1 << 21;
     /// 1 GiB.
     pub const G1: u64 = 1 << 30;
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Entry, Format, Phys, Prot};
+
+    /// The entry for `phys` of a leaf of 2^`size_bits` bytes, which is read back as what it is.
+    pub(super) fn golden<F: Format>(f: &F, level: usize, size_bits: u32, phys: Phys, prot: Prot) -> F::Word {
+        let template = f.template(prot).expect("permissions that the format has");
+        let w = f.leaf(template, level, phys, size_bits);
+        let base = Phys(phys.0 & !((1 << size_bits) - 1));
+        assert_eq!(f.decode(level, w), Entry::Leaf { base, size_bits }, "{w:#x}");
+        assert_eq!(f.prot(w), prot, "{w:#x}");
+        assert!(w & F::PRESENT != F::Word::default(), "{w:#x}");
+        assert_eq!(f.leaf(f.attributes(level, w), level, phys, size_bits), w);
+        assert_eq!(f.protect(w, template), Some(w));
+        w
+    }
+
+    /// The entry at `level` that leads to `table`, which is read back as that, settled or not.
+    pub(super) fn golden_table<F: Format>(f: &F, level: usize, table: Phys) -> F::Word {
+        let w = f.table(level, table);
+        assert_eq!(f.decode(level, w), Entry::Table(table), "{w:#x}");
+        assert_eq!(f.decode(level, f.settle(w)), Entry::Table(table));
+        assert!(!f.settled(w));
+        w
+    }
+
+    /// Entries that are not present are empty, at every level, and those that are parked come back.
+    pub(super) fn empty<F: Format>(f: &F, absent: &[F::Word], addresses: &[u64]) {
+        for level in 1..=F::MAX_LEVELS {
+            for &w in absent.iter().chain(&[F::Word::default()]) {
+                assert_eq!(f.decode(level, w), Entry::Empty, "{w:#x}");
+                assert!(w & F::PRESENT == F::Word::default(), "{w:#x}");
+            }
+            for next in addresses.iter().map(|a| Some(Phys(*a))).chain([None]) {
+                let w = F::parked(next);
+                assert_eq!(f.decode(level, w), Entry::Empty, "{w:#x}");
+                assert_eq!(F::parked_next(w), next, "{w:#x}");
+            }
+        }
+    }
 }

@@ -124,9 +124,9 @@ impl Format for VtdSecondStage {
     }
 
     #[inline]
-    fn protect(&self, w: u64, template: u64) -> u64 {
+    fn protect(&self, w: u64, template: u64) -> Option<u64> {
         const PROT: u64 = R | W | SNP | SW_MMIO;
-        w & !PROT | template & PROT
+        Some(w & !PROT | template & PROT)
     }
 
     #[inline]
@@ -170,7 +170,10 @@ impl Format for VtdSecondStage {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::tests::{golden, golden_table},
+        *,
+    };
 
     const PHYS: Phys = Phys(0x1234_5600_0000);
 
@@ -256,5 +259,22 @@ mod tests {
         let w = f.settle(f.table(2, PHYS));
         assert!(f.settled(w) && !f.settled(f.table(2, PHYS)));
         assert_eq!(f.decode(2, w), Entry::Table(PHYS));
+    }
+
+    #[test]
+    fn golden_entries_of_every_level_and_leaf() {
+        let f = format(true, true, true);
+        let rw = Prot::READ | Prot::WRITE;
+        assert_eq!(golden(&f, 1, 12, PHYS, rw | Prot::SNOOP | Prot::MMIO), 0x0010_1234_5600_0803);
+        assert_eq!(golden(&f, 2, 21, PHYS, Prot::WRITE), 0x0000_1234_5600_0082);
+        assert_eq!(golden(&f, 3, 30, Phys(0x1234_4000_0000), Prot::READ), 0x0000_1234_4000_0081);
+        for level in 2..=5 {
+            assert_eq!(golden_table(&f, level, Phys(0x7000)), 0x7003);
+        }
+        let w = golden(&f, 1, 12, PHYS, rw) | A | D;
+        let read = f.template(Prot::READ).unwrap();
+        assert_eq!(f.protect(w, read), Some(0x0000_1234_5600_0301));
+        assert_eq!(f.template(rw | Prot::UNCACHED), None);
+        assert_eq!(f.template(rw | Prot::FORMAT0), None);
     }
 }

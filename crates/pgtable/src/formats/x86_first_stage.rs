@@ -1,8 +1,10 @@
-//! First-stage paging entries with four levels, those of Intel 64 in 64-bit mode as VT-d walks
-//! them (`[V]` 3.6, 9.7).
+//! Paging entries of the processor's 64-bit mode with four or five levels: VT-d's first stage
+//! (`[V]` 3.6, 9.7) and AMD's guest tables, called v2 (AMD 48882, 2.2.6; AMD64 manual, volume 2,
+//! 5.3).
 //!
-//! Remapping hardware ignores bits 63:52, the processor's execute-disable bit among them, so
-//! [`Prot::EXEC`] is refused. Every valid entry may be read, so write-only is refused too.
+//! VT-d ignores bits 63:52, the processor's execute-disable bit among them, so [`Prot::EXEC`] is
+//! refused. AMD checks NX where NXSup is set in the extended feature register, which
+//! [`Config::execute`] stands for. Every valid entry may be read, so write-only is refused.
 
 use super::size;
 use crate::{
@@ -13,6 +15,8 @@ use crate::{
 
 /// The name of [`X86FirstStage`].
 pub const X86_FIRST_STAGE: FormatId = FormatId("x86-fs");
+/// The name of [`AmdV2`].
+pub const AMD_V2: FormatId = FormatId("amd-v2");
 
 /// P: Present (`[V]` 9.7, tables 35 to 40).
 const P: u64 = 1;
@@ -30,6 +34,8 @@ const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 /// PS: Page Size, in a PDE or PDPE (`[V]` 9.7, tables 36 and 38). In a PTE the bit is PAT.
 const PS: u64 = 1 << 7;
+/// NX: no instruction fetches (AMD64 manual, volume 2, 5.4.1).
+const XD: u64 = 1 << 63;
 /// ADDR: bits 51:12; those from the host address width up are reserved (`[V]` 3.6).
 const ADDR: u64 = 0x000f_ffff_ffff_f000;
 /// Ours, among the ignored bits 63:52 (`[V]` 9.7): the entry was cleaned to memory.
@@ -42,15 +48,22 @@ const SW_PARKED: u64 = 1 << 54;
 ///
 /// A walker that uses an entry always sets its accessed bit (`[V]` 3.6.2), so [`Config::accessed`]
 /// changes nothing: where walks do not snoop (SMPWC or PWSNP is 0) both bits are preset.
+pub type X86FirstStage = X86<false>;
+
+/// AMD's guest tables. A host that translates for itself points a device-table entry's GCR3 at one.
+pub type AmdV2 = X86<true>;
+
+/// The processor's entries, as Intel's or as AMD's units walk them.
 #[derive(Clone, Copy, Debug)]
-pub struct X86FirstStage {
+pub struct X86<const AMD: bool> {
     access: AccessBits,
     snoop: bool,
+    execute: bool,
 }
 
-impl Format for X86FirstStage {
+impl<const AMD: bool> Format for X86<AMD> {
     type Word = u64;
-    const ID: FormatId = X86_FIRST_STAGE;
+    const ID: FormatId = if AMD { AMD_V2 } else { X86_FIRST_STAGE };
     const MIN_LEVELS: usize = 4;
     const MAX_LEVELS: usize = 5;
     const GRANULE_BITS: u32 = 12;
@@ -62,7 +75,11 @@ impl Format for X86FirstStage {
     const PRESENT: u64 = P;
 
     fn new(config: &Config) -> Self {
-        X86FirstStage { access: AccessBits::choose(true, config.coherent), snoop: config.snoop }
+        X86 {
+            access: AccessBits::choose(true, config.coherent),
+            snoop: config.snoop && !AMD,
+            execute: config.execute && AMD,
+        }
     }
 
     #[inline]
@@ -76,9 +93,12 @@ impl Format for X86FirstStage {
 
     #[inline]
     fn template(&self, prot: Prot) -> Option<u64> {
-        const KNOWN: Prot =
-            Prot::READ.union(Prot::WRITE).union(Prot::PRIV).union(Prot::MMIO).union(Prot::SNOOP);
-        if !prot.contains(Prot::READ) || !KNOWN.contains(prot) || (prot.contains(Prot::SNOOP) && !self.snoop)
+        const RWX: Prot = Prot::READ.union(Prot::WRITE).union(Prot::EXEC);
+        const KNOWN: Prot = RWX.union(Prot::PRIV).union(Prot::MMIO).union(Prot::SNOOP);
+        if !prot.contains(Prot::READ)
+            || !KNOWN.contains(prot)
+            || (prot.contains(Prot::EXEC) && !self.execute)
+            || (prot.contains(Prot::SNOOP) && !self.snoop)
         {
             return None;
         }
@@ -92,6 +112,9 @@ impl Format for X86FirstStage {
         if prot.contains(Prot::MMIO) {
             // Entry 3 of the page attribute table: uncacheable unless the driver changed it.
             w |= PCD | PWT;
+        }
+        if self.execute && !prot.contains(Prot::EXEC) {
+            w |= XD;
         }
         if self.access == AccessBits::Preset {
             w |= A | D;
@@ -131,18 +154,20 @@ impl Format for X86FirstStage {
         prot.set(Prot::PRIV, w & US == 0);
         prot.set(Prot::MMIO, w & (PCD | PWT) == PCD | PWT);
         prot.set(Prot::SNOOP, self.snoop);
+        prot.set(Prot::EXEC, self.execute && w & XD == 0);
         prot
     }
 
     #[inline]
     fn attributes(&self, _level: usize, w: u64) -> u64 {
-        w & (P | RW | US | PWT | PCD | A | D)
+        w & (P | RW | US | PWT | PCD | A | D | XD)
     }
 
     #[inline]
-    fn protect(&self, w: u64, template: u64) -> u64 {
-        const PROT: u64 = RW | US | PWT | PCD;
-        w & !PROT | template & PROT
+    fn protect(&self, w: u64, template: u64) -> Option<u64> {
+        const PROT: u64 = RW | US | XD;
+        // A memory type does not change under those who use it.
+        ((w ^ template) & (PWT | PCD) == 0).then_some(w & !PROT | template & PROT)
     }
 
     #[inline]
@@ -186,7 +211,7 @@ impl Format for X86FirstStage {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::tests::golden, *};
 
     const PHYS: Phys = Phys(0x1234_5600_0000);
 
@@ -237,6 +262,24 @@ mod tests {
         let snooping = format(true, true);
         let w = leaf(snooping, 1, PHYS, Prot::READ | Prot::SNOOP);
         assert_eq!(w, 0x0000_1234_5600_0005);
+    }
+
+    #[test]
+    fn amd_says_where_no_instructions_are() {
+        let f = AmdV2::new(&Config { execute: true, ..Config::default() });
+        let rw = Prot::READ | Prot::WRITE;
+        assert_eq!(golden(&f, 1, 12, PHYS, rw), 0x8000_1234_5600_0007);
+        assert_eq!(golden(&f, 1, 12, PHYS, rw | Prot::EXEC), 0x0000_1234_5600_0007);
+        assert_eq!(golden(&f, 2, 21, PHYS, Prot::READ | Prot::PRIV), 0x8000_1234_5600_0081);
+        let without = AmdV2::new(&Config { snoop: true, ..Config::default() });
+        assert_eq!(golden(&without, 1, 12, PHYS, rw), 0x0000_1234_5600_0007);
+        assert_eq!(without.template(rw | Prot::EXEC), None);
+        assert_eq!(without.template(rw | Prot::SNOOP), None);
+        let w = golden(&f, 1, 12, PHYS, rw) | A | D;
+        let read = f.template(Prot::READ | Prot::EXEC).unwrap();
+        assert_eq!(f.protect(w, read), Some(0x0000_1234_5600_0065));
+        let device = f.template(rw | Prot::MMIO).unwrap();
+        assert_eq!(f.protect(w, device), None, "a memory type does not change in place");
     }
 
     #[test]

@@ -143,8 +143,8 @@ impl Format for Wide {
     fn attributes(&self, _: usize, w: u32) -> u32 {
         w & (LEAF | WRITABLE | USED | DIRTY)
     }
-    fn protect(&self, w: u32, template: u32) -> u32 {
-        w & !WRITABLE | template & WRITABLE
+    fn protect(&self, w: u32, template: u32) -> Option<u32> {
+        Some(w & !WRITABLE | template & WRITABLE)
     }
     fn accessed(&self, w: u32) -> bool {
         w & USED != 0

@@ -8,6 +8,7 @@ pub mod context;
 pub mod fault;
 pub mod page_req;
 pub mod pasid;
+pub mod private_data;
 pub mod qi;
 pub mod regs;
 pub mod root;

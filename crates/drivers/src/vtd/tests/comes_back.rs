@@ -14,7 +14,7 @@ use std::{
 };
 
 #[derive(Debug, PartialEq)]
-enum Seen {
+pub(super) enum Seen {
     Request(PageRequest),
     Malformed(PageRequest),
     Fault(RawFault),
@@ -60,7 +60,7 @@ impl Intake for Log {
     }
 }
 
-fn turn(vtd: &Vtd<Fake>, budget: usize) -> (Vec<Seen>, More) {
+pub(super) fn turn(vtd: &Vtd<Fake>, budget: usize) -> (Vec<Seen>, More) {
     let mut log = Log::default();
     let more = vtd.service(&mut Turn::new(&mut log, budget));
     (log.seen, more)
@@ -75,7 +75,7 @@ const WITH_PASID: u64 = 0x0000_0042_0113_0101;
 const WITHOUT: u64 = 0x0113_0001;
 
 /// Writes entries as hardware does.
-fn arrive(fake: &Fake, entries: &[[u64; 4]]) {
+pub(super) fn arrive(fake: &Fake, entries: &[[u64; 4]]) {
     for e in entries {
         let tail = fake.get64(offset::PQT);
         let at = (fake.get64(offset::PQA) & !0xfff) + tail;
@@ -92,7 +92,7 @@ fn read_last(q0: u64, address: u64) -> [u64; 4] {
     [q0, address | 0x155 << 3 | 0b101, 0, 0]
 }
 
-fn only(seen: Vec<Seen>) -> Seen {
+pub(super) fn only(seen: Vec<Seen>) -> Seen {
     let mut of_interest = seen.into_iter().filter(|s| !matches!(s, Seen::Passed(_)));
     let one = of_interest.next().expect("something was handed over");
     assert_eq!(of_interest.next(), None);
@@ -116,6 +116,7 @@ fn a_request_as_the_manual_draws_it() {
         exec: false,
         privileged: false,
         last: true,
+        own_answer: false,
         vendor: VendorBits([WITH_PASID, 0x7fff_1234_5aad, 0, 0]),
     };
     assert_eq!(seen, [Seen::Request(expected), Seen::Passed(1)]);

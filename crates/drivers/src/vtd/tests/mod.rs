@@ -5,6 +5,7 @@
 mod attach;
 mod comes_back;
 mod fake;
+mod private_data;
 mod recovery;
 mod starting;
 
@@ -56,8 +57,12 @@ fn scalable_ecap() -> Ecap {
 
 /// A running unit.
 fn running(cap: Cap, ecap: Ecap) -> (Fake, Vtd<Fake>) {
+    running_with(cap, ecap, Options::default())
+}
+
+fn running_with(cap: Cap, ecap: Ecap, options: Options) -> (Fake, Vtd<Fake>) {
     let fake = Fake::new(cap, ecap);
-    let vtd = Vtd::new(fake.clone(), Window(0), Options::default());
+    let vtd = Vtd::new(fake.clone(), Window(0), options);
     assert_eq!(finish_start(&fake, &vtd), Ok(()));
     (fake, vtd)
 }

@@ -73,6 +73,7 @@ fn respond(vtd: &Vtd<Fake>, slot: &SlotWord) -> Offer {
         exec: false,
         privileged: false,
         last: true,
+        own_answer: false,
         vendor: VendorBits([0x0200_0001, 0x1d, 0, 0]),
     };
     let generation = match slot.arm() {

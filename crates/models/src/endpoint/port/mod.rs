@@ -96,6 +96,7 @@ pub struct Port {
     raw: BTreeSet<u64>,
     invalidations: Vec<Invalidation>,
     deaf: bool,
+    private_data: bool,
     next_ticket: u64,
     out: Vec<Tlp>,
     ended: VecDeque<(u64, Result<Vec<u8>, Failure>)>,
@@ -127,6 +128,7 @@ impl Port {
             raw: BTreeSet::new(),
             invalidations: Vec::new(),
             deaf: false,
+            private_data: false,
             next_ticket: 1,
             out: Vec::new(),
             ended: VecDeque::new(),
@@ -202,6 +204,7 @@ impl Port {
             last: true,
             prgi,
             group: 0,
+            private: None,
         };
         self.raw_message(Upstream::PageRequest(marker));
     }
@@ -217,6 +220,10 @@ impl Port {
 
     pub(crate) fn set_deaf(&mut self, deaf: bool) {
         self.deaf = deaf;
+    }
+
+    pub(crate) fn set_private_data(&mut self, on: bool) {
+        self.private_data = on;
     }
 
     pub(crate) fn set_now(&mut self, now: u64) {
@@ -344,8 +351,8 @@ impl Port {
             Downstream::Invalidate { itag, pasid, global, addr, bits } => {
                 self.invalidate(itag, pasid, global, addr, bits);
             }
-            Downstream::PageResponse { pasid, prgi, code, by } => {
-                self.response(now, pasid, prgi, code, by, journal);
+            Downstream::PageResponse { pasid, prgi, code, by, private } => {
+                self.response(now, (pasid, prgi), code, by, private, journal);
             }
         }
     }
@@ -355,7 +362,9 @@ impl Port {
         for ((pasid, prgi), group) in self.groups.void_all() {
             self.stats.void += 1;
             let how = Settlement::Void;
-            journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
+            for private in group.awaits {
+                journal.note(What::Settled { source, pasid, prgi, group: group.number, private, how });
+            }
         }
         self.caps.clear();
         self.dtlb.clear();

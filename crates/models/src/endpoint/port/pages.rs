@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use super::{Failure, Port, State, Transfer};
 use crate::adversary::{Action, Adversary};
 use crate::bus::{
-    AddressType, Operation, PAGE, PageRequest, Pasid, Prefix, Request, Responder, ResponseCode, Upstream,
+    AddressType, Operation, PAGE, PageRequest, Prefix, PrivateData, Request, Responder, ResponseCode,
+    Upstream,
 };
 use crate::endpoint::Tlp;
 use crate::endpoint::caps::Violation;
-use crate::endpoint::pri::Group;
+use crate::endpoint::pri::{Group, Key};
 use crate::log::{Journal, Settlement, What};
 
 impl Transfer {
@@ -20,17 +21,21 @@ impl Transfer {
 
 impl Port {
     /// Sends a page request that nobody waits for, without regard to credits or capabilities. A
-    /// last one opens a group, where an index is free; else it is sent as not the last.
+    /// last one opens a group, where an index is free; else it is sent as not the last. So does one
+    /// with private data, which is answered by itself.
     pub fn raw_page_request(&mut self, prefix: Option<Prefix>, addr: u64, write: bool, last: bool) {
         let pasid = prefix.map(|p| p.pasid);
         let index = self.groups.free_index(pasid);
         let last = last && index.is_some();
+        let private = self.private().filter(|_| index.is_some());
+        let answered = last || private.is_some();
         let prgi = index.unwrap_or(0);
-        let number = if last { self.groups.number() } else { 0 };
-        self.emit_page_request(prefix, addr, (true, write), last, prgi, number);
-        if last {
+        let number = if answered { self.groups.number() } else { 0 };
+        self.emit_page_request(prefix, addr, (true, write), last, prgi, number, private);
+        if answered {
             self.stats.groups += 1;
-            let group = Group { number, tickets: Vec::new(), requests: 1, sent: self.now };
+            let (awaits, code) = (vec![private], ResponseCode::Success);
+            let group = Group { number, tickets: Vec::new(), requests: 1, sent: self.now, awaits, code };
             self.groups.open((pasid, prgi), group);
             self.caps.set_pri_busy(true);
         }
@@ -93,17 +98,29 @@ impl Port {
             }
             let requests = pages.len() as u32;
             let number = self.groups.number();
+            let mut awaits = Vec::new();
             for (i, (page, write)) in pages.into_iter().enumerate() {
                 let last = i + 1 == requests as usize;
-                self.emit_page_request(prefix, page, (true, write), last, prgi, number);
+                let private = self.private();
+                if last || private.is_some() {
+                    awaits.push(private);
+                }
+                self.emit_page_request(prefix, page, (true, write), last, prgi, number, private);
             }
             self.stats.groups += 1;
-            self.groups.open((pasid, prgi), Group { number, tickets, requests, sent: self.now });
+            let (sent, code) = (self.now, ResponseCode::Success);
+            self.groups.open((pasid, prgi), Group { number, tickets, requests, sent, awaits, code });
             self.caps.set_pri_busy(true);
         }
     }
 
-    pub(super) fn emit_page_request(
+    /// Private data for the next request.
+    fn private(&mut self) -> Option<PrivateData> {
+        self.private_data.then(|| [self.rng.u64(..), self.rng.u64(..)])
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "every field of the message, from its two callers")]
+    fn emit_page_request(
         &mut self,
         prefix: Option<Prefix>,
         addr: u64,
@@ -111,10 +128,11 @@ impl Port {
         last: bool,
         prgi: u16,
         group: u64,
+        private: Option<PrivateData>,
     ) {
         self.stats.page_requests += 1;
         let addr = addr & !(PAGE - 1);
-        let request = PageRequest { source: self.id, prefix, addr, read, write, last, prgi, group };
+        let request = PageRequest { source: self.id, prefix, addr, read, write, last, prgi, group, private };
         self.out.push(Tlp::Message(Upstream::PageRequest(request)));
     }
 
@@ -140,32 +158,36 @@ impl Port {
     pub(super) fn response(
         &mut self,
         now: u64,
-        pasid: Option<Pasid>,
-        prgi: u16,
+        (pasid, prgi): Key,
         code: ResponseCode,
         by: Responder,
+        private: Option<PrivateData>,
         journal: &mut Journal,
     ) {
         let source = self.id;
-        let Some(group) = self.groups.close((pasid, prgi)) else {
-            journal.note(if self.groups.was_void((pasid, prgi)) {
+        let Some((number, ended)) = self.groups.answered((pasid, prgi), private, code) else {
+            journal.note(if self.groups.was_void((pasid, prgi), private) {
                 What::LateResponse { source, pasid, prgi }
             } else {
-                What::UnexpectedResponse { source, pasid, prgi }
+                What::UnexpectedResponse { source, pasid, prgi, private }
             });
             return;
         };
         self.caps.set_pri_busy(!self.groups.is_empty());
         *self.stats.responses.entry((by, code)).or_default() += 1;
-        self.stats.latency(now.saturating_sub(group.sent));
         let how = match by {
             Responder::Software => Settlement::Software(code),
             Responder::Hardware => Settlement::Hardware(code),
         };
-        journal.note(What::Settled { source, pasid, prgi, group: group.number, how });
+        journal.note(What::Settled { source, pasid, prgi, group: number, private, how });
         if matches!(code, ResponseCode::Failure | ResponseCode::Reserved(_)) {
             self.caps.pri_failure();
         }
+        let Some(group) = ended else {
+            return;
+        };
+        let code = group.code;
+        self.stats.latency(now.saturating_sub(group.sent));
         for ticket in group.tickets {
             match (code, self.transfers.get_mut(&ticket)) {
                 (ResponseCode::Success, Some(t)) => t.state = State::Ready,
