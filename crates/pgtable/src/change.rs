@@ -36,14 +36,8 @@ impl<F: Format, M: TableMem> Table<F, M> {
     ) -> Result<(), ChangeError> {
         let (pos, last) = self.change_range(iova, len)?;
         let template = self.format.template(prot).ok_or(ChangeError::Permissions { iova, prot })?;
-        let top = self.load_top();
         let mut sizes = 0;
-        if !self.reaches(top, last) {
-            return Err(ChangeError::NotMapped {
-                iova: self.iova(pos.max(low(F::shift(top.levels + 1)) + 1)),
-            });
-        }
-        self.check_mapped(&mut Cursor::at(top), pos, last, &mut sizes).map_err(|stop| match stop {
+        self.check_range(pos, last, &mut sizes).map_err(|stop| match stop {
             Stop::NotMapped(at) => ChangeError::NotMapped { iova: self.iova(at) },
             Stop::PartialLeaf { at, start, size } => {
                 ChangeError::PartialLeaf { iova: self.iova_after(at), start: self.iova(start), size }

@@ -6,7 +6,7 @@ use crate::{
     format::{Entry, Format},
     gather::Gather,
     mem::{Phys, TableMem, Word},
-    table::UnmapError,
+    table::{Top, UnmapError},
 };
 
 /// Why leaves are not what a call needs, at a position.
@@ -71,17 +71,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 self.clean_barrier();
             }
             _ => {
-                let top = self.load_top();
-                if !self.reaches(top, last) {
-                    // Of what lies beyond, nothing is mapped.
-                    let beyond = low(F::shift(top.levels + 1)).wrapping_add(1).max(pos);
-                    let below = beyond.checked_sub(1).filter(|below| pos <= *below);
-                    if let Some(below) = below {
-                        self.check_mapped(&mut Cursor::at(top), pos, below, &mut sizes).map_err(stopped)?;
-                    }
-                    return Err(stopped(Stop::NotMapped(beyond)));
-                }
-                self.check_mapped(&mut Cursor::at(top), pos, last, &mut sizes).map_err(stopped)?;
+                let top = self.check_range(pos, last, &mut sizes).map_err(stopped)?;
                 self.remove(&mut Cursor::at(top), pos, last, gather);
             }
         }
@@ -97,14 +87,24 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
     }
 
-    /// Makes sure that the range consists of whole leaves, and notes their sizes.
-    pub(crate) fn check_mapped(
-        &self,
-        cursor: &mut Cursor<F>,
-        pos: u64,
-        last: u64,
-        sizes: &mut u64,
-    ) -> Result<(), Stop> {
+    /// Makes sure that the range consists of whole leaves, and notes their sizes; returns the top
+    /// from which they were found.
+    pub(crate) fn check_range(&self, pos: u64, last: u64, sizes: &mut u64) -> Result<Top, Stop> {
+        let top = self.load_top();
+        let mut cursor = Cursor::at(top);
+        if self.reaches(top, last) {
+            return self.check_mapped(&mut cursor, pos, last, sizes).map(|()| top);
+        }
+        // Of what lies beyond, nothing is mapped.
+        let beyond = low(F::shift(top.levels + 1)).wrapping_add(1);
+        if pos < beyond {
+            self.check_mapped(&mut cursor, pos, beyond - 1, sizes)?;
+        }
+        Err(Stop::NotMapped(beyond.max(pos)))
+    }
+
+    /// Checks a range that a walk can reach.
+    fn check_mapped(&self, cursor: &mut Cursor<F>, pos: u64, last: u64, sizes: &mut u64) -> Result<(), Stop> {
         let mut pos = pos;
         loop {
             cursor.go(pos);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Walked, Wide, config};
+use common::{Walked, Wide, config, walk};
 use portcullis_pgtable::{
     Config, DirtyError, Format, Gather, IoTable, MapError, Phys, Prot, Synced, Table, TableMem, UnmapError,
     VtdSecondStage, X86FirstStage,
@@ -66,7 +66,7 @@ fn leaves_are_as_large_as_alignment_and_capability_allow() {
         let t = table::<VtdSecondStage>(&mem, c);
         t.map(iova, Phys(phys), len, RW).unwrap();
         let mut sizes: Vec<(u64, usize)> = Vec::new();
-        for l in VtdSecondStage::walk(&mem, t.root()) {
+        for l in walk::<VtdSecondStage>(&mem, &t) {
             match sizes.last_mut() {
                 Some((size, n)) if *size == l.size => *n += 1,
                 _ => sizes.push((l.size, 1)),
@@ -136,7 +136,7 @@ fn boundary_values() {
     }
     let e = MapError::Permissions { iova: M2, prot: Prot::EXEC };
     assert_eq!(t.map(M2, Phys(0), K4, Prot::EXEC), Err(e));
-    assert_eq!(VtdSecondStage::walk(&mem, t.root()).len(), 1);
+    assert_eq!(walk::<VtdSecondStage>(&mem, &t).len(), 1);
 }
 
 #[test]
@@ -164,12 +164,12 @@ fn a_failed_map_writes_no_leaf_and_keeps_no_frame() {
         t.map(iova, phys, len, RW) == Err(MapError::NoMem { iova })
     } {
         failures += 1;
-        assert_eq!(VtdSecondStage::walk(&mem, t.root()), []);
+        assert_eq!(walk::<VtdSecondStage>(&mem, &t), []);
         assert_eq!(mem.in_use(), before);
     }
     assert_eq!(failures, 1 + 2 + 4);
     mem.allow(None);
-    assert_eq!(VtdSecondStage::walk(&mem, t.root()).len(), 3 * 512);
+    assert_eq!(walk::<VtdSecondStage>(&mem, &t).len(), 3 * 512);
     drop(t);
     assert_eq!(mem.in_use(), 0);
 }
@@ -180,14 +180,14 @@ fn overlap_is_found_before_anything_is_written() {
     let t = second_stage(&mem);
     t.map(4 * M2, Phys(0), M2, RW).unwrap();
     t.map(M2 + 7 * K4, Phys(0x9000), K4, RW).unwrap();
-    let before = VtdSecondStage::walk(&mem, t.root());
+    let before = walk::<VtdSecondStage>(&mem, &t);
     let frames = mem.in_use();
     let err = |iova, len| t.map(iova, Phys(0x1000), len, RW).unwrap_err();
     let taken = |iova, phys| MapError::AlreadyMapped { iova, phys: Phys(phys) };
     assert_eq!(err(0, 8 * M2), taken(M2 + 7 * K4, 0x9000));
     assert_eq!(err(3 * M2, 2 * M2), taken(4 * M2, 0));
     assert_eq!(err(4 * M2 + 5 * K4, K4), taken(4 * M2 + 5 * K4, 5 * K4));
-    assert_eq!(VtdSecondStage::walk(&mem, t.root()), before);
+    assert_eq!(walk::<VtdSecondStage>(&mem, &t), before);
     assert_eq!(mem.in_use(), frames);
 }
 
@@ -205,12 +205,12 @@ fn unmap_removes_whole_leaves_or_nothing() {
     assert_eq!(err(M2, M2 + K4), partial(2 * M2 + K4, 2 * M2));
     assert_eq!(err(M2, 3 * M2), UnmapError::NotMapped { iova: 3 * M2 });
     assert_eq!(err(0, 2 * M2), UnmapError::NotMapped { iova: 0 });
-    assert_eq!(VtdSecondStage::walk(&mem, t.root()).len(), 2);
+    assert_eq!(walk::<VtdSecondStage>(&mem, &t).len(), 2);
     // Two maps, one unmap; one map, two unmaps.
     t.map(3 * M2, Phys(0), M2, RW).unwrap();
     retire(&t, unmap(&t, M2, M2).unwrap());
     retire(&t, unmap(&t, 2 * M2, 2 * M2).unwrap());
-    assert_eq!(VtdSecondStage::walk(&mem, t.root()), []);
+    assert_eq!(walk::<VtdSecondStage>(&mem, &t), []);
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_gather_without_memory_leaves_empty_tables_linked() {
         let mut gather = Gather::with_room_for(room);
         t.unmap(0, len, &mut gather).unwrap();
         assert_eq!(gather.range(), Some((0, len - 1)));
-        assert_eq!(VtdSecondStage::walk(&mem, t.root()), []);
+        assert_eq!(walk::<VtdSecondStage>(&mem, &t), []);
         let retired = gather.into_retired();
         let taken = retired.len();
         assert_eq!(taken, room);

@@ -1,140 +1,396 @@
-//! Random maps, unmaps and lookups against a plain map of pages, for every format; after each
-//! step a walker of the test's own reads the table from memory.
+//! Random maps, scatter lists, unmaps, splits, changes of permissions, dirty reads and lookups
+//! against a map of intervals, for every format; after each step a walker of the test's own reads
+//! the table from memory.
 #![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
 mod common;
 
-use common::{Walked, Wide, config};
+use common::{Found, Walked, Wide, walk_as};
 use portcullis_pgtable::{
-    Gather, IoTable, Leaf, MapError, Phys, Prot, Synced, Table, UnmapError, VtdSecondStage, X86FirstStage,
-    testing::HeapMem,
+    AmdV1, AmdV1Mock, AmdV2, ArmStage1, ArmStage2, ChangeError, Config, DirtyError, Gather, IoTable, Leaf,
+    MapError, Phys, Prot, RiscvFirstStage, RiscvSecondStage, RockchipV2, Segment, Space, Synced, Table,
+    TableMem, UnmapError, VtdSecondStage, X86FirstStage, testing::HeapMem,
 };
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use std::collections::BTreeMap;
 
-const PAGE: u64 = 4096;
+/// A place in an address space: near a border of leaves or tables, or on it.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    border: usize,
+    times: u64,
+    off: i64,
+}
+
+/// A number of pages.
+#[derive(Clone, Copy, Debug)]
+enum Length {
+    Pages(u64),
+    Border(usize),
+}
 
 #[derive(Clone, Debug)]
 enum Step {
-    Map { at: u64, pages: u64, phys: u64, prot: usize },
-    Unmap { at: u64, pages: u64 },
-    Lookup { at: u64 },
+    Map {
+        at: Place,
+        len: Length,
+        to: Place,
+        prot: usize,
+    },
+    /// Pages of a list, each with how many follow it contiguously.
+    List {
+        at: Place,
+        pieces: Vec<(Place, u64)>,
+        prot: usize,
+    },
+    Unmap {
+        at: Place,
+        len: Length,
+    },
+    Protect {
+        at: Place,
+        len: Length,
+        prot: usize,
+    },
+    Split {
+        at: Place,
+        len: Length,
+    },
+    Write {
+        nth: usize,
+    },
+    Dirty {
+        at: Place,
+        len: Length,
+        clear: bool,
+    },
+    Track {
+        on: bool,
+    },
+    Lookup {
+        at: Place,
+    },
 }
 
-/// Places where something changes in one of the formats: the start, the borders of leaves and
-/// tables, the end. `top` is the number of pages of the input space.
-fn place() -> impl Strategy<Value = u64> {
-    let near = prop_oneof![Just(0u64), Just(512), Just(1024), Just(0x4_0000), Just(u64::MAX)];
-    (near, 0..40u64, prop_oneof![Just(0u64), Just(496)])
-        .prop_map(|(base, near, more)| base.wrapping_add(near + more).wrapping_sub(20))
+fn place() -> impl Strategy<Value = Place> {
+    let off = prop_oneof![3 => Just(0i64), 2 => -20..20i64];
+    (0..16usize, 0..4u64, off).prop_map(|(border, times, off)| Place { border, times, off })
 }
 
-fn pages() -> impl Strategy<Value = u64> {
-    prop_oneof![1..4u64, 14..36u64, Just(512), Just(1024), 500..1700u64]
+fn length() -> impl Strategy<Value = Length> {
+    prop_oneof![
+        2 => (1..4u64).prop_map(Length::Pages),
+        2 => (14..70u64).prop_map(Length::Pages),
+        1 => (200..1700u64).prop_map(Length::Pages),
+        4 => (0..16usize).prop_map(Length::Border),
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let phys = prop_oneof![Just(0u64), Just(512), Just(0x8_0000), 1..0x9_0000u64];
+    let pieces = prop::collection::vec((place(), 1..40u64), 1..12);
     prop_oneof![
-        4 => (place(), pages(), phys, 0..8usize)
-            .prop_map(|(at, pages, phys, prot)| Step::Map { at, pages, phys, prot }),
-        4 => (place(), pages()).prop_map(|(at, pages)| Step::Unmap { at, pages }),
+        8 => (place(), length(), place(), 0..8usize)
+            .prop_map(|(at, len, to, prot)| Step::Map { at, len, to, prot }),
+        3 => (place(), pieces, 0..8usize).prop_map(|(at, pieces, prot)| Step::List { at, pieces, prot }),
+        6 => (place(), length()).prop_map(|(at, len)| Step::Unmap { at, len }),
+        2 => (place(), length(), 0..8usize).prop_map(|(at, len, prot)| Step::Protect { at, len, prot }),
+        3 => (place(), length()).prop_map(|(at, len)| Step::Split { at, len }),
+        3 => (0..50usize).prop_map(|nth| Step::Write { nth }),
+        2 => (place(), length(), any::<bool>()).prop_map(|(at, len, clear)| Step::Dirty { at, len, clear }),
+        1 => any::<bool>().prop_map(|on| Step::Track { on }),
         1 => place().prop_map(|at| Step::Lookup { at }),
     ]
+}
+
+/// What is mapped: last IOVA, physical address and permissions by first IOVA.
+#[derive(Clone, Default, PartialEq, Debug)]
+struct Intervals(BTreeMap<u64, (u64, u64, Prot)>);
+
+impl Intervals {
+    /// The interval that holds `at`, cut to begin there.
+    fn at(&self, at: u64) -> Option<(u64, u64, Prot)> {
+        let (&start, &(last, phys, prot)) = self.0.range(..=at).next_back()?;
+        (at <= last).then(|| (last, phys + (at - start), prot))
+    }
+
+    /// The first address of `first..=last` that is mapped, and to what.
+    fn first_mapped(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        if let Some((_, phys, _)) = self.at(first) {
+            return Some((first, phys));
+        }
+        self.0.range(first..=last).next().map(|(start, (_, phys, _))| (*start, *phys))
+    }
+
+    /// The first address of `first..=last` that is not mapped.
+    fn first_hole(&self, first: u64, last: u64) -> Option<u64> {
+        let mut at = first;
+        while let Some((end, ..)) = self.at(at) {
+            if end >= last {
+                return None;
+            }
+            at = end + 1;
+        }
+        Some(at)
+    }
+
+    fn insert(&mut self, first: u64, last: u64, phys: u64, prot: Prot) {
+        self.0.insert(first, (last, phys, prot));
+    }
+
+    fn cut(&mut self, at: u64) {
+        if let Some((last, phys, prot)) = self.at(at)
+            && !self.0.contains_key(&at)
+        {
+            let start = *self.0.range(..at).next_back().unwrap().0;
+            self.0.get_mut(&start).unwrap().0 = at - 1;
+            self.0.insert(at, (last, phys, prot));
+        }
+    }
+
+    fn remove(&mut self, first: u64, last: u64) {
+        self.cut(first);
+        if let Some(after) = last.checked_add(1) {
+            self.cut(after);
+        }
+        self.0.retain(|at, _| *at < first || *at > last);
+    }
+
+    fn protect(&mut self, first: u64, last: u64, to: Prot) {
+        self.cut(first);
+        if let Some(after) = last.checked_add(1) {
+            self.cut(after);
+        }
+        for (_, (_, _, prot)) in self.0.range_mut(first..=last) {
+            *prot = to;
+        }
+    }
+
+    /// Neighbours that continue one another are one.
+    fn joined(&self) -> Vec<(u64, u64, u64, Prot)> {
+        let mut all: Vec<(u64, u64, u64, Prot)> = Vec::new();
+        for (&start, &(last, phys, prot)) in &self.0 {
+            match all.last_mut() {
+                Some((s, l, p, q))
+                    if l.checked_add(1) == Some(start) && *p + (start - *s) == phys && *q == prot =>
+                {
+                    *l = last;
+                }
+                _ => all.push((start, last, phys, prot)),
+            }
+        }
+        all
+    }
 }
 
 struct Both<F: Walked> {
     mem: HeapMem,
     table: Table<F, HeapMem>,
-    pages: BTreeMap<u64, (u64, Prot)>,
+    config: Config,
+    mapped: Intervals,
+    tracking: bool,
 }
 
 impl<F: Walked> Both<F> {
-    fn new() -> Both<F> {
-        let mem = HeapMem::new(64);
-        Both { table: Table::new(mem.clone(), config()).unwrap(), mem, pages: BTreeMap::new() }
+    fn new(config: Config) -> Both<F> {
+        let mem = HeapMem::new(4096);
+        let table = Table::new(mem.clone(), config).unwrap();
+        Both { table, mem, config, mapped: Intervals::default(), tracking: false }
+    }
+
+    fn page(&self) -> u64 {
+        1 << F::SHAPE.granule
+    }
+
+    fn walk(&self) -> Vec<Found> {
+        walk_as::<F>(&self.config, &self.mem, &self.table)
+    }
+
+    /// Sizes at which something changes, in pages, the whole space last.
+    fn borders(&self, bits: u32) -> Vec<u64> {
+        let shape = F::SHAPE;
+        let mut bits_of: Vec<u32> = (0..64).filter(|b| self.table.desc().page_sizes >> b & 1 != 0).collect();
+        bits_of.extend((1..6).map(|n| shape.granule + n * shape.bits));
+        bits_of.sort_unstable();
+        bits_of.dedup();
+        bits_of.retain(|b| *b < bits);
+        bits_of.push(bits);
+        bits_of.iter().map(|b| 1 << (b - shape.granule)).collect()
+    }
+
+    fn pos(&self, place: Place, bits: u32) -> u64 {
+        let borders = self.borders(bits);
+        let border = borders[place.border % borders.len()];
+        border.wrapping_mul(place.times).wrapping_add_signed(place.off).wrapping_mul(self.page())
+    }
+
+    fn iova(&self, place: Place) -> u64 {
+        let desc = self.table.desc();
+        let pos = self.pos(place, desc.input_bits.into());
+        let mask = u64::MAX >> (64 - desc.input_bits);
+        match desc.space {
+            Space::Lower => pos,
+            Space::Upper => pos.wrapping_add(!mask),
+            // The upper half begins where the lower one ends.
+            Space::Signed if pos & (mask ^ mask >> 1) != 0 && pos <= mask => pos | !mask,
+            Space::Signed => pos,
+        }
+    }
+
+    fn phys(&self, place: Place, len: u64) -> u64 {
+        let desc = self.table.desc();
+        let top = 1u64 << desc.output_bits;
+        let phys = self.pos(place, desc.output_bits.into()) % top;
+        phys.min(top - len.next_multiple_of(self.page()).min(top))
+    }
+
+    /// At most a few tables of small pages.
+    fn len(&self, len: Length) -> u64 {
+        let shape = F::SHAPE;
+        let most = 3 << shape.bits;
+        let pages = match len {
+            Length::Pages(n) => n,
+            Length::Border(n) => {
+                let borders = self.borders(self.table.desc().input_bits.into());
+                borders[n % borders.len()]
+            }
+        };
+        // Larger ranges are for large leaves, and only one at a time.
+        pages.min(most).max(if pages.is_power_of_two() { pages } else { 1 }).saturating_mul(self.page())
+    }
+
+    /// Whether the range lies in the input space.
+    fn valid(&self, iova: u64, len: u64) -> bool {
+        let desc = self.table.desc();
+        let mask = u64::MAX >> (64 - desc.input_bits);
+        let Some(last) = iova.checked_add(len - 1) else {
+            return false;
+        };
+        match desc.space {
+            Space::Lower => last <= mask,
+            Space::Upper => iova >= !mask,
+            Space::Signed => last <= mask >> 1 || iova >= !(mask >> 1),
+        }
+    }
+
+    /// Whether mapping would take more tables than the test has memory for.
+    fn too_many_tables(&self, iova: u64, phys: u64, len: u64) -> bool {
+        let sizes = self.table.desc().page_sizes;
+        let fits = (0..64).rev().find(|b| sizes >> b & 1 != 0 && (iova | phys | len) % (1 << b) == 0);
+        len >> fits.unwrap_or(F::SHAPE.granule) > 3 << F::SHAPE.bits
     }
 
     fn run(mut self, steps: Vec<Step>) -> TestCaseResult {
-        // The last place of the input space, whatever its width, and past it.
-        let top = 1 << (self.table.desc().input_bits - 12);
-        let at = |at: u64| {
-            if at > 1 << 60 || at > top { at.wrapping_add(top) } else { at }
-        };
         for step in steps {
             match step {
-                Step::Map { at: a, pages, phys, prot } => {
-                    let prot = F::PROTS[prot % F::PROTS.len()];
-                    self.map(at(a).wrapping_mul(PAGE), pages, phys * PAGE, prot)?;
+                Step::Map { at, len, to, prot } => {
+                    let len = self.len(len);
+                    let (iova, phys) = (self.iova(at), self.phys(to, len));
+                    self.map(iova, phys, len, F::PROTS[prot % F::PROTS.len()])?;
                 }
-                Step::Unmap { at: a, pages } => {
-                    self.unmap(at(a).wrapping_mul(PAGE), pages)?;
+                Step::List { at, pieces, prot } => {
+                    let page = self.page();
+                    let segment = |(to, pages): &(Place, u64)| Segment {
+                        phys: Phys(self.phys(*to, pages * page)),
+                        len: pages * page,
+                    };
+                    let list: Vec<Segment> = pieces.iter().map(segment).collect();
+                    let iova = self.iova(at);
+                    self.map_list(iova, &list, F::PROTS[prot % F::PROTS.len()])?;
                 }
-                Step::Lookup { at: a } => self.lookup(at(a).wrapping_mul(PAGE) | 0x123)?,
+                Step::Unmap { at, len } => self.unmap(self.iova(at), self.len(len))?,
+                Step::Protect { at, len, prot } => {
+                    self.protect(self.iova(at), self.len(len), F::PROTS[prot % F::PROTS.len()])?;
+                }
+                Step::Split { at, len } => self.split(self.iova(at), self.len(len))?,
+                Step::Write { nth } => self.write(nth),
+                Step::Dirty { at, len, clear } => self.dirty(self.iova(at), self.len(len), clear)?,
+                Step::Track { on } => self.track(on)?,
+                Step::Lookup { at } => self.lookup(self.iova(at) | 0x123)?,
             }
             self.compare()?;
         }
-        let leaves = F::walk(&self.mem, self.table.root());
-        for leaf in leaves {
-            self.unmap(leaf.start, leaf.size / PAGE)?;
+        for leaf in self.walk() {
+            self.unmap(leaf.start, leaf.size)?;
         }
-        prop_assert!(self.pages.is_empty());
+        prop_assert!(self.mapped.0.is_empty());
         drop(self.table);
         prop_assert_eq!(self.mem.in_use(), 0);
         Ok(())
     }
 
-    fn in_range(&self, iova: u64, pages: u64) -> bool {
-        let bits = self.table.desc().input_bits;
-        iova.checked_add(pages * PAGE - 1).is_some_and(|last| last >> bits == 0)
-    }
-
-    fn map(&mut self, iova: u64, pages: u64, phys: u64, prot: Prot) -> TestCaseResult {
-        let got = self.table.map(iova, Phys(phys), pages * PAGE, prot);
-        if !self.in_range(iova, pages) {
-            let (len, bits) = (pages * PAGE, self.table.desc().input_bits);
+    fn map(&mut self, iova: u64, phys: u64, len: u64, prot: Prot) -> TestCaseResult {
+        if !self.valid(iova, len) {
+            let bits = self.table.desc().input_bits;
+            let got = self.table.map(iova, Phys(phys), len, prot);
             prop_assert_eq!(got, Err(MapError::InputRange { iova, len, bits }));
             return Ok(());
         }
-        let last = iova + (pages * PAGE - 1);
-        if let Some((&iova, &(phys, _))) = self.pages.range(iova..=last).next() {
-            let phys = Phys(phys);
-            prop_assert_eq!(got, Err(MapError::AlreadyMapped { iova, phys }));
+        if self.too_many_tables(iova, phys, len) {
+            return Ok(());
+        }
+        let last = iova + (len - 1);
+        let got = self.table.map(iova, Phys(phys), len, prot);
+        if let Some((iova, phys)) = self.mapped.first_mapped(iova, last) {
+            prop_assert_eq!(got, Err(MapError::AlreadyMapped { iova, phys: Phys(phys) }));
             return Ok(());
         }
         prop_assert_eq!(got, Ok(()));
-        for n in (0..pages).map(|n| n * PAGE) {
-            self.pages.insert(iova + n, (phys + n, prot));
+        self.mapped.insert(iova, last, phys, prot);
+        Ok(())
+    }
+
+    fn map_list(&mut self, iova: u64, list: &[Segment], prot: Prot) -> TestCaseResult {
+        let len = list.iter().map(|s| s.len).sum();
+        let got = self.table.map_sg(iova, list, prot);
+        if !self.valid(iova, len) {
+            let bits = self.table.desc().input_bits;
+            prop_assert_eq!(got, Err(MapError::InputRange { iova, len, bits }));
+            return Ok(());
+        }
+        if let Some((iova, phys)) = self.mapped.first_mapped(iova, iova + (len - 1)) {
+            prop_assert_eq!(got, Err(MapError::AlreadyMapped { iova, phys: Phys(phys) }));
+            return Ok(());
+        }
+        prop_assert_eq!(got, Ok(()));
+        let mut at = iova;
+        for s in list {
+            self.mapped.insert(at, at + (s.len - 1), s.phys.0, prot);
+            at = at.wrapping_add(s.len);
         }
         Ok(())
     }
 
-    fn unmap(&mut self, iova: u64, pages: u64) -> TestCaseResult {
-        let leaves = F::walk(&self.mem, self.table.root());
+    /// The leaf that `at` lies inside of.
+    fn inside(leaves: &[Found], at: u64) -> Option<&Found> {
+        leaves.iter().find(|l| l.start < at && at - l.start < l.size)
+    }
+
+    fn unmap(&mut self, iova: u64, len: u64) -> TestCaseResult {
+        let leaves = self.walk();
         let mut gather = Gather::new();
-        let got = self.table.unmap(iova, pages * PAGE, &mut gather);
-        if !self.in_range(iova, pages) {
-            let (len, bits) = (pages * PAGE, self.table.desc().input_bits);
+        let got = self.table.unmap(iova, len, &mut gather);
+        if !self.valid(iova, len) {
+            let bits = self.table.desc().input_bits;
             prop_assert_eq!(got, Err(UnmapError::InputRange { iova, len, bits }));
             return Ok(());
         }
-        let last = iova + (pages * PAGE - 1);
-        let inside = |at: u64| {
-            leaves.iter().find(|l| l.start < at && at - l.start < l.size).map(|l| UnmapError::PartialLeaf {
+        let last = iova + (len - 1);
+        let partial = |at: u64| {
+            Self::inside(&leaves, at).map(|l| UnmapError::PartialLeaf {
                 iova: at,
                 start: l.start,
                 size: l.size,
             })
         };
-        let hole = (0..pages)
-            .map(|n| iova + n * PAGE)
-            .find(|at| !self.pages.contains_key(at))
-            .map(|iova| UnmapError::NotMapped { iova });
-        let want = inside(iova).or(hole).or_else(|| inside(last.checked_add(1)?));
+        let hole = self.mapped.first_hole(iova, last).map(|iova| UnmapError::NotMapped { iova });
+        let want = partial(iova).or(hole).or_else(|| partial(last.checked_add(1)?));
         prop_assert_eq!(got, want.map_or(Ok(()), Err));
         if got.is_ok() {
             prop_assert_eq!(gather.range(), Some((iova, last)));
-            self.pages.retain(|at, _| *at < iova || *at > last);
+            let sizes =
+                leaves.iter().filter(|l| l.start >= iova && l.start <= last).fold(0, |all, l| all | l.size);
+            prop_assert_eq!(gather.leaf_sizes() & sizes, sizes, "sizes that an invalidation would miss");
+            self.mapped.remove(iova, last);
         } else {
             prop_assert!(gather.is_empty());
         }
@@ -142,46 +398,222 @@ impl<F: Walked> Both<F> {
         Ok(())
     }
 
+    fn protect(&mut self, iova: u64, len: u64, prot: Prot) -> TestCaseResult {
+        let leaves = self.walk();
+        let mut gather = Gather::new();
+        let got = self.table.protect(iova, len, prot, &mut gather);
+        if !self.valid(iova, len) {
+            let bits = self.table.desc().input_bits;
+            prop_assert_eq!(got, Err(ChangeError::InputRange { iova, len, bits }));
+            return Ok(());
+        }
+        let last = iova + (len - 1);
+        let partial = |at: u64| {
+            Self::inside(&leaves, at).map(|l| ChangeError::PartialLeaf {
+                iova: at,
+                start: l.start,
+                size: l.size,
+            })
+        };
+        let hole = self.mapped.first_hole(iova, last).map(|iova| ChangeError::NotMapped { iova });
+        let many = || {
+            let in_place = F::new(&self.config).in_place().permissions_of_many;
+            let mut range = leaves.iter().filter(|l| l.start >= iova && l.start <= last);
+            let (iova, size) = range.find(|l| l.entries > 1 && !in_place).map(|l| (l.start, l.size))?;
+            Some(ChangeError::NeedsBreak { iova, size })
+        };
+        let want = partial(iova).or(hole).or_else(|| partial(last.checked_add(1)?)).or_else(many);
+        prop_assert_eq!(got, want.map_or(Ok(()), Err));
+        if got.is_ok() {
+            prop_assert_eq!(gather.range(), Some((iova, last)));
+            self.mapped.protect(iova, last, prot);
+        }
+        // Who was dirty stays dirty.
+        let after = self.walk();
+        prop_assert_eq!(after.len(), leaves.len());
+        let writable = |l: &Found| l.prot.contains(Prot::WRITE);
+        for (a, b) in leaves.iter().zip(&after).filter(|(a, b)| writable(a) && writable(b)) {
+            prop_assert_eq!((a.start, a.dirty), (b.start, b.dirty));
+        }
+        Ok(())
+    }
+
+    fn split(&mut self, iova: u64, len: u64) -> TestCaseResult {
+        let leaves = self.walk();
+        let mut gather = Gather::new();
+        let got = self.table.split(iova, len, &mut gather);
+        if !self.valid(iova, len) {
+            let bits = self.table.desc().input_bits;
+            prop_assert_eq!(got, Err(ChangeError::InputRange { iova, len, bits }));
+            return Ok(());
+        }
+        let last = iova + (len - 1);
+        let ends = [Some(iova), last.checked_add(1)];
+        let cut: Vec<&Found> = ends.iter().flatten().filter_map(|at| Self::inside(&leaves, *at)).collect();
+        let allowed = F::new(&self.config).in_place().split;
+        let after = self.walk();
+        match cut.first() {
+            None => prop_assert_eq!((got, gather.is_empty()), (Ok(()), true)),
+            Some(_) if self.tracking => prop_assert_eq!(got, Err(ChangeError::Tracking)),
+            Some(l) if !allowed => {
+                prop_assert_eq!(got, Err(ChangeError::NeedsBreak { iova: l.start, size: l.size }));
+            }
+            Some(_) => {
+                prop_assert_eq!(got, Ok(()));
+                prop_assert!(ends.iter().flatten().all(|at| Self::inside(&after, *at).is_none()));
+                prop_assert!(gather.non_leaf());
+                let (first, end) = gather.range().unwrap();
+                prop_assert!(cut.iter().all(|l| l.start >= first && l.start + (l.size - 1) <= end));
+            }
+        }
+        // What was dirty stays so, in every part.
+        for part in &after {
+            let whole =
+                leaves.iter().find(|l| l.start <= part.start && part.start - l.start < l.size).unwrap();
+            prop_assert_eq!(part.dirty, whole.dirty);
+        }
+        Ok(())
+    }
+
+    /// A walker writes through a leaf.
+    fn write(&mut self, nth: usize) {
+        let leaves: Vec<Found> = self.walk();
+        let writable: Vec<&Found> = leaves.iter().filter(|l| l.prot.contains(Prot::WRITE)).collect();
+        if writable.is_empty() || !self.kept() {
+            return;
+        }
+        let leaf = writable[nth % writable.len()];
+        // Any of its entries.
+        let index = leaf.index + nth % leaf.entries;
+        let per_frame = 4096 / size_of::<F::Word>();
+        let frame = Phys(leaf.table.0 + (index / per_frame * 4096) as u64);
+        if size_of::<F::Word>() == 8 {
+            let w: u64 = self.mem.load(frame, index % per_frame);
+            self.mem.store(frame, index % per_frame, F::written(w));
+        } else {
+            let w: u32 = self.mem.load(frame, index % per_frame);
+            self.mem.store(frame, index % per_frame, F::written(w.into()) as u32);
+        }
+    }
+
+    fn kept(&self) -> bool {
+        F::new(&self.config).dirty_bits() == portcullis_pgtable::AccessBits::Kept
+    }
+
+    fn track(&mut self, on: bool) -> TestCaseResult {
+        let dirty: Vec<Found> = self.walk().into_iter().filter(|l| l.dirty).collect();
+        let mut gather = Gather::new();
+        let got = self.table.set_dirty_tracking(on, &mut gather);
+        if !self.kept() {
+            prop_assert_eq!(got, Err(DirtyError::NotKept(F::ID)));
+            return Ok(());
+        }
+        prop_assert_eq!(got, Ok(()));
+        self.tracking = on;
+        if on {
+            prop_assert!(self.walk().iter().all(|l| !l.dirty));
+            let first = dirty.first().map(|l| l.start);
+            prop_assert_eq!(gather.range().map(|(first, _)| first), first);
+        }
+        Ok(())
+    }
+
+    fn dirty(&mut self, iova: u64, len: u64, clear: bool) -> TestCaseResult {
+        let last = iova.saturating_add(len - 1);
+        let touches = |l: &Found| l.start <= last && l.start + (l.size - 1) >= iova;
+        let before = self.walk();
+        let want: Vec<(u64, u64)> =
+            before.iter().filter(|l| l.dirty && touches(l)).map(|l| (l.start, l.size)).collect();
+        let (mut seen, mut gather) = (Vec::new(), Gather::new());
+        let got = self.table.read_dirty(iova, len, clear, &mut gather, &mut |at, size| seen.push((at, size)));
+        if !self.kept() {
+            prop_assert_eq!(got, Err(DirtyError::NotKept(F::ID)));
+            return Ok(());
+        }
+        if !self.tracking {
+            prop_assert_eq!(got, Err(DirtyError::Off));
+            return Ok(());
+        }
+        prop_assert_eq!(got, Ok(()));
+        prop_assert_eq!(&seen, &want);
+        let expected = |l: &Found| Found { dirty: l.dirty && !(clear && touches(l)), ..*l };
+        prop_assert_eq!(self.walk(), before.iter().map(expected).collect::<Vec<_>>());
+        let span =
+            clear.then(|| Some((want.first()?.0, want.last().map(|(at, size)| at + (size - 1))?))).flatten();
+        prop_assert_eq!(gather.range(), span);
+        Ok(())
+    }
+
     fn lookup(&self, iova: u64) -> TestCaseResult {
-        let got = self.table.lookup(iova).map(|l| (l.phys.0, l.prot));
-        let want =
-            self.pages.get(&(iova & !(PAGE - 1))).map(|(phys, prot)| (phys | (iova & (PAGE - 1)), *prot));
-        prop_assert_eq!(got, want);
+        let want = self.mapped.at(iova).map(|(_, phys, prot)| (phys, prot));
+        prop_assert_eq!(self.table.lookup(iova).map(|l| (l.phys.0, l.prot)), want);
+        let reader = self.table.reader();
+        prop_assert_eq!(reader.lookup(iova).map(|l| (l.phys.0, l.prot)), want);
         Ok(())
     }
 
     /// The table in memory, the engine's own view and the model agree.
     fn compare(&self) -> TestCaseResult {
-        let walked = F::walk(&self.mem, self.table.root());
-        let pages = walked.iter().flat_map(|l| {
-            let page = |n| (l.start + n, (l.phys + n, l.prot));
-            (0..l.size).step_by(PAGE as usize).map(page)
-        });
-        prop_assert!(pages.eq(self.pages.iter().map(|(at, to)| (*at, *to))));
+        let walked = self.walk();
+        let mut found = Intervals::default();
+        for l in &walked {
+            found.insert(l.start, l.start + (l.size - 1), l.phys, l.prot);
+        }
+        prop_assert_eq!(found.joined(), self.mapped.joined());
         let mut seen = Vec::new();
-        self.table.leaves(0, u64::MAX, &mut |l| seen.push(l));
-        let as_leaf =
-            |l: &common::Found| Leaf { phys: Phys(l.phys), start: l.start, size: l.size, prot: l.prot };
-        prop_assert_eq!(seen, walked.iter().map(as_leaf).collect::<Vec<_>>());
+        let mut see = |l| seen.push(l);
+        self.table.leaves(0, u64::MAX, &mut see);
+        self.table.leaves(u64::MAX, 1, &mut see);
+        seen.dedup();
+        let leaf = |l: &Found| Leaf { phys: Phys(l.phys), start: l.start, size: l.size, prot: l.prot };
+        prop_assert_eq!(seen, walked.iter().map(leaf).collect::<Vec<_>>());
         Ok(())
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+fn kept() -> Config {
+    Config { accessed: true, dirty: true, hitless: true, ..Config::default() }
+}
 
-    #[test]
-    fn vtd_second_stage(steps in prop::collection::vec(step(), 1..24)) {
-        Both::<VtdSecondStage>::new().run(steps)?;
-    }
+/// A test for each format and configuration.
+macro_rules! formats {
+    ($($name:ident: $format:ty, $config:expr;)*) => {
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+            $(
+                #[test]
+                fn $name(steps in prop::collection::vec(step(), 1..20)) {
+                    Both::<$format>::new($config).run(steps)?;
+                }
+            )*
+        }
+    };
+}
 
-    #[test]
-    fn x86_first_stage(steps in prop::collection::vec(step(), 1..24)) {
-        Both::<X86FirstStage>::new().run(steps)?;
-    }
-
-    #[test]
-    fn leaves_of_several_entries(steps in prop::collection::vec(step(), 1..24)) {
-        Both::<Wide>::new().run(steps)?;
-    }
+formats! {
+    vtd_second_stage_of_three_levels: VtdSecondStage, Config { levels: 3, ..kept() };
+    vtd_second_stage_of_four_levels: VtdSecondStage, Config { levels: 4, ..kept() };
+    vtd_second_stage_of_five_levels: VtdSecondStage, Config { accessed: false, ..kept() };
+    x86_first_stage_of_four_levels: X86FirstStage, Config { levels: 4, ..kept() };
+    x86_first_stage_of_five_levels_in_both_halves: X86FirstStage, Config { space: Space::Signed, ..kept() };
+    amd_v2_in_both_halves: AmdV2, Config { space: Space::Signed, levels: 4, execute: true, ..kept() };
+    arm_stage_1_4k: ArmStage1<12>, Config { input_bits: 48, output_bits: 48, ..kept() };
+    arm_stage_1_4k_of_52_bits: ArmStage1<12>, kept();
+    arm_stage_1_4k_in_the_upper_half: ArmStage1<12>, Config { space: Space::Upper, input_bits: 39, output_bits: 44, ..kept() };
+    arm_stage_1_16k: ArmStage1<14>, Config { input_bits: 47, output_bits: 48, hitless: false, ..kept() };
+    arm_stage_1_64k: ArmStage1<16>, Config { input_bits: 42, space: Space::Upper, ..kept() };
+    arm_stage_2_4k: ArmStage2<12>, Config { input_bits: 40, output_bits: 40, hitless: false, ..kept() };
+    arm_stage_2_4k_of_48_bits: ArmStage2<12>, Config { input_bits: 48, output_bits: 48, accessed: false, ..kept() };
+    arm_stage_2_16k: ArmStage2<14>, Config { input_bits: 40, output_bits: 48, ..kept() };
+    arm_stage_2_64k_of_52_bits: ArmStage2<16>, kept();
+    amd_v1: AmdV1, kept();
+    amd_v1_from_three_levels: AmdV1, Config { levels: 3, hitless: false, ..kept() };
+    amd_v1_of_40_bits: AmdV1, Config { input_bits: 40, accessed: false, ..kept() };
+    amd_v1_mock: AmdV1Mock, Config { levels: 2, ..kept() };
+    riscv_sv39: RiscvFirstStage, Config { levels: 3, space: Space::Signed, ..kept() };
+    riscv_sv57: RiscvFirstStage, Config { accessed: false, ..kept() };
+    riscv_sv39x4: RiscvSecondStage, Config { levels: 3, ..kept() };
+    riscv_sv48x4: RiscvSecondStage, Config { levels: 4, ..kept() };
+    rockchip_v2: RockchipV2, Config { coherent: false, ..Config::default() };
+    leaves_of_several_entries: Wide, kept();
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Walked, config};
+use common::{Walked, config, walk};
 use portcullis_pgtable::{
     Config, Gather, IoTable, Phys, Prot, Synced, Table, VtdSecondStage, X86FirstStage,
     formats::size::{G1, K4, M2},
@@ -244,7 +244,7 @@ fn neighbours<F: Walked>(config: Config, mem: HeapMem) {
             r.unwrap();
         }
     });
-    assert_eq!(F::walk(&mem, t.root()), []);
+    assert_eq!(walk::<F>(&mem, &*t), []);
     drop(t);
     assert_eq!(mem.in_use(), 0);
 }
