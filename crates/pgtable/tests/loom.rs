@@ -16,14 +16,16 @@ use std::{any::Any, ops::Range, sync::Mutex};
 const PAGE: u64 = 4096;
 const SPAN: u64 = 4 * PAGE;
 
-/// Two levels of four entries. Bit 0: leaf, bit 1: table, bit 2: parked.
+/// Two levels of four entries. Bit 0: leaf, bit 1: table, bit 2: parked. With `GROWS` it begins with
+/// one.
 #[derive(Clone, Copy)]
-struct Tiny;
+struct Tiny<const GROWS: bool>;
 
-impl Format for Tiny {
+impl<const G: bool> Format for Tiny<G> {
     type Word = u64;
     const ID: FormatId = FormatId("tiny");
-    const MIN_LEVELS: usize = 2;
+    const MIN_LEVELS: usize = if G { 1 } else { 2 };
+    const GROWS: bool = G;
     const MAX_LEVELS: usize = 2;
     const PRESENT: u64 = 3;
     const TABLE_BITS: u32 = 5;
@@ -32,7 +34,7 @@ impl Format for Tiny {
     const OUTPUT_BITS: u8 = 52;
     const LEAF_SIZES: u64 = 1 << 12;
 
-    fn new(_: &Config) -> Tiny {
+    fn new(_: &Config) -> Self {
         Tiny
     }
     fn access_bits(&self) -> AccessBits {
@@ -196,7 +198,7 @@ impl TableMem for Handle {
     fn clean(&self, _: Phys, _: Range<usize>) {}
 }
 
-fn table(mem: &Handle) -> loom::sync::Arc<Table<Tiny, Handle>> {
+fn table<const GROWS: bool>(mem: &Handle) -> loom::sync::Arc<Table<Tiny<GROWS>, Handle>> {
     let config = Config { input_bits: 16, page_sizes: PAGE, ..Config::default() };
     loom::sync::Arc::new(Table::new(mem.clone(), config).unwrap())
 }
@@ -211,7 +213,7 @@ fn unmap(table: &dyn IoTable, iova: u64, len: u64) -> Gather {
 fn install(fault: Fault) {
     loom::model(move || {
         let mem = Handle::new(4, fault);
-        let t = table(&mem);
+        let t = table::<false>(&mem);
         let other = t.clone();
         let mapper = thread::spawn(move || other.map(0, Phys(7 * PAGE), PAGE, Prot::READ));
         t.map(PAGE, Phys(8 * PAGE), PAGE, Prot::READ).unwrap();
@@ -239,7 +241,7 @@ fn two_mappers_and_a_swap_in_two_steps() {
 fn reuse(fault: Fault) {
     loom::model(move || {
         let mem = Handle::new(2, fault);
-        let t = table(&mem);
+        let t = table::<false>(&mem);
         t.map(0, Phys(7 * PAGE), SPAN, Prot::READ).unwrap();
         let other = t.clone();
         let reader = thread::spawn(move || other.lookup(2 * PAGE).map(|l| l.phys));
@@ -268,4 +270,72 @@ fn a_lookup_meets_no_freed_table() {
 #[should_panic(expected = "a translation of another range")]
 fn a_lookup_and_a_table_freed_at_once() {
     reuse(Fault::EagerReuse);
+}
+
+/// A mapper beside a lookup of what it maps and of what was there.
+#[test]
+fn a_lookup_sees_a_map_whole_or_not_at_all() {
+    loom::model(|| {
+        let mem = Handle::new(3, Fault::None);
+        let t = table::<false>(&mem);
+        t.map(0, Phys(7 * PAGE), PAGE, Prot::READ).unwrap();
+        let other = t.clone();
+        let mapper = thread::spawn(move || other.map(PAGE, Phys(8 * PAGE), SPAN, Prot::READ));
+        let reader = t.reader();
+        assert_eq!(reader.lookup(0).map(|l| l.phys), Some(Phys(7 * PAGE)));
+        // Two tables are concerned: one that is there, and one that is filled and then linked.
+        for page in [3, 4] {
+            let found = reader.lookup(page * PAGE).map(|l| l.phys);
+            assert!([None, Some(Phys((page + 7) * PAGE))].contains(&found), "{found:?}");
+        }
+        drop(reader);
+        mapper.join().unwrap().unwrap();
+        assert_eq!(t.lookup(4 * PAGE).map(|l| l.phys), Some(Phys(11 * PAGE)));
+        drop(t);
+        assert_eq!(mem.in_use(), 0);
+    });
+}
+
+/// Two mappers that both need another level, beside a lookup of what the old root leads to.
+#[test]
+fn two_mappers_grow_a_table() {
+    loom::model(|| {
+        let mem = Handle::new(6, Fault::None);
+        let t = table::<true>(&mem);
+        t.map(0, Phys(7 * PAGE), PAGE, Prot::READ).unwrap();
+        assert_eq!(t.top().levels, 1);
+        let other = t.clone();
+        let mapper = thread::spawn(move || other.map(SPAN, Phys(8 * PAGE), PAGE, Prot::READ));
+        t.map(2 * SPAN, Phys(9 * PAGE), PAGE, Prot::READ).unwrap();
+        assert_eq!(t.lookup(0).map(|l| l.phys), Some(Phys(7 * PAGE)));
+        mapper.join().unwrap().unwrap();
+        assert_eq!(t.top().levels, 2);
+        for (at, phys) in [(0, 7), (SPAN, 8), (2 * SPAN, 9)] {
+            assert_eq!(t.lookup(at).map(|l| l.phys), Some(Phys(phys * PAGE)));
+        }
+        assert_eq!(mem.in_use(), 4, "the old root, one new one, and two tables");
+        drop(t);
+        assert_eq!(mem.in_use(), 0);
+    });
+}
+
+/// Who holds the old root maps below it while another puts a new one above.
+#[test]
+fn a_mapper_below_the_old_root_of_a_table_that_grows() {
+    loom::model(|| {
+        let mem = Handle::new(5, Fault::None);
+        let t = table::<true>(&mem);
+        let other = t.clone();
+        let mapper = thread::spawn(move || {
+            other.map(PAGE, Phys(8 * PAGE), PAGE, Prot::READ).unwrap();
+            other.lookup(PAGE).map(|l| l.phys)
+        });
+        t.map(SPAN, Phys(9 * PAGE), PAGE, Prot::READ).unwrap();
+        assert_eq!(mapper.join().unwrap(), Some(Phys(8 * PAGE)));
+        assert_eq!(t.lookup(PAGE).map(|l| l.phys), Some(Phys(8 * PAGE)));
+        drop(unmap(&*t, PAGE, PAGE));
+        assert_eq!(t.lookup(PAGE), None);
+        drop(t);
+        assert_eq!(mem.in_use(), 0);
+    });
 }
