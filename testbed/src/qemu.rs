@@ -10,17 +10,20 @@ mod pci;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::qtest::{Qtest, QtestError};
 use portcullis_machine::memory::{MemoryError, Ram};
+use portcullis_machine::qtest::{self, Pc};
+use portcullis_models::vtd as model;
 
 pub use devices::{DmaFailure, Edu, TestDev};
 pub use fw_cfg::FwCfg;
@@ -89,13 +92,13 @@ pub enum QemuError {
     },
 }
 
-/// A running QEMU; dropped, it is killed.
+/// A running QEMU, or what stands in for it; dropped, it ends.
 #[derive(Debug)]
 pub struct Qemu {
     qtest: Arc<Qtest>,
     memory: GuestMemoryMmap,
     upper: Arc<MmapRegion>,
-    _process: Process,
+    _other: Other,
 }
 
 impl Qemu {
@@ -125,43 +128,48 @@ impl Qemu {
     /// Any [`QemuError`].
     pub fn start(command: &Path, vtd: &str) -> Result<Self, QemuError> {
         let host = |doing| move |source| QemuError::Host { doing, source };
-        let folder = Folder::new().map_err(host("make a folder for the socket"))?;
-        let socket = folder.0.join("qtest");
-        let listener = UnixListener::bind(&socket).map_err(host("listen for QEMU"))?;
-
-        let ram = folder.0.join("ram");
-        let file = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&ram)
-            .map_err(host("make guest memory"))?;
-        file.set_len(MEMORY_BYTES as u64).map_err(host("size guest memory"))?;
-        let (memory, upper) = map_memory(Arc::new(file)).map_err(QemuError::Map)?;
-
-        let errors = folder.0.join("errors");
+        let meeting = Meeting::new()?;
+        let errors = meeting.folder.0.join("errors");
         let stderr = File::create(&errors).map_err(host("keep QEMU's messages"))?;
-        let mut process = Command::new(command)
-            .args(arguments(&socket, &ram, vtd))
+        let process = Command::new(command)
+            .args(arguments(&meeting.socket, &meeting.ram, vtd))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
             .map(Process)
             .map_err(host("start QEMU"))?;
-        let qtest = Qtest::accept(&listener, START_LIMIT, || process.is_alive())
+        Self::meet(meeting, Other::Process(process), || fs::read_to_string(&errors).unwrap_or_default())
+    }
+
+    /// Starts our own model of a VT-d in QEMU's place: the machine behind
+    /// `portcullis model vtd --qtest`, on a thread of its own.
+    ///
+    /// # Errors
+    /// Any [`QemuError`].
+    pub fn start_model(unit: model::Config) -> Result<Self, QemuError> {
+        let host = |doing| move |source| QemuError::Host { doing, source };
+        let meeting = Meeting::new()?;
+        let file = File::options().read(true).write(true).open(&meeting.ram);
+        let mut pc = Pc::over(file.map_err(host("open guest memory"))?, unit)
+            .map_err(|error| QemuError::Map(error.to_string()))?;
+        let socket = meeting.socket.clone();
+        let thread = std::thread::spawn(move || qtest::serve(UnixStream::connect(socket)?, &mut pc));
+        Self::meet(meeting, Other::Thread(thread), String::new)
+    }
+
+    /// Waits for the other side to connect, and brings the test devices up.
+    fn meet(meeting: Meeting, mut other: Other, said: impl Fn() -> String) -> Result<Self, QemuError> {
+        let qtest = Qtest::accept(&meeting.listener, START_LIMIT, || other.is_alive())
             .and_then(|qtest| {
                 qtest.read32(VTD_REGISTERS)?; // It has read its options and opened its memory.
                 Ok(qtest)
             })
-            .map_err(|source| QemuError::Silent {
-                said: fs::read_to_string(&errors).unwrap_or_default(),
-                source,
-            })?;
-
+            .map_err(|source| QemuError::Silent { said: said(), source })?;
+        let Meeting { folder, memory, upper, .. } = meeting;
         drop(folder); // Both sides have open what was in it, so even a killed test leaves nothing.
 
-        let qemu = Self { qtest: Arc::new(qtest), memory, upper, _process: process };
+        let qemu = Self { qtest: Arc::new(qtest), memory, upper, _other: other };
         let pci = PciConfig::new(qemu.qtest.clone());
         for (i, (at, id)) in DEVICES.into_iter().enumerate() {
             pci.expect(at, id)?;
@@ -268,6 +276,52 @@ fn arguments(socket: &Path, ram: &Path, vtd: &str) -> Vec<String> {
     .map(String::from)
     .chain(["-nodefaults".to_string()])
     .collect()
+}
+
+/// Where the two sides find each other: a socket, and memory that both map.
+struct Meeting {
+    folder: Folder,
+    socket: PathBuf,
+    listener: UnixListener,
+    ram: PathBuf,
+    memory: GuestMemoryMmap,
+    upper: Arc<MmapRegion>,
+}
+
+impl Meeting {
+    fn new() -> Result<Self, QemuError> {
+        let host = |doing| move |source| QemuError::Host { doing, source };
+        let folder = Folder::new().map_err(host("make a folder for the socket"))?;
+        let socket = folder.0.join("qtest");
+        let listener = UnixListener::bind(&socket).map_err(host("listen for QEMU"))?;
+        let ram = folder.0.join("ram");
+        let file = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&ram)
+            .map_err(host("make guest memory"))?;
+        file.set_len(MEMORY_BYTES as u64).map_err(host("size guest memory"))?;
+        let (memory, upper) = map_memory(Arc::new(file)).map_err(QemuError::Map)?;
+        Ok(Self { folder, socket, listener, ram, memory, upper })
+    }
+}
+
+/// Who is at the other end of the socket.
+#[derive(Debug)]
+enum Other {
+    Process(Process),
+    /// It ends by itself once the socket is closed.
+    Thread(JoinHandle<io::Result<()>>),
+}
+
+impl Other {
+    fn is_alive(&mut self) -> bool {
+        match self {
+            Other::Process(process) => process.is_alive(),
+            Other::Thread(thread) => !thread.is_finished(),
+        }
+    }
 }
 
 /// A child that does not outlive its owner.

@@ -15,7 +15,7 @@ use portcullis_machine::{memory::Ram, oracle::Oracle};
 use portcullis_pgtable::Phys;
 
 pub use model::{ModelRig, on_model, play};
-pub use qemu::{QemuRig, on_full_qemu, on_qemu};
+pub use qemu::{QemuRig, on_full_qemu, on_qemu, on_qtest_model};
 
 /// The one instance.
 pub const INSTANCE: InstanceId = InstanceId(0);

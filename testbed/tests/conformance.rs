@@ -1,7 +1,8 @@
-//! The conformance suite: every scenario, in every form, on the model and on QEMU.
+//! The conformance suite: every scenario, in every form, on the model, on the model in QEMU's place
+//! (over the qtest protocol, by the client that QEMU is driven with), and on QEMU.
 
 use portcullis_models::mutation::Mutations;
-use portcullis_testbed::rig::{Form, ModelRig, on_full_qemu, on_model, on_qemu, play};
+use portcullis_testbed::rig::{Form, ModelRig, on_full_qemu, on_model, on_qemu, on_qtest_model, play};
 use portcullis_testbed::scenarios;
 use portcullis_testbed::stage::Stage;
 
@@ -31,6 +32,11 @@ macro_rules! conformance {
             #[test]
             fn model() {
                 on_model(Form::$form, scenarios::$scenario);
+            }
+
+            #[test]
+            fn model_over_qtest() {
+                on_qtest_model(Form::$form, scenarios::$scenario);
             }
 
             #[test]

@@ -16,6 +16,8 @@ pub mod memory;
 pub mod oracle;
 pub mod pager;
 pub mod platform;
+#[cfg(unix)]
+pub mod qtest;
 pub mod report;
 pub mod runner;
 #[cfg(feature = "sim")]

@@ -104,7 +104,7 @@ pub fn play(form: Form, seed: u64, mutations: Mutations, scenario: fn(&mut Stage
 
 /// Units like QEMU's, but that a fault of one requester does not keep another's from being
 /// recorded.
-fn config(form: Form) -> model::Config {
+pub(super) fn config(form: Form) -> model::Config {
     match form {
         Form::Legacy => model::Config::legacy(),
         Form::ScalableSecond => model::Config { first_stage: false, ..model::Config::default() },

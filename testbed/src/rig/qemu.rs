@@ -22,8 +22,10 @@ const TELLER_BYTES: usize = 64;
 /// What a device has in its buffer before it reads.
 const FILLER: u8 = 0xa5;
 
-/// A QEMU with its VT-d started.
+/// A QEMU with its VT-d started, or our model in its place.
 pub struct QemuRig {
+    kind: Kind,
+    fault_registers: usize,
     form: Form,
     qemu: Qemu,
     platform: QemuPlatform,
@@ -64,16 +66,29 @@ pub fn on_full_qemu(name: &str, scenario: fn(&mut Stage<QemuRig>)) {
     play(name, EVERYTHING, Form::ScalableFirst, scenario);
 }
 
+/// Plays a scenario on our model in QEMU's place: by the same client, over the same protocol.
+///
+/// # Panics
+/// When the scenario fails.
+pub fn on_qtest_model(form: Form, scenario: fn(&mut Stage<QemuRig>)) {
+    let unit = super::model::config(form);
+    let fault_registers = unit.fault_records.into();
+    let qemu = Qemu::start_model(unit).expect("the model starts");
+    let mut stage = Stage::new(QemuRig::new(qemu, Kind::Model, form, fault_registers));
+    scenario(&mut stage);
+    stage.close();
+}
+
 fn play(name: &str, properties: &str, form: Form, scenario: fn(&mut Stage<QemuRig>)) {
     if let Some(qemu) = Qemu::start_or_skip(name, properties) {
-        let mut stage = Stage::new(QemuRig::new(qemu, form));
+        let mut stage = Stage::new(QemuRig::new(qemu, Kind::Qemu, form, 1));
         scenario(&mut stage);
         stage.close();
     }
 }
 
 impl QemuRig {
-    fn new(qemu: Qemu, form: Form) -> Self {
+    fn new(qemu: Qemu, kind: Kind, form: Form, fault_registers: usize) -> Self {
         let platform = QemuPlatform::new(&qemu).expect("memory");
         let stock: Vec<u8> = (0..HALF).map(|i| (i * 31 + (i >> 8) * 7 + 1) as u8).collect();
         let page = platform.ram().page().expect("a page");
@@ -93,11 +108,23 @@ impl QemuRig {
 
         let iommu = Iommu::new(platform.clone(), Config::default()).expect("memory");
         // See `deviations::FIRST_STAGE_WIDTH`.
-        let options = Options { first_stage_width: true, ..Options::default() };
+        let options = Options { first_stage_width: kind == Kind::Qemu, ..Options::default() };
         let vtd = Vtd::new(platform.clone(), VTD, options);
         let cx = Sleep::in_sleepable_context();
         iommu.register(&cx, INSTANCE, Box::new(vtd), Start::Fresh).expect("the VT-d starts");
-        QemuRig { form, qemu, platform, iommu, oracle: Oracle::default(), stock, tale, turn: 0, low }
+        QemuRig {
+            kind,
+            fault_registers,
+            form,
+            qemu,
+            platform,
+            iommu,
+            oracle: Oracle::default(),
+            stock,
+            tale,
+            turn: 0,
+            low,
+        }
     }
 
     fn edu(&self, who: Who) -> Option<Edu> {
@@ -142,7 +169,7 @@ impl Rig for QemuRig {
     type P = QemuPlatform;
 
     fn kind(&self) -> Kind {
-        Kind::Qemu
+        self.kind
     }
 
     fn form(&self) -> Form {
@@ -154,7 +181,7 @@ impl Rig for QemuRig {
     }
 
     fn fault_registers(&self) -> usize {
-        1
+        self.fault_registers
     }
 
     fn iommu(&self) -> &Iommu<QemuPlatform> {
