@@ -15,6 +15,65 @@ pub struct Portcullis {
 #[derive(Subcommand)]
 pub enum Command {
     Sim(Simulation),
+    /// Stand in for an IOMMU's hardware, for tests of drivers.
+    #[command(
+        subcommand,
+        verbatim_doc_comment,
+        disable_help_subcommand = true,
+        arg_required_else_help = false
+    )]
+    Model(Model),
+}
+
+#[derive(Subcommand)]
+pub enum Model {
+    Vtd(VtdModel),
+}
+
+/// A machine with an Intel VT-d that a test drives over QEMU's qtest protocol, as it drives QEMU.
+///
+/// It connects to SOCKET, on which the test listens, and obeys one command a line until the test
+/// closes it: clock_step, clock_set, in and out, reads and writes of 1 to 8 bytes, read, write,
+/// b64read, b64write, memset, endianness. What it cannot do it answers with FAIL and the reason.
+///
+/// All of FILE is the machine's memory, from address 0 on; the test maps it too. The registers of
+/// the VT-d are at 0xfed90000. Three PCI functions are behind it, at 00:10.0, 00:11.0 and 00:12.0:
+/// two edu devices and an iommu-testdev, with the registers that QEMU's have. They are found by the
+/// ports 0xcf8 and 0xcfc, and their BARs go anywhere above the memory. A message of the VT-d is a
+/// write to memory where there is some; there are no interrupt lines.
+///
+/// Exit status: 0 once the test closes the socket, 1 if the connection breaks, 2 if an argument is
+/// wrong or what it names is of no use.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct VtdModel {
+    /// Unix socket on which the test listens
+    #[arg(long, value_name = "SOCKET")]
+    pub qtest: PathBuf,
+
+    /// The machine's memory: whole pages, 2 GiB at most; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub mem: PathBuf,
+
+    /// Bytes of a FILE that is made, or that is empty
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, default_value_t = 256 << 20)]
+    pub size: u64,
+
+    /// What the unit can do
+    #[arg(long, value_name = "KIND", default_value = "full")]
+    pub unit: Unit,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Unit {
+    /// Scalable mode with both stages, PASIDs, device TLBs and page requests
+    Full,
+    /// The same without a first stage
+    SecondStage,
+    /// The same without a second stage
+    FirstStage,
+    /// Legacy mode only
+    Legacy,
 }
 
 /// Copy a file through page-faulting devices behind a simulated IOMMU, and prove the copy.

@@ -3,12 +3,13 @@
 
 mod arguments;
 mod files;
+mod model;
 mod progress;
 mod sim;
 mod table;
 mod text;
 
-use arguments::{Command, Portcullis};
+use arguments::{Command, Model, Portcullis};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use std::{
     io::{self, Write},
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     ended(match arguments.command {
         None => print(&Portcullis::command().render_help().to_string()),
         Some(Command::Sim(arguments)) => sim::run(&arguments),
+        Some(Command::Model(Model::Vtd(arguments))) => model::vtd(&arguments),
     })
 }
 

@@ -82,9 +82,7 @@ impl Pc {
     /// # Errors
     /// See [`PcError`].
     pub fn over(file: File, unit: model::Config) -> Result<Pc, PcError> {
-        let bytes = file.metadata().map_err(PcError::File)?.len();
-        let size = usize::try_from(bytes).ok().filter(|_| bytes <= BARS);
-        let size = size.filter(|s| *s > 0 && s.is_multiple_of(FRAME_SIZE)).ok_or(PcError::Size(bytes))?;
+        let size = Self::memory_size(file.metadata().map_err(PcError::File)?.len())?;
         let region = MmapRegion::from_file(FileOffset::new(file, 0), size)
             .map_err(|e| PcError::File(io::Error::other(e.to_string())))?;
         let ram = Ram::over(0, Arc::new(region))?;
@@ -107,6 +105,15 @@ impl Pc {
             ],
             selected: 0,
         })
+    }
+
+    /// The size of a memory of so many bytes, if a machine may have that.
+    ///
+    /// # Errors
+    /// [`PcError::Size`].
+    pub fn memory_size(bytes: u64) -> Result<usize, PcError> {
+        let size = usize::try_from(bytes).ok().filter(|_| bytes <= BARS);
+        size.filter(|s| *s > 0 && s.is_multiple_of(FRAME_SIZE)).ok_or(PcError::Size(bytes))
     }
 
     /// Does what a command asks for, and all that follows from it; what is to be answered.
@@ -391,7 +398,7 @@ impl Buses {
         }
         for msi in self.complex.take_interrupts() {
             // A message is a write. To the interrupt controller it is lost: there is none.
-            let _ = self.ram.write(msi.addr, &u32::from(msi.data).to_le_bytes());
+            let _ = self.ram.write(msi.addr, &msi.data.to_le_bytes());
         }
     }
 }

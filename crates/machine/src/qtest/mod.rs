@@ -14,10 +14,36 @@ pub use command::{Command, Refused, Width};
 pub use machine::{BARS, Bdf, FUNCTIONS, Pc, PcError, VTD_REGISTERS};
 
 use command::parse;
+use portcullis_models::vtd;
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
 };
+
+/// What kind of VT-d the machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Scalable mode with both stages, PASIDs, device TLBs and page requests.
+    Full,
+    /// The same without a first stage.
+    SecondStage,
+    /// The same without a second stage.
+    FirstStage,
+    /// Legacy mode only.
+    Legacy,
+}
+
+impl Unit {
+    /// Its choices.
+    pub fn config(self) -> vtd::Config {
+        match self {
+            Unit::Full => vtd::Config::default(),
+            Unit::SecondStage => vtd::Config { first_stage: false, ..vtd::Config::default() },
+            Unit::FirstStage => vtd::Config { second_stage: false, ..vtd::Config::default() },
+            Unit::Legacy => vtd::Config::legacy(),
+        }
+    }
+}
 
 /// The most bytes that one command reads, writes or carries as data.
 pub const LARGEST_TRANSFER: usize = 1 << 20;
