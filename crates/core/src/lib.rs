@@ -3,11 +3,13 @@
 //!
 //! It knows no vendor. Below it stand drivers ([`driver::Driver`]), beside it what the embedder
 //! provides ([`Platform`]), above it whoever owns devices: they make a [`Domain`], attach devices
-//! or PASIDs to it, map and unmap, and answer page requests in a [`Resolver`].
+//! or PASIDs to it, map and unmap, and answer page requests in a [`Resolver`]. [`concepts`] has a
+//! page for each concept, with examples.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod concepts;
 pub mod config;
 pub mod driver;
 pub mod error;
