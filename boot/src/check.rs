@@ -212,7 +212,7 @@ impl Bench {
         let record = self.faults.try_next().ok_or_else(missing)?;
         say!("{record}");
         let same = record.instance == self.instance
-            && record.source == Some(self.device.source())
+            && record.source == self.device.sources().first().copied()
             && record.device == Some(DEVICE)
             && record.pasid.is_none()
             && record.kind == kind

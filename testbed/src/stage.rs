@@ -388,7 +388,7 @@ impl<R: Rig> Stage<R> {
 }
 
 fn who<P: Platform>(device: &Device<P>) -> Who {
-    let known = Who::ALL.into_iter().find(|w| w.source() == device.source());
+    let known = Who::ALL.into_iter().find(|w| device.sources() == [w.source()]);
     known.expect("a device of the rig")
 }
 

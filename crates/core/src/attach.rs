@@ -1,27 +1,28 @@
-//! Making and replacing attachments.
+//! Making and replacing attachments: of a whole group at a time, as a transaction. Everything is
+//! prepared before anything is shown; a preparation that fails leaves the group as it was.
 
 use crate::{
-    attachment::{Attachment, Inner, Unfinished},
+    attachment::{Attachment, Inner, Parts, Unfinished},
     detach::{Detaching, drain, let_go, settle_rest},
-    device::{DeviceInner, Holding},
+    device::{Device, DeviceInner},
     domain::{DomainInner, Kind},
-    driver::{CacheTag, Change, HwLost, Incompatible, PrepareError},
+    driver::{CacheTag, Change, HwLost, Incompatible},
+    entry::Holding,
     error::{AttachError, OutOfMemory},
-    group::{NotSo, Token},
+    group::{Going, NotSo, Plan, Token},
     ids::{At, DomainTag, Key, Pasid},
-    op::hw,
+    pins::pin,
     platform::{Platform, ShortLock},
     resolver::{Handler, Resolves},
     sources::Phase,
 };
-use alloc::{collections::VecDeque, sync::Arc};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use core::future::poll_fn;
-use portcullis_pgtable::IoTable;
 use portcullis_sync::atomic::Ordering;
 
 /// What an attach is asked to do.
 pub(crate) struct Wanted<P: Platform> {
-    pub(crate) device: Arc<DeviceInner<P>>,
+    pub(crate) device: Device<P>,
     pub(crate) domain: Arc<DomainInner<P>>,
     pub(crate) pasid: Option<Pasid>,
     pub(crate) handler: Arc<dyn Handler<P>>,
@@ -29,32 +30,40 @@ pub(crate) struct Wanted<P: Platform> {
 }
 
 impl<P: Platform> Wanted<P> {
-    fn at(&self) -> At {
-        At { source: self.device.source, pasid: self.pasid }
-    }
-
-    /// Everything that can be said before anything changes.
-    fn check(&self) -> Result<(), AttachError> {
-        let (device, domain, at) = (&self.device, &self.domain, self.at());
-        let instance = &device.instance;
-        if !Arc::ptr_eq(&device.shared, &domain.shared) {
+    /// The right to change the place, and who takes part in that.
+    async fn begin(&self, from: Option<Key>) -> Result<(Token<P>, Plan<P>), AttachError> {
+        let device = self.device.member.up()?;
+        if !Arc::ptr_eq(&device.shared, &self.domain.shared) {
             return Err(AttachError::Foreign);
         }
+        let group = &self.device.group;
+        let begun = poll_fn(|_| group.begin(self.pasid, from, Going::In)).await;
+        let token = begun.map_err(|e| match e {
+            NotSo::Otherwise => AttachError::Occupied(At { source: device.source, pasid: self.pasid }),
+            NotSo::NoRoom => AttachError::TooMany(device.id),
+            NotSo::Parked(device) => AttachError::Parked(device),
+        })?;
+        // Looked at again: it may have gone before the place was ours.
+        self.device.member.up()?;
+        let plan = group.plan(device.id, self.pasid)?;
+        plan.devices.iter().try_for_each(|d| self.check(d))?;
+        Ok((token, plan))
+    }
+
+    /// Everything that can be said of a member before anything changes.
+    fn check(&self, device: &DeviceInner<P>) -> Result<(), AttachError> {
+        let (instance, domain) = (&device.instance, &self.domain);
+        let at = At { source: device.source, pasid: self.pasid };
         if instance.is_lost() {
             return Err(AttachError::Lost(HwLost));
         }
-        if instance.is_quarantined(device.source) {
+        if device.is_quarantined() {
             return Err(AttachError::Quarantined(device.id));
         }
-        if let Some(pasid) = self.pasid
-            && !device.does_pasid(pasid)
-        {
-            return Err(AttachError::Pasid(device.id, pasid));
-        }
-        let unfit = |why| Err(AttachError::Incompatible { at, why });
+        let unfit = |why| Err(AttachError::Incompatible { device: device.id, at, why });
         match &domain.kind {
             Kind::Blocked => {
-                if self.pasid.is_none() && device.has_direct() {
+                if self.pasid.is_none() && device.spec.has_direct() {
                     return Err(AttachError::NotHitless(at));
                 }
             }
@@ -71,7 +80,7 @@ impl<P: Platform> Wanted<P> {
             Kind::Foreign(_) if self.pasid.is_none() && domain.pasid_only => {
                 return Err(AttachError::PasidOnly(at));
             }
-            Kind::Foreign(_) if self.pasid.is_none() && device.has_direct() => {
+            Kind::Foreign(_) if self.pasid.is_none() && device.spec.has_direct() => {
                 return unfit(Incompatible::Other("nobody can map the device's direct regions there"));
             }
             Kind::Foreign(f) => {
@@ -82,79 +91,30 @@ impl<P: Platform> Wanted<P> {
         }
         Ok(())
     }
-
-    /// Direct regions are mapped before the hardware sees the table, and stay when it is left.
-    fn map_direct(&self) -> Result<(), AttachError> {
-        let (Kind::Table(table), None) = (&self.domain.kind, self.pasid) else { return Ok(()) };
-        for region in self.device.direct() {
-            map_missing(&***table, region.start, region.len, region.prot)
-                .map_err(|why| AttachError::Direct { start: region.start, why })?;
-        }
-        Ok(())
-    }
 }
 
-/// Maps what is not mapped yet of a region, one to one: regions of several devices may overlap.
-pub(crate) fn map_missing(
-    table: &dyn IoTable,
-    start: u64,
-    len: u64,
-    prot: portcullis_pgtable::Prot,
-) -> Result<(), portcullis_pgtable::MapError> {
-    use portcullis_pgtable::{MapError, Phys};
-    let granule = 1u64 << table.desc().page_sizes.trailing_zeros().min(63);
-    let end = start.checked_add(len).ok_or(MapError::InputRange {
-        iova: start,
-        len,
-        bits: table.desc().input_bits,
-    })?;
-    let mut at = start;
-    while at < end {
-        match table.lookup(at) {
-            Some(leaf) if leaf.phys == Phys(at) && leaf.prot.contains(prot) => {
-                at = leaf.start.saturating_add(leaf.size)
-            }
-            Some(leaf) => return Err(MapError::AlreadyMapped { iova: at, phys: leaf.phys }),
-            None => {
-                table.map(at, Phys(at), granule, prot)?;
-                at += granule;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Attaches. The device translates through the domain when this is done.
+/// Attaches. Every member translates through the domain when this is done.
 pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<P>, AttachError> {
-    wanted.check()?;
-    let at = wanted.at();
-    let token = begin(&wanted, None).await?;
-    wanted.map_direct()?;
-    let made = Made::new(wanted, token, None).await?;
+    let (token, plan) = wanted.begin(None).await?;
+    let made = Made::new(wanted, plan, token, None).await?;
     let inner = made.inner.clone();
-    let Some(target) = inner.target() else {
-        return Ok(made.publish());
-    };
-    let (instance, device) = (&inner.instance, &inner.device);
-    let (held, change) = match Holding::prepare(instance, at, target) {
-        Ok(p) => p,
-        Err(e) => return Err(made.undo(e.into()).await),
+    let (held, change) = match prepare_all(&inner) {
+        Ok(prepared) => prepared,
+        Err(e) => return Err(made.undo(e).await),
     };
     let gap = change == Change::ThroughBlocked;
-    if gap && device.direct_only.is_some() && at.pasid.is_none() {
-        return Err(made.undo(AttachError::NotHitless(at)).await);
+    if gap && inner.has_direct() {
+        return Err(made.undo(AttachError::NotHitless(inner.at)).await);
     }
     if let Err(e) = made.show() {
         return Err(made.undo(e).await);
     }
-    if gap {
+    let shown = match gap {
         // An entry that an earlier life left there goes through blocked.
-        drop(held);
-        hw(instance, || instance.driver().block(at)).await?;
-        device.install(at, target).await?;
-    } else {
-        device.install_prepared(at, target, Some(held)).await?;
-    }
+        true => through_blocked(&inner).await,
+        false => show_all(&inner, held).await,
+    };
+    lost_half_way(&inner, shown)?;
     Ok(made.publish())
 }
 
@@ -182,35 +142,27 @@ pub(crate) async fn replace<P: Platform>(
     wanted: Wanted<P>,
     gap: Gap,
 ) -> Result<(Attachment<P>, Detaching<P>, Replaced), AttachError> {
-    wanted.check()?;
-    let at = wanted.at();
-    let token = begin(&wanted, Some(old.key)).await?;
-    wanted.map_direct()?;
-    let direct = wanted.pasid.is_none() && wanted.device.has_direct();
-    let made = Made::new(wanted, token, Some(old)).await?;
+    let (token, plan) = wanted.begin(Some(old.key)).await?;
+    let made = Made::new(wanted, plan, token, Some(old)).await?;
     let inner = made.inner.clone();
-    let (instance, device) = (&inner.instance, &inner.device);
-    let target = inner.target();
-    let (held, how) = match target.map(|t| Holding::prepare(instance, at, t)) {
-        Some(Ok((held, Change::Hitless))) => (Some(held), Replaced::Hitless),
-        Some(Ok((_, Change::ThroughBlocked))) | None => (None, Replaced::ThroughBlocked),
-        Some(Err(e)) => return Err(made.undo(e.into()).await),
+    let (held, how) = match prepare_all(&inner) {
+        Ok((held, Change::Hitless)) => (held, Replaced::Hitless),
+        Ok((_, Change::ThroughBlocked)) => (Vec::new(), Replaced::ThroughBlocked),
+        Err(e) => return Err(made.undo(e).await),
     };
-    if how == Replaced::ThroughBlocked && (direct || gap == Gap::Refused) {
-        return Err(made.undo(AttachError::NotHitless(at)).await);
+    if how == Replaced::ThroughBlocked && (inner.has_direct() || gap == Gap::Refused) {
+        return Err(made.undo(AttachError::NotHitless(inner.at)).await);
     }
     if let Err(e) = made.show() {
         return Err(made.undo(e).await);
     }
     old.begin_leaving();
     old.gate.close();
-    if how == Replaced::ThroughBlocked {
-        hw(instance, || instance.driver().block(at)).await?;
-        drain(instance, at).await?;
-    }
-    if let Some(target) = target {
-        device.install_prepared(at, target, held).await?;
-    }
+    let shown = match how {
+        Replaced::ThroughBlocked => through_blocked(&inner).await,
+        Replaced::Hitless => show_all(&inner, held).await,
+    };
+    lost_half_way(&inner, shown)?;
     settle_rest(old).await;
     let_go(old, Ok(())).await;
     inner.replaces.with(Option::take);
@@ -219,12 +171,55 @@ pub(crate) async fn replace<P: Platform>(
     Ok((made, Detaching::new(old.clone()), how))
 }
 
-async fn begin<P: Platform>(wanted: &Wanted<P>, from: Option<Key>) -> Result<Token<P>, AttachError> {
-    poll_fn(|_| wanted.device.group.begin(wanted.pasid, from)).await.map_err(|e| match e {
-        NotSo::Otherwise => AttachError::Occupied(wanted.at()),
-        NotSo::NoRoom => AttachError::TooMany(wanted.device.id),
-        NotSo::Removed => PrepareError::UnknownSource(wanted.device.source).into(),
-    })
+/// Prepares the entry of every place, and says how the change will look to the device that sees
+/// most of it. Nothing to prepare where nothing will pass.
+fn prepare_all<P: Platform>(inner: &Inner<P>) -> Result<(Vec<Holding<'_, P>>, Change), AttachError> {
+    let Some(target) = inner.target() else { return Ok((Vec::new(), Change::ThroughBlocked)) };
+    let (mut held, mut change) = (Vec::new(), Change::Hitless);
+    held.try_reserve_exact(inner.places.len()).map_err(|_| OutOfMemory)?;
+    for at in &inner.places {
+        let (holding, how) = Holding::prepare(&inner.instance, *at, target)?;
+        held.push(holding);
+        if how == Change::ThroughBlocked {
+            change = how;
+        }
+    }
+    Ok((held, change))
+}
+
+/// Shows every place what was prepared for it.
+async fn show_all<'a, P: Platform>(inner: &'a Inner<P>, held: Vec<Holding<'a, P>>) -> Result<(), HwLost> {
+    let Some(target) = inner.target() else { return Ok(()) };
+    for (at, holding) in inner.places.iter().zip(held) {
+        inner.instance.install(*at, target, Some(holding)).await?;
+    }
+    Ok(())
+}
+
+/// Blocks every place, and shows it the new translation when nothing of the old one is left.
+async fn through_blocked<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
+    let instance = &inner.instance;
+    for at in &inner.places {
+        instance.switch(*at, None).await?;
+    }
+    for at in &inner.places {
+        drain(instance, *at).await?;
+    }
+    if let Some(target) = inner.target() {
+        for at in &inner.places {
+            instance.switch(*at, Some(target)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Hardware that is lost between the first member and the last leaves nobody knowing what each
+/// translates through: the whole group is quarantined.
+fn lost_half_way<P: Platform>(inner: &Inner<P>, shown: Result<(), HwLost>) -> Result<(), AttachError> {
+    if shown.is_err() {
+        inner.places.iter().for_each(|at| inner.instance.quarantine(at.source));
+    }
+    Ok(shown?)
 }
 
 /// An attachment that the hardware may not know yet. Dropped on the way (the hardware was lost, the
@@ -246,20 +241,22 @@ impl<P: Platform> Drop for Made<P> {
 }
 
 impl<P: Platform> Made<P> {
-    /// Allocates everything that an attachment needs, the right to page requests included.
+    /// Allocates everything that an attachment needs, the right to page requests and the direct
+    /// regions in the domain included.
     async fn new(
         wanted: Wanted<P>,
+        plan: Plan<P>,
         token: Token<P>,
         replaces: Option<&Arc<Inner<P>>>,
     ) -> Result<Made<P>, AttachError> {
-        let at = wanted.at();
-        let Wanted { device, domain, handler, resolves, .. } = wanted;
-        let instance = device.instance.clone();
+        let Plan { instance, devices, places } = plan;
         let mut pending = VecDeque::new();
-        if resolves != Resolves::Nothing {
+        if wanted.resolves != Resolves::Nothing {
             let most = instance.config().credits_per_device as usize;
-            pending.try_reserve_exact(most).map_err(|_| OutOfMemory)?;
+            pending.try_reserve_exact(most.saturating_mul(devices.len())).map_err(|_| OutOfMemory)?;
         }
+        let Wanted { device: named, domain, pasid, handler, resolves } = wanted;
+        let device = named.member.up()?;
         let key = device.shared_slab().reserve().ok_or(AttachError::TooMany(device.id))?;
         let tag: Result<Option<DomainTag>, AttachError> = match &domain.kind {
             Kind::Blocked => Ok(None),
@@ -271,40 +268,78 @@ impl<P: Platform> Made<P> {
         };
         let tag = tag.inspect_err(|_| device.shared_slab().free(key))?;
         domain.count_attachment(true);
-        let inner = Arc::new(Inner::new(key, at, tag, device, domain, handler, resolves, pending));
+        let at = At { source: device.source, pasid };
+        let parts =
+            Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, pending };
+        let inner = Arc::new(Inner::new(parts));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };
-        if resolves != Resolves::Nothing {
-            if let Err(e) = made.inner.device.acquire_pri().await {
-                return Err(made.undo(e).await);
-            }
-            made.inner.holds_pri.store(true, Ordering::Release);
+        match made.acquire().await {
+            Ok(()) => Ok(made),
+            Err(e) => Err(made.undo(e).await),
         }
-        Ok(made)
     }
 
-    /// Publishes the cache tag for unmaps, then the attachment for the fault path. Both before
-    /// the hardware can use the entry: an unmap must not miss it, and a request that comes at once
+    async fn acquire(&self) -> Result<(), AttachError> {
+        let inner = &self.inner;
+        if inner.resolves() {
+            for (n, device) in inner.devices.iter().enumerate() {
+                device.acquire_pri().await?;
+                inner.holds_pri.store(n + 1, Ordering::Release);
+            }
+        }
+        if inner.at.pasid.is_none() {
+            // Before the hardware sees the table.
+            pin(&inner.domain, inner.direct())
+                .await
+                .map_err(|e| AttachError::Direct { start: e.start, why: e.why })?;
+            inner.pinned.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Publishes the cache tags for unmaps, then the attachment for the fault path. Both before
+    /// the hardware can use an entry: an unmap must not miss it, and a request that comes at once
     /// waits for the resolver instead of being refused.
     fn show(&self) -> Result<(), AttachError> {
         let inner = &self.inner;
-        let (instance, at) = (&inner.instance, inner.at);
-        if let Some(tag) = inner.tag {
-            let ats = instance.may_cache(at);
-            inner.domain.publish(instance, CacheTag { tag, at, ats, nested: false })?;
+        let instance = &inner.instance;
+        for (n, at) in inner.places.iter().enumerate() {
+            if let Some(tag) = inner.tag {
+                let ats = instance.may_cache(*at);
+                let tag = CacheTag { tag, at: *at, ats, nested: false };
+                inner.domain.publish(instance, tag)?;
+                inner.published.store(n + 1, Ordering::Release);
+            }
         }
-        if !instance.show(at, Phase::Attaching, inner) {
-            inner.tag.iter().for_each(|tag| inner.domain.withdraw(instance, at, *tag));
-            return Err(AttachError::TooMany(inner.device.id));
+        for at in &inner.places {
+            if !instance.show(*at, Phase::Attaching, inner) {
+                self.hide();
+                return Err(AttachError::TooMany(inner.device.id));
+            }
         }
         Ok(())
+    }
+
+    /// Puts the fault path back to what it was.
+    fn hide(&self) {
+        let inner = &self.inner;
+        let old = inner.replaces.with(|r| r.clone());
+        for at in &inner.places {
+            match &old {
+                Some(old) => drop(inner.instance.show(*at, Phase::Attached, old)),
+                None => inner.instance.hide(*at, inner.key),
+            }
+        }
     }
 
     /// The hardware translates: the resolver may run.
     fn publish(mut self) -> Attachment<P> {
         // The key first: a resolver may use it before the caller has the attachment.
         self.inner.device.shared_slab().fill(self.inner.clone());
-        self.inner.instance.show(self.inner.at, Phase::Attached, &self.inner);
+        for at in &self.inner.places {
+            self.inner.instance.show(*at, Phase::Attached, &self.inner);
+        }
         if let Some(token) = self.token.take() {
             token.finish(Some(self.inner.key));
         }

@@ -1,9 +1,9 @@
-//! An attachment: one device, or one PASID of it, translating through one domain, with the
-//! caller's data.
+//! An attachment: a group of devices, most often one, or one PASID of it, translating through one
+//! domain, with the caller's data.
 
 use crate::{
     detach::{Detaching, detach},
-    device::DeviceInner,
+    device::{Device, DeviceInner},
     domain::DomainInner,
     driver::Target,
     ids::{At, DomainTag, Key},
@@ -11,23 +11,48 @@ use crate::{
     intake::Queued,
     op::{Op, block_on},
     platform::{Platform, ShortLock, Sleep},
+    reserved::ReservedRegion,
     resolver::{Handler, PageGroup, Resolves},
 };
-use alloc::{collections::VecDeque, sync::Arc};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use portcullis_sync::{
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     gate::Gate,
     slot::Generation,
 };
+
+/// What an attachment is made of.
+pub(crate) struct Parts<P: Platform> {
+    pub(crate) key: Key,
+    /// The own id of the device that was named.
+    pub(crate) at: At,
+    /// Every place of the group that it stands for: each id of each member, once.
+    pub(crate) places: Vec<At>,
+    /// What the caches know the domain by; none where nothing passes.
+    pub(crate) tag: Option<DomainTag>,
+    /// The device that was named.
+    pub(crate) named: Device<P>,
+    /// The same, as its instance serves it.
+    pub(crate) device: Arc<DeviceInner<P>>,
+    /// The members that take part.
+    pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
+    pub(crate) domain: Arc<DomainInner<P>>,
+    pub(crate) handler: Arc<dyn Handler<P>>,
+    pub(crate) resolves: Resolves,
+    /// Room for the groups that wait for the resolver.
+    pub(crate) pending: VecDeque<(u32, Generation)>,
+}
 
 /// Ours until the hardware no longer uses it and no handler runs with it.
 pub(crate) struct Inner<P: Platform> {
     pub(crate) key: Key,
     pub(crate) at: At,
-    /// What the caches know the domain by; none where nothing passes.
+    pub(crate) places: Vec<At>,
     pub(crate) tag: Option<DomainTag>,
     pub(crate) instance: Arc<Instance<P>>,
+    pub(crate) named: Device<P>,
     pub(crate) device: Arc<DeviceInner<P>>,
+    pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
     pub(crate) domain: Arc<DomainInner<P>>,
     /// Counts the handlers that run; closed by a detach.
     pub(crate) gate: Gate,
@@ -35,8 +60,12 @@ pub(crate) struct Inner<P: Platform> {
     resolves: Resolves,
     queue: P::Lock<Queue>,
     life: AtomicU32,
-    /// It counts among those that the device's page requests are on for.
-    pub(crate) holds_pri: AtomicBool,
+    /// For so many of the devices it counts among those that page requests are on for.
+    pub(crate) holds_pri: AtomicUsize,
+    /// So many of the places have their cache tag published.
+    pub(crate) published: AtomicUsize,
+    /// The domain maps the direct regions of the devices.
+    pub(crate) pinned: AtomicBool,
     /// What it replaces, while the hardware may still use that: who ends one ends both.
     pub(crate) replaces: P::Lock<Option<Arc<Inner<P>>>>,
     /// The hardware was lost while it was detached.
@@ -57,34 +86,41 @@ const LEAVING: u32 = 1;
 const GONE: u32 = 2;
 
 impl<P: Platform> Inner<P> {
-    #[expect(clippy::too_many_arguments, reason = "every field of the new value, from its one caller")]
-    pub(crate) fn new(
-        key: Key,
-        at: At,
-        tag: Option<DomainTag>,
-        device: Arc<DeviceInner<P>>,
-        domain: Arc<DomainInner<P>>,
-        handler: Arc<dyn Handler<P>>,
-        resolves: Resolves,
-        pending: VecDeque<(u32, Generation)>,
-    ) -> Inner<P> {
+    pub(crate) fn new(parts: Parts<P>) -> Inner<P> {
+        let Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, pending } =
+            parts;
         let platform = device.instance.platform();
         Inner {
             key,
             at,
+            places,
             tag,
             instance: device.instance.clone(),
+            named,
             gate: Gate::new(),
             handler: platform.lock(Some(handler)),
             resolves,
             queue: platform.lock(Queue { pending, scheduled: false }),
             life: AtomicU32::new(LIVE),
-            holds_pri: AtomicBool::new(false),
+            holds_pri: AtomicUsize::new(0),
+            published: AtomicUsize::new(0),
+            pinned: AtomicBool::new(false),
             replaces: platform.lock(None),
             lost: AtomicBool::new(false),
             device,
+            devices,
             domain,
         }
+    }
+
+    /// The direct regions of all devices that take part.
+    pub(crate) fn direct(&self) -> impl Iterator<Item = &ReservedRegion> + Clone {
+        self.devices.iter().flat_map(|d| d.spec.direct())
+    }
+
+    /// Whether it is where some device expects its direct regions.
+    pub(crate) fn has_direct(&self) -> bool {
+        self.at.pasid.is_none() && self.direct().next().is_some()
     }
 
     /// What the hardware translates through; `None` where nothing passes.
@@ -269,9 +305,14 @@ impl<P: Platform> Attachment<P> {
         self.inner.key
     }
 
-    /// Where it is attached.
+    /// Where it is attached: the own id of the device that was named, and the PASID.
     pub fn at(&self) -> At {
         self.inner.at
+    }
+
+    /// Every place it stands for: each id of each member of the group, once.
+    pub fn places(&self) -> &[At] {
+        &self.inner.places
     }
 
     /// Blocks the device, invalidates, drains, answers everything pending with Invalid, and frees

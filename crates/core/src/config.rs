@@ -39,11 +39,22 @@ pub struct Config {
     /// Events of a domain's history that are kept to explain faults with: maps, unmaps and
     /// invalidations. 0 keeps none, and costs nothing.
     pub provenance: usize,
+    /// What becomes of an attach to a group of which a device is being reset.
+    pub during_reset: DuringReset,
     /// Records that one service turn hands over at most.
     pub turn_budget: usize,
     /// Races that tests plant, to show that the simulation finds them.
     #[cfg(feature = "planted")]
     pub plant: Option<Plant>,
+}
+
+/// What becomes of an attach or a replace while a device of the group is parked. Detaches go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DuringReset {
+    /// It waits for the end.
+    Wait,
+    /// It is refused, and names the device.
+    Refuse,
 }
 
 impl Default for Config {
@@ -61,6 +72,7 @@ impl Default for Config {
             observers: 64,
             last_faults: 8,
             provenance: 0,
+            during_reset: DuringReset::Wait,
             turn_budget: 64,
             #[cfg(feature = "planted")]
             plant: None,

@@ -4,9 +4,11 @@
 use crate::{
     attachment::Inner,
     driver::{DrainEnd, HwLost},
+    group::Going,
     ids::At,
     instance::Instance,
     op::hw,
+    pins::unpin,
     platform::{Platform, ShortLock, Sleep, Time},
     wait::{GaveUp, wait_for},
 };
@@ -67,20 +69,15 @@ impl<P: Platform> Detaching<P> {
 
 /// Detaches. May be given up and begun again at any point.
 pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
-    let (instance, at) = (&inner.instance, inner.at);
-    let group = &inner.device.group;
-    let Ok(token) = poll_fn(|_| group.begin(at.pasid, Some(inner.key))).await else {
+    let (instance, group) = (&inner.instance, &inner.named.group);
+    let Ok(token) = poll_fn(|_| group.begin(inner.at.pasid, Some(inner.key), Going::Out)).await else {
         // Somebody else's transition ended it: a replace, or an earlier try of this detach.
         inner.finish();
         return;
     };
-    instance.set_draining(at, inner.key);
+    inner.places.iter().for_each(|at| instance.set_draining(*at, inner.key));
     inner.gate.close();
-    let blocked = inner.device.block(at).await;
-    let drained = match blocked {
-        Ok(()) => drain(instance, at).await,
-        lost => lost,
-    };
+    let drained = to_rest(&inner).await;
     settle_rest(&inner).await;
     // What a replacement that was given up half-way would have ended.
     let replaced = inner.replaces.with(|r| r.clone());
@@ -89,44 +86,70 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
     }
     // Responses must have left the queue before the place is used again ([V] 7.8).
     let drained = match drained {
-        Ok(()) => fence(instance, at).await,
+        Ok(()) => fence(&inner).await,
         lost => lost,
     };
-    instance.drop_partials_at(at);
+    inner.places.iter().for_each(|at| instance.drop_partials_at(*at));
     if let Some(old) = replaced {
         let_go(&old, drained).await;
         inner.replaces.with(Option::take);
         old.finish();
     }
-    instance.hide(at, inner.key);
+    inner.places.iter().for_each(|at| instance.hide(*at, inner.key));
     let_go(&inner, drained).await;
     token.finish(None);
     inner.finish();
 }
 
+/// Every place goes where the group rests, and nothing that was sent before is on its way.
+async fn to_rest<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
+    let instance = &inner.instance;
+    for at in &inner.places {
+        instance.switch(*at, inner.named.group.rest_of(*at)).await?;
+    }
+    for at in &inner.places {
+        drain(instance, *at).await?;
+    }
+    Ok(())
+}
+
 /// Answers what is left of an attachment, and waits until the answers are in the hardware's queue.
 pub(crate) async fn settle_rest<P: Platform>(inner: &Inner<P>) {
     let instance = &inner.instance;
-    by_deadline(instance, || instance.settle_all_of(inner.key, inner.at)).await;
+    for at in &inner.places {
+        by_deadline(instance, || instance.settle_all_of(inner.key, *at)).await;
+    }
 }
 
 /// Gives back what an attachment holds. The hardware does not use it any more, unless it was lost:
 /// then its domain is kept for ever. May be given up and begun again until it is done.
 pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), HwLost>) {
-    if inner.holds_pri.load(Ordering::Acquire) {
-        inner.device.release_pri().await;
-        inner.holds_pri.store(false, Ordering::Release);
+    while let Some(n) = inner.holds_pri.load(Ordering::Acquire).checked_sub(1) {
+        if let Some(device) = inner.devices.get(n) {
+            device.release_pri().await;
+        }
+        inner.holds_pri.store(n, Ordering::Release);
     }
     if drained.is_ok() {
-        if let Some(tag) = inner.tag {
-            inner.domain.withdraw(&inner.instance, inner.at, tag);
-            inner.domain.release_tag(&inner.instance);
+        let published = inner.published.swap(0, Ordering::AcqRel);
+        for (at, tag) in inner.places.iter().take(published).zip(inner.tag.iter().cycle()) {
+            inner.domain.withdraw(&inner.instance, *at, *tag);
         }
-        inner.domain.count_attachment(false);
-    } else {
-        inner.lost.store(true, Ordering::Release);
-        inner.domain.keep_for_ever();
     }
+    // The others that use the domain may have been there too, and are asked.
+    let drained = match drained {
+        Ok(()) if inner.at.pasid.is_none() => unpin(&inner.domain, inner.direct(), &inner.pinned).await,
+        drained => drained,
+    };
+    match drained {
+        Ok(()) if inner.tag.is_some() => inner.domain.release_tag(&inner.instance),
+        Ok(()) => {}
+        Err(HwLost) => {
+            inner.lost.store(true, Ordering::Release);
+            inner.domain.keep_for_ever();
+        }
+    }
+    inner.domain.count_attachment(false);
     inner.device.shared_slab().forget(inner.key);
 }
 
@@ -180,9 +203,10 @@ pub(crate) async fn look_again() {
     .await;
 }
 
-async fn fence<P: Platform>(instance: &Arc<Instance<P>>, at: At) -> Result<(), HwLost> {
-    if !instance.may_have_asked(at.source) {
-        return Ok(());
+async fn fence<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
+    let instance = &inner.instance;
+    for at in inner.places.iter().filter(|at| instance.may_have_asked(at.source)) {
+        hw(instance, || instance.driver().drain(*at)).await?;
     }
-    hw(instance, || instance.driver().drain(at)).await
+    Ok(())
 }

@@ -4,9 +4,9 @@
 
 use crate::{
     driver::{CacheTag, Target},
-    error::{DomainMapError, OutOfMemory},
+    error::{DomainError, DomainMapError, OutOfMemory},
     faultlog::FaultLog,
-    ids::{At, DomainTag, InstanceId},
+    ids::{At, DomainTag},
     instance::Instance,
     iommu::Shared,
     owner::{
@@ -14,6 +14,7 @@ use crate::{
         msi::{MsiWindow, Window},
         source::Foreign,
     },
+    pins::Pins,
     platform::{Platform, ShortLock},
     provenance::History,
     reserved::{RegionKind, ReservedRegion},
@@ -75,6 +76,7 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) pasid_only: bool,
     pub(crate) tags: TagList<P>,
     pub(crate) parked: Parked<P>,
+    pub(crate) pins: Pins<P>,
     pub(crate) shared: Arc<Shared<P>>,
     /// Faults of what is attached. Taken inside an instance's lock.
     pub(crate) faults: P::Lock<FaultLog>,
@@ -127,6 +129,7 @@ impl<P: Platform> DomainInner<P> {
             pasid_only,
             tags: TagList::new(platform),
             parked: Parked::new(platform),
+            pins: Pins::new(platform),
             shared: shared.clone(),
             faults: platform.lock(FaultLog::new(shared.hub.config.last_faults)?),
             history: History::new(shared.hub.config.provenance)?.map(|h| platform.lock(h)),
@@ -368,13 +371,13 @@ impl<P: Platform, O: Owner> Domain<P, O> {
 /// The instances that a set of devices stands behind, each once.
 pub(crate) fn instances_of<P: Platform>(
     devices: &[&crate::Device<P>],
-) -> Result<Vec<Arc<Instance<P>>>, OutOfMemory> {
+) -> Result<Vec<Arc<Instance<P>>>, DomainError> {
     let mut list: Vec<Arc<Instance<P>>> = Vec::new();
     list.try_reserve_exact(devices.len()).map_err(|_| OutOfMemory)?;
     for d in devices {
-        let known = |i: &Arc<Instance<P>>| -> InstanceId { i.id() };
-        if !list.iter().any(|i| known(i) == d.inner.instance.id()) {
-            list.push(d.inner.instance.clone());
+        let instance = &d.member.up()?.instance;
+        if !list.iter().any(|i| i.id() == instance.id()) {
+            list.push(instance.clone());
         }
     }
     Ok(list)

@@ -2,7 +2,7 @@
 
 use crate::{
     driver::{HwLost, Incompatible, PrepareError, StartError},
-    ids::{At, DeviceId, InstanceId, Key, Pasid},
+    ids::{At, DeviceId, GroupId, InstanceId, Key, Pasid, SourceId},
 };
 use portcullis_pgtable::{MapError, Phys};
 
@@ -26,11 +26,6 @@ pub enum ObserveError {
     OutOfMemory,
 }
 
-/// A door that this version keeps shut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not in this version: {0}")]
-pub struct NotYet(pub &'static str);
-
 /// Why an instance was not registered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -49,6 +44,30 @@ pub enum RegisterError {
     Shutdown,
 }
 
+/// A device that nothing can be attached to now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotUp {
+    /// No IOMMU stands before it: what it sends reaches memory as it is.
+    #[error("{0} has no IOMMU")]
+    NoIommu(DeviceId),
+    /// Its instance is not registered yet.
+    #[error("{device} waits for {instance}")]
+    Waiting {
+        /// The device.
+        device: DeviceId,
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// Its instance could not take it when it came up; see
+    /// [`Device::state`](crate::Device::state).
+    #[error("{0} was refused by its IOMMU")]
+    Refused(DeviceId),
+    /// It was removed.
+    #[error("{0} was removed")]
+    Removed(DeviceId),
+}
+
 /// Why a device was not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -56,18 +75,41 @@ pub enum AddDeviceError {
     /// The device's id or one of its requester ids is known already.
     #[error("{0} or one of its requester ids is known already")]
     Duplicate(DeviceId),
-    /// The instance that should serve it is not registered (yet).
-    #[error("{0} is not registered")]
-    NotReady(InstanceId),
-    /// The device has no upstream instance and cannot be attached to anything.
-    #[error("{0} has no upstream IOMMU")]
-    NoUpstream(DeviceId),
+    /// It names an instance, but no id that it is known by there.
+    #[error("{0} has no requester id at its IOMMU")]
+    NoSource(DeviceId),
+    /// It stands behind several instances, which this version does not serve.
+    #[error("{0} is behind several IOMMU instances, which would have to be attached as one")]
+    SeveralInstances(DeviceId),
+    /// Its group has a member behind another instance: the group could not be attached as one.
+    #[error("{device} and {other} are in one group, behind different IOMMU instances")]
+    GroupSpans {
+        /// The device.
+        device: DeviceId,
+        /// The member that is elsewhere.
+        other: DeviceId,
+    },
+    /// Something is attached to its group: detach it first, and what is attached after that
+    /// includes the device.
+    #[error("{device} cannot join {group}: something is attached to it")]
+    GroupInUse {
+        /// The device.
+        device: DeviceId,
+        /// Its group.
+        group: GroupId,
+    },
+    /// It has a requester id in common with another, and one of them uses ATS under it: nobody
+    /// could say whose TLB holds what.
+    #[error("{device} has {source_id} in common with another device, and one of them has ATS")]
+    SharedId {
+        /// The device.
+        device: DeviceId,
+        /// The id.
+        source_id: SourceId,
+    },
     /// The instance serves as many devices as it was configured for.
     #[error("{0} has no room for another device")]
     TooMany(InstanceId),
-    /// Something that this version does not do.
-    #[error(transparent)]
-    NotYet(#[from] NotYet),
     /// A direct region (RMRR) could not be mapped.
     #[error("direct region at {start:#x} could not be mapped: {why}")]
     Direct {
@@ -127,9 +169,9 @@ pub enum DomainError {
         /// Why not.
         why: &'static str,
     },
-    /// Something that this version does not do.
+    /// A device has no IOMMU that could walk a table, or not yet.
     #[error(transparent)]
-    NotYet(#[from] NotYet),
+    NotUp(#[from] NotUp),
     /// No memory for its records.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
@@ -139,12 +181,20 @@ pub enum DomainError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
+    /// The device, or another member of its group, cannot be attached to anything now.
+    #[error(transparent)]
+    NotUp(#[from] NotUp),
     /// Something is attached there: replace it instead.
     #[error("{0} has an attachment already")]
     Occupied(At),
-    /// Device and domain do not fit.
-    #[error("{at} and the domain do not fit: {why}")]
+    /// A member of the group is being reset, and the configuration says not to wait for that.
+    #[error("{0} is being reset")]
+    Parked(DeviceId),
+    /// A member of the group and the domain do not fit.
+    #[error("{device} ({at}) and the domain do not fit: {why}")]
     Incompatible {
+        /// The member.
+        device: DeviceId,
         /// Where.
         at: At,
         /// Why not.
@@ -182,9 +232,6 @@ pub enum AttachError {
     /// The domain belongs to another [`Iommu`](crate::Iommu).
     #[error("the domain and the device belong to different IOMMU subsystems")]
     Foreign,
-    /// Something that this version does not do.
-    #[error(transparent)]
-    NotYet(#[from] NotYet),
     /// The driver could not prepare it.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
@@ -209,6 +256,9 @@ pub enum NoPasid {
     /// All are given out, or something is attached under them.
     #[error("no PASID is left")]
     NoneLeft,
+    /// The device is not served.
+    #[error(transparent)]
+    NotUp(#[from] NotUp),
     /// No memory for its record.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),

@@ -43,7 +43,8 @@ impl<P: Platform> Device<P> {
     /// [`Config::last_faults`](crate::Config::last_faults) have room: newest first. Any context.
     pub fn faults(&self, last: &mut [Option<FaultRecord>]) -> FaultCounts {
         last.fill(None);
-        self.inner.instance.state.with(|s| match s.sources.get(self.inner.source) {
+        let Ok(device) = self.member.up() else { return FaultCounts::default() };
+        device.instance.state.with(|s| match s.sources.get(device.source) {
             Some(source) => source.faults.read(last),
             None => FaultCounts::default(),
         })

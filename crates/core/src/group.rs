@@ -2,29 +2,37 @@
 //! attached to them.
 
 use crate::{
+    config::DuringReset,
+    device::DeviceInner,
+    error::{AddDeviceError, AttachError, NotUp, OutOfMemory},
     hub::Hub,
-    ids::{DeviceId, Key, Pasid},
+    ids::{At, DeviceId, GroupId, Key, Pasid, SourceId},
+    instance::Instance,
+    member::Member,
     platform::{Platform, ShortLock},
-    topology::MergedBy,
+    rest::Rest,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::task::Poll;
 
-/// A group of devices. In this version every group has one member: the embedder vouches that each
-/// device it adds is isolated from the others.
+/// A group of devices: the smallest set that can be attached, replaced and detached. All stand
+/// behind one instance.
 pub(crate) struct Group<P: Platform> {
-    hub: Arc<Hub<P>>,
-    pub(crate) member: DeviceId,
-    pub(crate) merged_by: Option<MergedBy>,
-    state: P::Lock<State>,
+    pub(crate) hub: Arc<Hub<P>>,
+    pub(crate) id: GroupId,
+    /// Where requester ids go while nothing is attached.
+    pub(crate) rest: P::Lock<Rest<P>>,
+    state: P::Lock<State<P>>,
 }
 
-struct State {
-    /// What is attached where. An absent place is free.
+struct State<P: Platform> {
+    /// Sorted by id, so that whatever is done for all of them does not depend on their order of
+    /// arrival.
+    members: Vec<Arc<Member<P>>>,
+    /// What is attached where, sorted by PASID. An absent place is free.
     places: Vec<Place>,
     /// The group changes as a whole: no transition of a place begins.
     frozen: bool,
-    removed: bool,
 }
 
 struct Place {
@@ -49,19 +57,127 @@ pub(crate) struct Token<P: Platform> {
 pub(crate) enum NotSo {
     Otherwise,
     NoRoom,
-    Removed,
+    /// A member is parked, and what comes in does not wait for it.
+    Parked(DeviceId),
+}
+
+/// Which way a transition goes: what goes out does not wait for a member that is parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Going {
+    In,
+    Out,
+}
+
+/// What an attachment of a place of a group consists of.
+pub(crate) struct Plan<P: Platform> {
+    pub(crate) instance: Arc<Instance<P>>,
+    /// The members that take part.
+    pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
+    /// Every requester id of theirs, each once.
+    pub(crate) places: Vec<At>,
 }
 
 impl<P: Platform> Group<P> {
-    pub(crate) fn new(hub: &Arc<Hub<P>>, member: DeviceId) -> Option<Group<P>> {
+    pub(crate) fn new(hub: &Arc<Hub<P>>, id: GroupId) -> Result<Group<P>, OutOfMemory> {
         let mut places = Vec::new();
-        places.try_reserve_exact(hub.config.attachments_per_device).ok()?;
-        Some(Group {
-            hub: hub.clone(),
-            member,
-            merged_by: None,
-            state: hub.platform.lock(State { places, frozen: false, removed: false }),
-        })
+        places.try_reserve_exact(hub.config.attachments_per_device).map_err(|_| OutOfMemory)?;
+        let state = State { members: Vec::new(), places, frozen: false };
+        let rest = hub.platform.lock(Rest::default());
+        Ok(Group { hub: hub.clone(), id, rest, state: hub.platform.lock(state) })
+    }
+
+    /// Takes a member in, unless it stands behind another instance than the others.
+    pub(crate) fn join(&self, member: &Arc<Member<P>>) -> Result<(), AddDeviceError> {
+        let mut room = Vec::new();
+        loop {
+            let (done, old) = self.state.with(|s| {
+                let elsewhere = s.members.iter().find(|m| m.upstream() != member.upstream());
+                if let Some(other) = elsewhere {
+                    let why = AddDeviceError::GroupSpans { device: member.id(), other: other.id() };
+                    return (Some(Err(why)), Vec::new());
+                }
+                if s.members.len() == s.members.capacity() {
+                    if room.capacity() <= s.members.len() {
+                        return (None, Vec::new());
+                    }
+                    room.append(&mut s.members);
+                    core::mem::swap(&mut s.members, &mut room);
+                }
+                let at = s.members.partition_point(|m| m.id() < member.id());
+                s.members.insert(at, member.clone());
+                (Some(Ok(())), core::mem::take(&mut room))
+            });
+            drop(old);
+            match done {
+                Some(done) => return done,
+                None => room.try_reserve_exact(room.capacity() + 4).map_err(|_| OutOfMemory)?,
+            }
+        }
+    }
+
+    /// Lets a member go.
+    pub(crate) fn leave(&self, member: &Member<P>) {
+        let gone = self.state.with(|s| {
+            let i = s.members.iter().position(|m| core::ptr::eq(&**m, member))?;
+            Some(s.members.remove(i))
+        });
+        drop(gone);
+    }
+
+    /// The `n`th member.
+    pub(crate) fn member(&self, n: usize) -> Option<Arc<Member<P>>> {
+        self.state.with(|s| s.members.get(n).cloned())
+    }
+
+    /// All of them, the lowest id first.
+    pub(crate) fn members(&self) -> impl Iterator<Item = Arc<Member<P>>> {
+        (0..).map_while(|n| self.member(n))
+    }
+
+    /// Whether a member other than `than` has this requester id too, and is up.
+    pub(crate) fn is_shared(&self, source: SourceId, than: DeviceId) -> bool {
+        self.members().any(|m| m.id() != than && m.is_up() && m.spec.sources().contains(&source))
+    }
+
+    /// Whether a requester id is parked, by whichever of the devices that have it.
+    pub(crate) fn is_parked(&self, source: SourceId) -> bool {
+        self.members().any(|m| m.parked.is_parked() && m.spec.sources().contains(&source))
+    }
+
+    /// The same, by others than this device.
+    pub(crate) fn is_parked_but_for(&self, source: SourceId, device: DeviceId) -> bool {
+        let by = |m: &Member<P>| m.id() != device && m.parked.is_parked();
+        self.members().any(|m| by(&m) && m.spec.sources().contains(&source))
+    }
+
+    /// Who takes part in an attachment. Requests without PASID concern every member; a PASID those
+    /// that have PASIDs, and the others are passed over. Valid while the caller has the place's token.
+    pub(crate) fn plan(&self, named: DeviceId, pasid: Option<Pasid>) -> Result<Plan<P>, AttachError> {
+        let (mut devices, mut places) = (Vec::new(), Vec::new());
+        let mut instance = None;
+        for member in self.members() {
+            let device = member.up()?;
+            if let Some(pasid) = pasid {
+                if device.caps.pasid_bits == 0 && device.id != named {
+                    continue;
+                }
+                if !device.does_pasid(pasid) {
+                    return Err(AttachError::Pasid(device.id, pasid));
+                }
+            }
+            for source in device.sources() {
+                let at = At { source: *source, pasid };
+                if !places.contains(&at) {
+                    places.try_reserve(1).map_err(|_| OutOfMemory)?;
+                    places.push(at);
+                }
+            }
+            instance = Some(device.instance.clone());
+            devices.try_reserve(1).map_err(|_| OutOfMemory)?;
+            devices.push(device);
+        }
+        let instance = instance.ok_or(NotUp::Removed(named))?;
+        Ok(Plan { instance, devices, places })
     }
 
     /// Begins a transition of a place where `from` is attached. Pending while another runs.
@@ -69,40 +185,34 @@ impl<P: Platform> Group<P> {
         self: &Arc<Self>,
         pasid: Option<Pasid>,
         from: Option<Key>,
+        going: Going,
     ) -> Poll<Result<Token<P>, NotSo>> {
-        self.state.with(|State { places, frozen, removed }| {
-            if *removed {
-                return Poll::Ready(Err(NotSo::Removed));
-            }
+        self.state.with(|State { places, frozen, members }| {
             if *frozen {
                 return Poll::Pending;
             }
-            let i = match places.iter().position(|p| p.pasid == pasid) {
-                Some(i) => i,
-                None if places.len() < places.capacity() => {
-                    places.push(Place { pasid, attached: None, busy: false });
-                    places.len() - 1
-                }
-                None => return Poll::Ready(Err(NotSo::NoRoom)),
-            };
-            let place = &mut places[i];
-            if place.busy {
+            let parked = members.iter().find(|m| going == Going::In && m.parked.is_parked());
+            if let Some(member) = parked {
+                return match self.hub.config.during_reset {
+                    DuringReset::Wait => Poll::Pending,
+                    DuringReset::Refuse => Poll::Ready(Err(NotSo::Parked(member.id()))),
+                };
+            }
+            let found = places.binary_search_by_key(&pasid, |p| p.pasid);
+            let attached = found.ok().and_then(|i| places.get(i)?.attached);
+            if found.is_ok_and(|i| places.get(i).is_some_and(|p| p.busy)) {
                 return Poll::Pending;
             }
-            if place.attached != from {
-                if place.attached.is_none() {
-                    places.swap_remove(i);
-                }
+            if attached != from {
                 return Poll::Ready(Err(NotSo::Otherwise));
             }
-            place.busy = true;
+            match found {
+                Ok(i) => places.iter_mut().skip(i).take(1).for_each(|p| p.busy = true),
+                Err(_) if places.len() == places.capacity() => return Poll::Ready(Err(NotSo::NoRoom)),
+                Err(i) => places.insert(i, Place { pasid, attached: None, busy: true }),
+            }
             Poll::Ready(Ok(Token { group: self.clone(), pasid, was: from, finished: false }))
         })
-    }
-
-    /// Whether something is attached at a PASID, or a transition there is not over.
-    pub(crate) fn is_occupied(&self, pasid: Pasid) -> bool {
-        self.state.with(|s| s.places.iter().any(|p| p.pasid == Some(pasid)))
     }
 
     /// Keeps every place as it is, once no transition runs.
@@ -116,25 +226,21 @@ impl<P: Platform> Group<P> {
         })
     }
 
-    /// Lets nothing be attached any more. False if something is, or a transition runs.
-    pub(crate) fn remove(&self) -> bool {
-        self.state.with(|s| {
-            let idle = s.places.is_empty() && !s.frozen;
-            s.removed |= idle;
-            idle
-        })
+    /// Whether something is attached at a PASID, or a transition there is not over.
+    pub(crate) fn is_occupied(&self, pasid: Pasid) -> bool {
+        self.state.with(|s| s.places.binary_search_by_key(&Some(pasid), |p| p.pasid).is_ok())
     }
 
-    /// Takes [`remove`](Self::remove) back.
-    pub(crate) fn restore(&self) {
-        self.state.with(|s| s.removed = false);
+    /// A place where something is attached.
+    pub(crate) fn occupied(&self) -> Option<Option<Pasid>> {
+        self.state.with(|s| s.places.first().map(|p| p.pasid))
     }
 
     fn end(&self, pasid: Option<Pasid>, now: Option<Key>) {
         self.state.with(|State { places, .. }| {
-            let Some(i) = places.iter().position(|p| p.pasid == pasid) else { return };
+            let Ok(i) = places.binary_search_by_key(&pasid, |p| p.pasid) else { return };
             if now.is_none() {
-                places.swap_remove(i);
+                places.remove(i);
             } else {
                 places[i].attached = now;
                 places[i].busy = false;

@@ -143,7 +143,7 @@ impl<P: Platform> State<P> {
         match sources.get_mut(request.source) {
             None => spoilt = Some(Reason::Blocked),
             Some(source) => {
-                device = Some(source.device);
+                device = source.named();
                 source.counters.requests += 1;
                 if source.resetting {
                     source.counters.groups += u64::from(request.last);

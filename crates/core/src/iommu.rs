@@ -19,7 +19,7 @@ use crate::{
         sva::{AddressSpace, Sva},
     },
     platform::{Platform, Sleep},
-    registry::{self, Instances},
+    registry::{self, Instances, Roster},
     resolver::{Keeps, Resolves},
     slab::Slab,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Shared<P: Platform> {
     pub(crate) attachments: Slab<P>,
     pub(crate) instances: Instances<P>,
     pub(crate) spaces: Spaces<P>,
+    pub(crate) devices: Roster<P>,
     domains: AtomicU64,
 }
 
@@ -57,6 +58,7 @@ impl<P: Platform> Iommu<P> {
             attachments,
             instances: Instances::new(&platform)?,
             spaces: Spaces::new(&platform),
+            devices: Roster::new(&platform),
             domains: AtomicU64::new(0),
             hub: Arc::new(Hub::new(platform, config)?),
         };
@@ -90,7 +92,9 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// Takes a device in: blocked, or translating its direct regions and nothing else. PASID and
-    /// ATS are switched on where device, instance and trust allow. Sleeps.
+    /// ATS are switched on where device, instance and trust allow. A device whose instance is not
+    /// registered yet waits for that ([`Device::state`]), and one without an IOMMU is no error. It
+    /// cannot join a group to which something is attached. Sleeps.
     ///
     /// # Errors
     /// See [`AddDeviceError`]; the device is not added then.
@@ -105,20 +109,30 @@ impl<P: Platform> Iommu<P> {
         Op::new(registry::add_device(&self.shared, spec))
     }
 
-    /// Forgets a device to which nothing is attached. Its features are switched off, and whatever
+    /// Tries again what an instance refused when it came up: [`DeviceState::Refused`](crate::DeviceState::Refused). Nothing
+    /// happens to a device that was not refused. Sleeps.
+    ///
+    /// # Errors
+    /// See [`AddDeviceError`]; the device stays refused.
+    pub fn retry_device(&self, cx: &Sleep<'_>, device: &Device<P>) -> Result<(), AddDeviceError> {
+        let tried = block_on(&self.shared.hub, cx, registry::bring_up(&self.shared, device));
+        tried.map_err(|_| AddDeviceError::Shutdown)?
+    }
+
+    /// Forgets a device; nothing may be attached to its group. Its features are switched off, and whatever
     /// it still sends is aborted. Sleeps.
     ///
     /// # Errors
     /// The device, when something is attached to it or the hardware is lost.
     pub fn remove_device(&self, cx: &Sleep<'_>, device: Device<P>) -> Result<(), (Device<P>, AttachError)> {
-        block_on(&self.shared.hub, cx, registry::remove_device(&device))
+        block_on(&self.shared.hub, cx, registry::remove_device(&self.shared, &device))
             .unwrap_or(Err(AttachError::Shutdown))
             .map_err(|e| (device, e))
     }
 
     /// The step form of [`remove_device`](Iommu::remove_device).
-    pub fn start_remove_device<'a>(&self, device: &'a Device<P>) -> Op<'a, Result<(), AttachError>> {
-        Op::new(registry::remove_device(device))
+    pub fn start_remove_device<'a>(&'a self, device: &'a Device<P>) -> Op<'a, Result<(), AttachError>> {
+        Op::new(registry::remove_device(&self.shared, device))
     }
 
     fn wanted<O: Owner>(
@@ -132,14 +146,14 @@ impl<P: Platform> Iommu<P> {
             Some(bind) => bind.bind(data),
             None => Arc::new(Keeps(data)),
         };
-        Wanted { device: device.inner.clone(), domain: domain.inner.clone(), pasid, handler, resolves }
+        Wanted { device: device.clone(), domain: domain.inner.clone(), pasid, handler, resolves }
     }
 
     /// What an attach of a device to an address space asks for. Page requests need a device that
     /// makes them.
     pub(crate) fn bound<A: AddressSpace>(domain: &Domain<P, Sva<A>>, device: &Device<P>) -> Wanted<P> {
         let wanted = Self::wanted(domain, device, Some(domain.pasid()), domain.address_space().clone());
-        match device.inner.caps.page_requests {
+        match device.member.spec.caps.page_requests {
             Some(_) => wanted,
             None => Wanted { resolves: Resolves::Nothing, ..wanted },
         }
@@ -195,8 +209,7 @@ impl<P: Platform> Iommu<P> {
         gap: Gap,
     ) -> Result<(Attachment<P>, Detaching<P>, Replaced), (Option<Attachment<P>>, AttachError)> {
         let inner = old.inner();
-        let device = Device { inner: inner.device.clone() };
-        let wanted = Self::wanted(domain, &device, inner.at.pasid, data);
+        let wanted = Self::wanted(domain, &inner.named, inner.at.pasid, data);
         block_on(&self.shared.hub, cx, replace(inner, wanted, gap))
             .unwrap_or(Err(AttachError::Shutdown))
             .map_err(|e| (Some(old).filter(|old| old.inner().is_live()), e))
@@ -214,8 +227,7 @@ impl<P: Platform> Iommu<P> {
     where
         P: 'static,
     {
-        let device = Device { inner: old.inner().device.clone() };
-        let wanted = Self::wanted(domain, &device, old.inner().at.pasid, data);
+        let wanted = Self::wanted(domain, &old.inner().named, old.inner().at.pasid, data);
         Op::new(async move {
             let done = replace(old.inner(), wanted, gap).await;
             // What was replaced is nobody's to drop any more; what still stands goes back.

@@ -28,24 +28,31 @@ mod credits;
 mod detach;
 mod device;
 mod domain;
+mod entry;
 mod fair;
 mod faultlog;
+mod features;
 mod group;
 mod hub;
 mod hw;
 mod instance;
 mod intake;
 mod iommu;
+mod member;
 mod observer;
 mod op;
+mod park;
+mod pins;
 mod places;
 #[cfg(feature = "planted")]
 mod planted;
 mod provenance;
 mod registry;
+mod requesters;
 mod requests;
 mod reserved;
 mod resolver;
+mod rest;
 mod settle;
 mod slab;
 mod sources;
@@ -56,10 +63,10 @@ mod wait;
 
 pub use attach::{Gap, Replaced};
 pub use attachment::Attachment;
-pub use config::Config;
+pub use config::{Config, DuringReset};
 pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
-pub use device::{Device, DeviceCaps, DeviceSpec, Upstream};
+pub use device::{Device, DeviceCaps, DeviceSpec, GroupInfo, Membership, Upstream};
 pub use domain::{Domain, DomainOptions};
 pub use explain::{DomainState, Explanation};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
@@ -67,6 +74,7 @@ pub use faultlog::FaultCounts;
 pub use hub::Load;
 pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId, StallId, VendorBits};
 pub use iommu::Iommu;
+pub use member::DeviceState;
 pub use observer::{ImmediateObserver, Observation, Observer, Scope, Subscription, Told};
 pub use op::Op;
 pub use owner::{
@@ -81,6 +89,7 @@ pub use owner::{
     sva::{AddressSpace, Faulted, Sva},
     user_object::UserObject,
 };
+pub use park::Parked;
 pub use platform::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
 pub use provenance::{Call, Gone, MappingHistory, Provenance};
 pub use reserved::{RegionKind, ReservedRegion};

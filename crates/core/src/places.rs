@@ -4,43 +4,56 @@
 use crate::{
     attachment::Inner,
     driver::{Features, QueuePos},
-    error::{AddDeviceError, OutOfMemory},
+    error::AddDeviceError,
     faultlog::FaultLog,
-    ids::{At, DeviceId, Key, SourceId},
+    ids::{At, DeviceId, GroupId, Key, SourceId},
     instance::Instance,
     platform::{Platform, ShortLock},
     sources::{Counters, Phase, Slot, Source},
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 
 impl<P: Platform> Instance<P> {
-    /// Takes a device's requesters in, all or none. Allocates what the fault path needs for them.
+    /// Takes a requester in that nobody has. Allocates what the fault path needs for it.
     pub(crate) fn learn(
         &self,
         device: DeviceId,
-        sources: &[SourceId],
+        group: GroupId,
+        id: SourceId,
         features: Features,
     ) -> Result<(), AddDeviceError> {
         let config = self.config();
         let share = config.credits_per_device as usize;
-        let mut new = Vec::new();
-        new.try_reserve_exact(sources.len()).map_err(|_| OutOfMemory)?;
-        for id in sources {
-            let faults = FaultLog::new(config.last_faults)?;
-            let places = config.attachments_per_device;
-            new.push(Source::new(*id, device, features, places, share, faults)?);
-        }
+        let faults = FaultLog::new(config.last_faults)?;
+        let places = config.attachments_per_device;
+        let mut new = Some(Source::new(id, device, group, features, places, share, faults)?);
         self.state.with(|s| {
-            let known = |src: &Source<P>| src.device == device || sources.contains(&src.id);
-            if s.sources.iter_mut().any(|src| known(src)) {
+            if s.sources.get(id).is_some() {
                 return Err(AddDeviceError::Duplicate(device));
             }
-            if s.sources.room() < new.len() {
+            if s.sources.room() == 0 {
                 return Err(AddDeviceError::TooMany(self.id()));
             }
-            new.drain(..).for_each(|src| s.sources.insert(src));
+            new.take().into_iter().for_each(|src| s.sources.insert(src));
             Ok(())
         })
+    }
+
+    /// One more device has a requester that is known.
+    pub(crate) fn share(&self, source: SourceId, device: DeviceId) -> Result<(), AddDeviceError> {
+        self.state.with(|s| {
+            let src = s.sources.get_mut(source).ok_or(AddDeviceError::Duplicate(device))?;
+            src.sharers += 1;
+            Ok(())
+        })
+    }
+
+    /// A requester belongs to one device less; `other` has it still.
+    pub(crate) fn unshare(&self, source: SourceId, other: Option<DeviceId>) {
+        self.with_source(source, |src| {
+            src.sharers = src.sharers.saturating_sub(1);
+            src.device = other.unwrap_or(src.device);
+        });
     }
 
     /// Lets a requester go, after everything of it was made void.

@@ -1,20 +1,23 @@
-//! Taking instances and devices in, and letting devices go.
+//! Taking instances and devices in, in any order, and letting devices go.
 
 use crate::{
-    attach::map_missing,
-    device::{Device, DeviceInner, DeviceSpec, Holding},
-    domain::{DomainInner, Kind},
-    driver::{Caps, Driver, Features, HwLost, Start, StartError, TableRequest},
-    error::{AddDeviceError, AttachError, NotYet, OutOfMemory, RegisterError},
+    device::{Device, DeviceInner, DeviceSpec},
+    driver::{Caps, Driver, Start, StartError},
+    error::{AddDeviceError, AttachError, OutOfMemory, RegisterError},
     group::Group,
-    ids::{At, DomainTag, InstanceId, SourceId},
+    ids::{At, DeviceId, GroupId, InstanceId},
     instance::Instance,
     iommu::Shared,
-    op::hw,
+    member::{DeviceState, Member},
     platform::{Platform, ShortLock},
+    requesters::Ids,
 };
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::{future::poll_fn, mem::ManuallyDrop, task::Poll};
+use alloc::{
+    boxed::Box,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
+use core::{future::poll_fn, task::Poll};
 
 /// Instances that one [`Iommu`](crate::Iommu) can hold.
 const INSTANCES: usize = 64;
@@ -84,7 +87,91 @@ impl<P: Platform> Drop for Reserved<'_, P> {
     }
 }
 
-/// Brings an instance up and takes it in.
+/// Every device that was named, and the group it is in.
+pub(crate) struct Roster<P: Platform>(P::Lock<Vec<Known<P>>>);
+
+/// Held weakly: a device is there as long as somebody has a handle of it, or of another of its
+/// group.
+struct Known<P: Platform> {
+    id: DeviceId,
+    group_id: GroupId,
+    member: Weak<Member<P>>,
+    group: Weak<Group<P>>,
+}
+
+impl<P: Platform> Roster<P> {
+    pub(crate) fn new(platform: &P) -> Roster<P> {
+        Roster(platform.lock(Vec::new()))
+    }
+
+    /// Takes a device in, and finds its group: the one that stands, or this one.
+    fn enter(&self, member: &Arc<Member<P>>, new: Arc<Group<P>>) -> Result<Arc<Group<P>>, AddDeviceError> {
+        let (id, group_id) = (member.id(), new.id);
+        let mut room: Vec<Known<P>> = Vec::new();
+        loop {
+            let mut wanted = 0;
+            let entered = self.0.with(|list| {
+                // A group that is found is handed out: nothing is dropped under the lock.
+                let stands = |k: &Known<P>| k.member.strong_count() > 0;
+                if list.iter().any(|k| k.id == id && stands(k)) {
+                    return Some(Err(AddDeviceError::Duplicate(id)));
+                }
+                if list.len() == list.capacity() && !list.iter().any(|k| !stands(k)) {
+                    if room.capacity() <= list.len() {
+                        wanted = list.len() + 8;
+                        return None;
+                    }
+                    room.append(list);
+                    core::mem::swap(list, &mut room);
+                }
+                let of_it = |k: &&Known<P>| k.group_id == group_id;
+                let found = list.iter().filter(of_it).find_map(|k| k.group.upgrade());
+                let group = found.unwrap_or_else(|| new.clone());
+                let known =
+                    Known { id, group_id, member: Arc::downgrade(member), group: Arc::downgrade(&group) };
+                match list.iter_mut().find(|k| !stands(k)) {
+                    Some(free) => *free = known,
+                    None => list.push(known),
+                }
+                Some(Ok(group))
+            });
+            match entered {
+                Some(entered) => return entered,
+                None => room.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?,
+            }
+        }
+    }
+
+    fn forget(&self, member: &Member<P>) {
+        let gone = self.0.with(|list| {
+            let i = list.iter().position(|k| core::ptr::eq(k.member.as_ptr(), member))?;
+            Some(list.swap_remove(i))
+        });
+        drop(gone);
+    }
+
+    /// The device with the lowest id above `after` that stands behind an instance.
+    fn behind(&self, instance: InstanceId, after: Option<DeviceId>) -> Option<Device<P>> {
+        // Handed out before they are looked at, since dropping the last handle does not belong
+        // under a short lock.
+        let mut after = after;
+        loop {
+            let (id, member, group) = self.0.with(|list| {
+                let later = list.iter().filter(|k| Some(k.id) > after);
+                let next = later.min_by_key(|k| k.id)?;
+                Some((next.id, next.member.upgrade(), next.group.upgrade()))
+            })?;
+            after = Some(id);
+            if let (Some(member), Some(group)) = (member, group)
+                && member.upstream() == Some(instance)
+            {
+                return Some(Device { member, group });
+            }
+        }
+    }
+}
+
+/// Brings an instance up and takes it in, and with it the devices that wait for it.
 pub(crate) async fn register<P: Platform>(
     shared: &Arc<Shared<P>>,
     id: InstanceId,
@@ -103,6 +190,13 @@ pub(crate) async fn register<P: Platform>(
     let instance = Arc::new(Instance::new(hub.clone(), id, driver)?);
     let caps = instance.caps().clone();
     reserved.fill(instance);
+    // By id, whatever the order in which they were added.
+    let mut last = None;
+    while let Some(device) = shared.devices.behind(id, last) {
+        last = Some(device.id());
+        // One that is refused says why in its state, and holds nobody else up.
+        let _ = bring_up(shared, &device).await;
+    }
     Ok(caps)
 }
 
@@ -111,177 +205,152 @@ pub(crate) async fn add_device<P: Platform>(
     shared: &Arc<Shared<P>>,
     spec: DeviceSpec,
 ) -> Result<Device<P>, AddDeviceError> {
-    let (upstream, source) = the_upstream(&spec)?;
-    let instance = shared.instances.get(upstream).ok_or(AddDeviceError::NotReady(upstream))?;
-    let caps = instance.caps();
-    let features = Features {
-        pasid: spec.caps.pasid_bits > 0 && caps.pasid_bits > 0,
-        ats: spec.trusted && spec.caps.ats && caps.ats,
-        pri: false,
-        invalidate_queue_depth: spec.caps.invalidate_queue_depth,
-        physical_function: spec.caps.physical_function,
-    };
-    let known = Known::new(&instance, source, &spec, features)?;
-    instance.driver().add_device(source, features)?;
-    let made = make_device(shared, spec, &instance, source).await;
-    if made.is_err() && hw(&instance, || instance.driver().cut_off(source)).await.is_ok() {
-        instance.driver().remove_device(source);
-    }
-    let device = made?;
-    known.stays();
-    device.inner.enable();
-    Ok(device)
-}
-
-/// The one instance and the one requester id that this version serves a device by.
-fn the_upstream(spec: &DeviceSpec) -> Result<(InstanceId, SourceId), AddDeviceError> {
+    let id = spec.id;
     match spec.upstreams.as_slice() {
-        [] => Err(AddDeviceError::NoUpstream(spec.id)),
-        [one] => match one.sources.as_slice() {
-            [] => Err(AddDeviceError::NoUpstream(spec.id)),
-            [source] => Ok((one.instance, *source)),
-            _ => Err(NotYet("a device with several requester ids").into()),
-        },
-        _ => Err(NotYet("a device behind several IOMMU instances").into()),
+        [] => {}
+        [one] if one.sources.is_empty() => return Err(AddDeviceError::NoSource(id)),
+        [_] => {}
+        _ => return Err(AddDeviceError::SeveralInstances(id)),
     }
-}
-
-/// A requester that the fault path knows; forgotten on drop, unless it stays.
-struct Known<'a, P: Platform> {
-    instance: &'a Instance<P>,
-    source: SourceId,
-    stays: bool,
-}
-
-impl<'a, P: Platform> Known<'a, P> {
-    fn new(
-        instance: &'a Instance<P>,
-        source: SourceId,
-        spec: &DeviceSpec,
-        features: Features,
-    ) -> Result<Self, AddDeviceError> {
-        instance.learn(spec.id, &[source], features)?;
-        Ok(Known { instance, source, stays: false })
-    }
-
-    fn stays(mut self) {
-        self.stays = true;
-    }
-}
-
-impl<P: Platform> Drop for Known<'_, P> {
-    fn drop(&mut self) {
-        if !self.stays {
-            self.instance.forget(self.source);
-        }
-    }
-}
-
-async fn make_device<P: Platform>(
-    shared: &Arc<Shared<P>>,
-    spec: DeviceSpec,
-    instance: &Arc<Instance<P>>,
-    source: SourceId,
-) -> Result<Device<P>, AddDeviceError> {
-    let group = Arc::new(Group::new(&shared.hub, spec.id).ok_or(OutOfMemory)?);
-    let lane = shared.hub.open_lane()?;
-    let direct_only = match spec.regions.iter().any(|r| r.kind.is_direct()) {
-        true => Some(direct_only(shared, &spec, instance)?),
-        false => None,
-    };
-    let (instance_, shared_) = (instance.clone(), shared.clone());
-    let inner = DeviceInner::new(spec, source, instance_, group, shared_, direct_only, lane);
-    let device = Device { inner: Arc::new(inner) };
-    if let Some((domain, tag)) = &device.inner.direct_only
-        && let Some(target) = domain.target(*tag)
-    {
-        let at = At { source, pasid: None };
-        let (held, _) =
-            Holding::prepare(instance, at, target).inspect_err(|_| domain.release_tag(instance))?;
-        let shown = Shown { domain, done: false };
-        device.inner.install_prepared(at, target, Some(held)).await?;
-        shown.done();
-    }
+    let group = Arc::new(Group::new(&shared.hub, spec.group_id())?);
+    let member = Arc::new(Member::new(&shared.hub.platform, spec));
+    let group = shared.devices.enter(&member, group)?;
+    let device = Device { member, group };
+    let entering = Entering { shared, device: &device, done: false };
+    device.group.join(&device.member)?;
+    bring_up(shared, &device).await?;
+    entering.done();
     Ok(device)
 }
 
-/// A domain that hardware may have begun to use: given up half-way, it is kept for ever, and its
-/// tag is never given to another.
-struct Shown<'a, P: Platform> {
-    domain: &'a DomainInner<P>,
+/// A device that is being added; forgotten on drop, unless it was.
+struct Entering<'a, P: Platform> {
+    shared: &'a Shared<P>,
+    device: &'a Device<P>,
     done: bool,
 }
 
-impl<P: Platform> Shown<'_, P> {
+impl<P: Platform> Entering<'_, P> {
     fn done(mut self) {
         self.done = true;
     }
 }
 
-impl<P: Platform> Drop for Shown<'_, P> {
+impl<P: Platform> Drop for Entering<'_, P> {
     fn drop(&mut self) {
         if !self.done {
-            self.domain.keep_for_ever();
+            self.device.group.leave(&self.device.member);
+            self.shared.devices.forget(&self.device.member);
         }
     }
 }
 
-/// A domain that maps exactly a device's direct regions, and its tag.
-fn direct_only<P: Platform>(
+/// Has the device's instance serve it, if it is registered and does not yet. A device without one,
+/// or whose instance is not there, is left as it is.
+pub(crate) async fn bring_up<P: Platform>(
     shared: &Arc<Shared<P>>,
-    spec: &DeviceSpec,
-    instance: &Arc<Instance<P>>,
-) -> Result<(Arc<DomainInner<P>>, DomainTag), AddDeviceError> {
-    // The second stage where there is one, but not every unit has it.
-    let table = instance.driver().new_table(TableRequest::default())?;
-    for r in spec.regions.iter().filter(|r| r.kind.is_direct()) {
-        map_missing(&*table, r.start, r.len, r.prot)
-            .map_err(|why| AddDeviceError::Direct { start: r.start, why })?;
+    device: &Device<P>,
+) -> Result<(), AddDeviceError> {
+    let Device { member, group } = device;
+    let instance = member.upstream().and_then(|id| shared.instances.get(id));
+    let Some(instance) = instance else { return Ok(()) };
+    if !member.begin() {
+        // Another does, as when the instance is registered at this moment.
+        poll_fn(|_| if member.is_starting() { Poll::Pending } else { Poll::Ready(()) }).await;
+        return match member.state() {
+            DeviceState::Refused { why, .. } => Err(why),
+            _ => Ok(()),
+        };
     }
-    let kind = Kind::Table(ManuallyDrop::new(table));
-    let domain = Arc::new(DomainInner::new(shared, kind, false, core::slice::from_ref(instance))?);
-    let tag = domain.acquire_tag(instance)?.ok_or(AddDeviceError::TooMany(instance.id()))?;
-    Ok((domain, tag))
+    let starting = Starting { member, done: false };
+    let came = serve(shared, group, member, &instance).await;
+    let result = came.as_ref().map(|_| ()).map_err(|e| *e);
+    if let Ok(device) = &came {
+        device.enable();
+    }
+    member.came(came);
+    starting.done();
+    shared.hub.progressed();
+    result
+}
+
+/// A device that is being brought up; it waits on where that is given up.
+struct Starting<'a, P: Platform> {
+    member: &'a Member<P>,
+    done: bool,
+}
+
+impl<P: Platform> Starting<'_, P> {
+    fn done(mut self) {
+        self.done = true;
+    }
+}
+
+impl<P: Platform> Drop for Starting<'_, P> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.member.came(Err(AddDeviceError::Shutdown));
+        }
+    }
+}
+
+async fn serve<P: Platform>(
+    shared: &Arc<Shared<P>>,
+    group: &Arc<Group<P>>,
+    member: &Member<P>,
+    instance: &Arc<Instance<P>>,
+) -> Result<Arc<DeviceInner<P>>, AddDeviceError> {
+    let _frozen = poll_fn(|_| group.freeze()).await;
+    if group.occupied().is_some() {
+        return Err(AddDeviceError::GroupInUse { device: member.id(), group: group.id });
+    }
+    let own = *member.spec.sources().first().ok_or(AddDeviceError::NoSource(member.id()))?;
+    let lane = shared.hub.open_lane()?;
+    let ids = Ids { group, member, instance };
+    ids.enter().await?;
+    if let Err(e) = group.admit_direct(shared, instance, member).await {
+        ids.leave().await;
+        return Err(e);
+    }
+    if let Err(e) = ids.rest().await {
+        // Of hardware that is lost, what it may still reach is kept.
+        ids.leave().await;
+        let _ = group.dismiss_direct(member).await;
+        return Err(e);
+    }
+    let spec = member.spec.clone();
+    Ok(Arc::new(DeviceInner::new(spec, own, instance.clone(), shared.clone(), lane)))
 }
 
 /// Lets a device go; see [`Iommu::remove_device`](crate::Iommu::remove_device).
-pub(crate) async fn remove_device<P: Platform>(device: &Device<P>) -> Result<(), AttachError> {
-    let inner = &device.inner;
-    let (instance, source) = (&inner.instance, inner.source);
-    if !inner.group.remove() {
-        return Err(AttachError::Occupied(At { source, pasid: None }));
-    }
-    let removing = Removing { group: &inner.group, done: false };
-    inner.disable();
-    hw(instance, || instance.driver().cut_off(source)).await.map_err(|HwLost| AttachError::Lost(HwLost))?;
-    inner.give_share_back();
-    instance.void_all_of(source);
-    instance.absolve(source);
-    instance.forget(source);
-    instance.driver().remove_device(source);
-    if let Some((domain, _)) = &inner.direct_only {
-        domain.release_tag(instance);
-    }
-    removing.done();
-    Ok(())
-}
-
-/// A group that takes no attachment any more; it does again on drop, unless its device is gone.
-struct Removing<'a, P: Platform> {
-    group: &'a Group<P>,
-    done: bool,
-}
-
-impl<P: Platform> Removing<'_, P> {
-    fn done(mut self) {
-        self.done = true;
-    }
-}
-
-impl<P: Platform> Drop for Removing<'_, P> {
-    fn drop(&mut self) {
-        if !self.done {
-            self.group.restore();
+pub(crate) async fn remove_device<P: Platform>(
+    shared: &Shared<P>,
+    device: &Device<P>,
+) -> Result<(), AttachError> {
+    let Device { member, group } = device;
+    poll_fn(|_| if member.is_starting() { Poll::Pending } else { Poll::Ready(()) }).await;
+    let _frozen = poll_fn(|_| group.freeze()).await;
+    if let Ok(served) = member.up() {
+        if let Some(pasid) = group.occupied() {
+            return Err(AttachError::Occupied(At { source: served.source, pasid }));
         }
+        let ids = Ids { group, member, instance: &served.instance };
+        served.disable();
+        ids.stop().await?;
+        served.give_share_back();
+        ids.forget_all();
+        member.removed();
+        group.leave(member);
+        group.dismiss_direct(member).await?;
+        // An id that others have too may rest elsewhere now.
+        for source in member.spec.sources().iter().filter(|s| group.is_shared(**s, member.id())) {
+            let at = At { source: *source, pasid: None };
+            served.instance.switch(at, group.rest_of(at)).await?;
+        }
+    } else {
+        member.removed();
+        group.leave(member);
     }
+    shared.devices.forget(member);
+    Ok(())
 }

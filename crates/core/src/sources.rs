@@ -71,7 +71,10 @@ pub(crate) struct Partial {
 
 pub(crate) struct Source<P: Platform> {
     pub(crate) id: SourceId,
+    /// One of the devices that have it.
     pub(crate) device: DeviceId,
+    /// How many others have it too.
+    pub(crate) sharers: u32,
     pub(crate) group: GroupId,
     pub(crate) features: Features,
     /// Its own TLB does not answer: it is to be cut off, or was.
@@ -96,6 +99,7 @@ impl<P: Platform> Source<P> {
     pub(crate) fn new(
         id: SourceId,
         device: DeviceId,
+        group: GroupId,
         features: Features,
         attachments: usize,
         share: usize,
@@ -108,7 +112,8 @@ impl<P: Platform> Source<P> {
         Ok(Source {
             id,
             device,
-            group: GroupId(device.0),
+            sharers: 0,
+            group,
             features,
             quarantined: false,
             cut: false,
@@ -127,12 +132,17 @@ impl<P: Platform> Source<P> {
         self.slots.iter_mut().find(|s| s.pasid == pasid)
     }
 
+    /// The device, where no other has this id: else nobody can say which it was.
+    pub(crate) fn named(&self) -> Option<DeviceId> {
+        (self.sharers == 0).then_some(self.device)
+    }
+
     /// Completes a record of this requester, and keeps it with the requester and with what it is
     /// attached to.
     pub(crate) fn note(&mut self, record: &mut FaultRecord) {
         let slot = self.slots.iter().find(|s| s.pasid == record.pasid);
         let domain = slot.map(|s| &s.inner.domain);
-        (record.device, record.group) = (Some(self.device), Some(self.group));
+        (record.device, record.group) = (self.named(), Some(self.group));
         record.domain = domain.map(|d| d.id);
         self.counters.faults += 1;
         self.faults.note(record);

@@ -38,7 +38,7 @@ impl<'d, P: Platform> Unmapping<'d, P> {
 
     /// Takes out the mappings of `len` bytes at `iova`, which must consist of whole leaves. The
     /// caller owns the range for the time of the call. In a reserved range, the MSI window above
-    /// all, nothing is the caller's.
+    /// all, nothing is the caller's, nor is what is mapped for the direct regions of a device.
     ///
     /// # Errors
     /// See [`UnmapError`]; nothing was taken out.
@@ -56,6 +56,9 @@ impl<'d, P: Platform> Unmapping<'d, P> {
     ) -> Result<(), UnmapError> {
         if let Some(r) = self.domain.touches_reserved(iova, iova.saturating_add(len.saturating_sub(1))) {
             return Err(UnmapError::NotMapped { iova: iova.max(r.start) });
+        }
+        if let Some(iova) = self.domain.pins.touches(iova, len) {
+            return Err(UnmapError::NotMapped { iova });
         }
         #[cfg(feature = "planted")]
         self.read_tags_early();

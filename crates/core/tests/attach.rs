@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use portcullis::driver::{Incompatible, Stage, StartError, TableRequest};
-use portcullis::error::{AddDeviceError, AttachError, DomainError, DomainMapError, RegisterError};
-use portcullis::{At, Config, DeviceId, DomainOptions, Iommu, PageGroup, Sleep, SourceId, Upstream};
+use portcullis::error::{AddDeviceError, AttachError, DomainError, DomainMapError, NotUp, RegisterError};
+use portcullis::{At, Config, DeviceId, DeviceState, DomainOptions, Iommu, PageGroup, Sleep, SourceId};
 use portcullis_pgtable::{MapError, Phys, Prot};
 use std::sync::Arc;
 
@@ -221,21 +221,21 @@ fn attachments_of_a_device_and_of_all_devices_are_bounded() {
 }
 
 #[test]
-fn devices_are_added_once_and_need_an_instance() {
+fn devices_are_added_once_and_fit_their_instance() {
     let w = World::with(Config { devices: 2, ..Config::default() });
-    w.device(1);
+    let _one = w.device(1);
     let add = |spec| w.iommu.add_device(&cx(), spec).err();
     assert_eq!(add(w.spec(1)), Some(AddDeviceError::Duplicate(DeviceId(1))));
     let mut same_id = w.spec(2);
     same_id.id = DeviceId(1);
     assert_eq!(add(same_id), Some(AddDeviceError::Duplicate(DeviceId(1))));
     let mut nowhere = w.spec(2);
-    nowhere.upstreams = Vec::new();
-    assert_eq!(add(nowhere), Some(AddDeviceError::NoUpstream(DeviceId(2))));
-    let mut elsewhere = w.spec(2);
-    elsewhere.upstreams[0].instance = portcullis::InstanceId(8);
-    assert_eq!(add(elsewhere), Some(AddDeviceError::NotReady(portcullis::InstanceId(8))));
-    w.device(3);
+    nowhere.upstreams[0].sources.clear();
+    assert_eq!(add(nowhere), Some(AddDeviceError::NoSource(DeviceId(2))));
+    let mut twice = w.spec(2);
+    twice.upstreams.push(twice.upstreams[0].clone());
+    assert_eq!(add(twice), Some(AddDeviceError::SeveralInstances(DeviceId(2))));
+    let _three = w.device(3);
     assert_eq!(add(w.spec(4)), Some(AddDeviceError::TooMany(IOMMU)));
 }
 
@@ -260,7 +260,9 @@ fn a_removed_device_is_cut_off_and_its_handles_are_dead() {
         Call::RemoveDevice(SourceId(1)),
     ];
     assert_eq!(log, expected);
-    assert!(matches!(w.iommu.attach(&cx(), &dom, &handle, None, data()), Err(AttachError::Prepare(_))));
+    let removed = AttachError::NotUp(NotUp::Removed(DeviceId(1)));
+    assert_eq!(w.iommu.attach(&cx(), &dom, &handle, None, data()).err(), Some(removed));
+    assert_eq!(handle.state(), DeviceState::Removed);
     w.device(1);
 }
 
@@ -273,17 +275,6 @@ fn a_failed_registration_registers_nothing() {
     let adopt = w.iommu.register(&cx(), id, w.hw.driver(), portcullis::driver::Start::Adopt(&[]));
     assert_eq!(adopt.err(), Some(RegisterError::Start(id, StartError::Unsupported("adopting tables"))));
     assert!(w.iommu.register(&cx(), id, w.hw.driver(), portcullis::driver::Start::Fresh).is_ok());
-}
-
-#[test]
-fn doors_that_are_shut_say_so() {
-    let w = World::new();
-    let mut two = w.spec(1);
-    two.upstreams.push(Upstream { instance: IOMMU, sources: vec![SourceId(9)] });
-    assert!(matches!(w.iommu.add_device(&cx(), two), Err(AddDeviceError::NotYet(_))));
-    let mut two = w.spec(1);
-    two.upstreams[0].sources.push(SourceId(9));
-    assert!(matches!(w.iommu.add_device(&cx(), two), Err(AddDeviceError::NotYet(_))));
 }
 
 #[test]

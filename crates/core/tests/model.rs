@@ -162,7 +162,7 @@ impl Run {
         assert_eq!(answers.len() as u64 + void, self.sent, "each last request is settled once");
         for (i, d) in self.devices.iter().enumerate() {
             let c = d.counters();
-            let source = d.source();
+            let source = d.sources()[0];
             let out = answers.iter().filter(|a| a.source == source).count() as u64;
             // A group is void after it was decided if the reset came before it was sent.
             assert!(c.success + c.invalid <= out + c.void, "{c:?}");
@@ -177,7 +177,7 @@ impl Run {
         // Every slot, every stored request and every share is free again.
         let all: Vec<Att> = self.devices.iter().map(|d| self.w.attach(&self.dom, d)).collect();
         for d in &self.devices {
-            let n = d.source().0;
+            let n = d.sources()[0].0;
             let group = [first(n, 1, 0x1000), first(n, 1, 0x2000), first(n, 1, 0x3000), last(n, 1)];
             self.w.sends(&group);
         }

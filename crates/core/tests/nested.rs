@@ -80,7 +80,7 @@ fn an_instance_without_nesting_refuses_with_the_reason() {
     let guest = nested(&w, &parent, &d);
     w.hw.state().nests = false;
     let refused = w.iommu.attach(&cx(), &guest, &d, None, data());
-    assert_eq!(refused.err(), Some(AttachError::Incompatible { at: AT, why }));
+    assert_eq!(refused.err(), Some(AttachError::Incompatible { device: d.id(), at: AT, why }));
 }
 
 /// What hardware finds that walks the guest's table through the parent's ([V] 3.8): every address of
@@ -240,5 +240,5 @@ fn a_device_with_direct_regions_is_not_given_to_a_guest_s_table() {
     let guest = nested(&w, &parent, &d);
     let refused = w.iommu.attach(&cx(), &guest, &d, None, data());
     let why = Incompatible::Other("nobody can map the device's direct regions there");
-    assert_eq!(refused.err(), Some(AttachError::Incompatible { at: AT, why }));
+    assert_eq!(refused.err(), Some(AttachError::Incompatible { device: d.id(), at: AT, why }));
 }

@@ -9,6 +9,7 @@ use crate::{
     domain::{Domain, DomainInner, Kind},
     driver::HwLost,
     error::{AttachError, BindError, OutOfMemory},
+    group::Going,
     hub::Hub,
     ids::{Key, Pasid},
     iommu::Iommu,
@@ -190,12 +191,14 @@ impl<P: Platform> State<P> {
 /// Stops what a device does through an attachment without a record for each access. Nothing else
 /// happens at its place meanwhile.
 async fn silence<P: Platform>(inner: &Arc<Inner<P>>) -> Result<(), HwLost> {
-    let (instance, group, at) = (&inner.instance, &inner.device.group, inner.at);
-    let Ok(token) = poll_fn(|_| group.begin(at.pasid, Some(inner.key))).await else {
+    let (instance, group) = (&inner.instance, &inner.named.group);
+    let Ok(token) = poll_fn(|_| group.begin(inner.at.pasid, Some(inner.key), Going::Out)).await else {
         // It is detached.
         return Ok(());
     };
-    hw(instance, || instance.driver().silence(at)).await?;
+    for at in &inner.places {
+        hw(instance, || instance.driver().silence(*at)).await?;
+    }
     token.finish(Some(inner.key));
     Ok(())
 }
@@ -296,17 +299,18 @@ async fn bind<P: Platform, A: AddressSpace>(
 ) -> Result<Bond<P>, BindError> {
     let bonds = &domain.own.bonds;
     let pasid = bonds.pasid;
-    let bond = |device: Device<P>| Bond { bonds: bonds.clone(), device: device.inner, given_back: false };
-    if !device.inner.does_pasid(pasid) {
+    let served = device.member.up().map_err(AttachError::from)?;
+    let bond = || Bond { bonds: bonds.clone(), device: served.clone(), given_back: false };
+    if !served.does_pasid(pasid) {
         return Err(BindError::PasidTooBig(device.id(), pasid));
     }
-    let earlier = match poll_fn(|_| bonds.turn(&device.inner)).await? {
-        Turn::Counted => return Ok(bond(device)),
+    let earlier = match poll_fn(|_| bonds.turn(&served)).await? {
+        Turn::Counted => return Ok(bond()),
         Turn::Attach(earlier) => earlier,
     };
-    let mut making = Making { bonds, device: &device.inner, earlier, done: false };
+    let mut making = Making { bonds, device: &served, earlier, done: false };
     let attachment = loop {
-        let leaving = earlier.is_some_and(|key| device.inner.shared_slab().get(key).is_some());
+        let leaving = earlier.is_some_and(|key| served.shared_slab().get(key).is_some());
         let wanted = Iommu::bound(&domain, &device);
         match attach(wanted).await {
             Err(AttachError::Occupied(_)) if leaving => look_again().await,
@@ -315,10 +319,10 @@ async fn bind<P: Platform, A: AddressSpace>(
         }
     };
     making.done = true;
-    match bonds.made(&device.inner, attachment) {
+    match bonds.made(&served, attachment) {
         Ok(()) => {
             drop(making);
-            Ok(bond(device))
+            Ok(bond())
         }
         // Dropped: a worker takes it back.
         Err(_) => Err(BindError::Exited),

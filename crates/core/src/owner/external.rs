@@ -91,9 +91,10 @@ pub(crate) fn common_table<P: Platform>(
     request: TableRequest,
 ) -> Result<Box<dyn IoTable>, DomainError> {
     let first = devices.first().ok_or(DomainError::NoDevice)?;
-    let table = first.inner.instance.driver().new_table(request)?;
+    let table = first.member.up()?.instance.driver().new_table(request)?;
     for d in devices {
-        d.inner
+        d.member
+            .up()?
             .instance
             .driver()
             .can_walk(&table.desc())

@@ -107,7 +107,7 @@ impl<P: Platform> Iommu<P> {
         let granule = 1u64 << desc.page_sizes.trailing_zeros().min(63);
         let limit = options.limit.min(u64::MAX >> (64 - u32::from(desc.input_bits.clamp(1, 64))));
         let inner = DomainInner::of_table(&self.shared, table, false, &instances_of(devices)?)?;
-        let regions = devices.iter().flat_map(|d| &d.inner.regions);
+        let regions = devices.iter().flat_map(|d| &d.member.spec.regions);
         let regions = regions.filter(|r| r.kind != RegionKind::SoftwareMsi);
         let reserved = inner.reserved().iter().chain(regions);
         // A range takes two places where it lies around another. Some are left for devices that are

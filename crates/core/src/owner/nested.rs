@@ -61,7 +61,7 @@ impl<P: Platform> Iommu<P> {
         let mut foreign = Foreign::new(table);
         foreign.parent = Some(parent.inner.clone());
         for d in devices {
-            let fits = foreign.fits(d.inner.instance.driver());
+            let fits = foreign.fits(d.member.up()?.instance.driver());
             fits.map_err(|why| DomainError::Incompatible { device: d.id(), why })?;
         }
         let kind = Kind::Foreign(foreign);

@@ -100,12 +100,13 @@ impl<P: Platform> Device<P> {
     /// # Errors
     /// See [`NoPasid`].
     pub fn take_pasid(&self) -> Result<OwnedPasid<P>, NoPasid> {
-        let last = self.inner.last_pasid();
+        let device = self.member.up()?;
+        let last = device.last_pasid();
         let mut from = 1;
         loop {
             // Taken first and looked at after: what is free then stays so.
-            let taken = self.inner.pasids.take(from, last)?;
-            if !self.inner.group.is_occupied(taken.get()) {
+            let taken = device.pasids.take(from, last)?;
+            if !self.group.is_occupied(taken.get()) {
                 return Ok(taken);
             }
             from = taken.get().get() + 1;

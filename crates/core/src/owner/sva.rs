@@ -79,6 +79,7 @@ impl<P: Platform> Iommu<P> {
         let pasid = self.shared.spaces.pasids.take_for_all().map_err(|e| match e {
             NoPasid::NoneLeft => DomainError::NoPasid,
             NoPasid::OutOfMemory(e) => e.into(),
+            NoPasid::NotUp(e) => e.into(),
         })?;
         let number = pasid.get();
         let mut foreign = Foreign::new(space.clone());

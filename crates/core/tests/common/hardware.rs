@@ -203,6 +203,11 @@ impl Hardware {
         self.state().entries.get(&at).copied()
     }
 
+    /// Whether the driver was made to know a requester.
+    pub fn knows(&self, source: SourceId) -> bool {
+        self.state().devices.contains_key(&source)
+    }
+
     /// Page requests that the core has not taken from the queue.
     pub fn waiting(&self) -> usize {
         self.state().requests.len()

@@ -1,0 +1,128 @@
+//! A device's ids at its instance, on their way in and out. The group is frozen meanwhile.
+
+use crate::{
+    device::DeviceSpec,
+    driver::{Features, HwLost},
+    entry::Holding,
+    error::AddDeviceError,
+    group::Group,
+    ids::{At, SourceId},
+    instance::Instance,
+    member::Member,
+    op::hw,
+    platform::Platform,
+};
+use alloc::sync::Arc;
+
+/// The ids of one member.
+pub(crate) struct Ids<'a, P: Platform> {
+    pub(crate) group: &'a Group<P>,
+    pub(crate) member: &'a Member<P>,
+    pub(crate) instance: &'a Arc<Instance<P>>,
+}
+
+impl<P: Platform> Ids<'_, P> {
+    fn all(&self) -> &[SourceId] {
+        self.member.spec.sources()
+    }
+
+    /// Whether no other member that is up has the id.
+    fn is_alone_with(&self, source: SourceId) -> bool {
+        !self.group.is_shared(source, self.member.id())
+    }
+
+    /// Makes every id known to the fault path and to the driver, blocked at first. All or none.
+    pub(crate) async fn enter(&self) -> Result<(), AddDeviceError> {
+        for (n, source) in self.all().iter().enumerate() {
+            if let Err(e) = self.enter_one(*source, n == 0) {
+                self.take_down(n).await;
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_one(&self, source: SourceId, own: bool) -> Result<(), AddDeviceError> {
+        let device = self.member.id();
+        let features = features(&self.member.spec, self.instance, own);
+        if !self.is_alone_with(source) {
+            if features.ats || self.instance.features(source).ats {
+                return Err(AddDeviceError::SharedId { device, source_id: source });
+            }
+            return self.instance.share(source, device);
+        }
+        self.instance.learn(device, self.group.id, source, features)?;
+        self.instance.driver().add_device(source, features).map_err(|e| {
+            self.instance.forget(source);
+            e.into()
+        })
+    }
+
+    /// Takes back what was made known, as far as the hardware lets go of it.
+    pub(crate) async fn leave(&self) {
+        self.take_down(self.all().len()).await;
+    }
+
+    async fn take_down(&self, first: usize) {
+        if self.cut_off(first).await.is_ok() {
+            self.forget(first);
+        }
+    }
+
+    /// Stops what only this device sends.
+    pub(crate) async fn stop(&self) -> Result<(), HwLost> {
+        self.cut_off(self.all().len()).await
+    }
+
+    async fn cut_off(&self, first: usize) -> Result<(), HwLost> {
+        for source in self.all().iter().take(first).filter(|s| self.is_alone_with(**s)) {
+            hw(self.instance, || self.instance.driver().cut_off(*source)).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the ids, which were stopped.
+    pub(crate) fn forget_all(&self) {
+        self.forget(self.all().len());
+    }
+
+    fn forget(&self, first: usize) {
+        for source in self.all().iter().take(first) {
+            if self.is_alone_with(*source) {
+                self.instance.void_all_of(*source);
+                self.instance.absolve(*source);
+                self.instance.forget(*source);
+                self.instance.driver().remove_device(*source);
+            } else {
+                let other =
+                    |m: &Arc<Member<P>>| m.id() != self.member.id() && m.spec.sources().contains(source);
+                self.instance.unshare(*source, self.group.members().find(other).map(|m| m.id()));
+            }
+        }
+    }
+
+    /// Lets every id go where it rests. What cannot be prepared leaves the ids where they are.
+    pub(crate) async fn rest(&self) -> Result<(), AddDeviceError> {
+        for source in self.all() {
+            let at = At { source: *source, pasid: None };
+            if let Some(target) = self.group.rest_of(at) {
+                let (held, _) = Holding::prepare(self.instance, at, target)?;
+                self.instance.install(at, target, Some(held)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is switched on for an id while its device is up. Aliases carry requests and nothing else:
+/// translation and page requests have the device's own id.
+pub(crate) fn features<P: Platform>(spec: &DeviceSpec, instance: &Instance<P>, own: bool) -> Features {
+    let caps = instance.caps();
+    Features {
+        pasid: spec.caps.pasid_bits > 0 && caps.pasid_bits > 0,
+        ats: own && spec.trusted && spec.caps.ats && caps.ats,
+        pri: false,
+        invalidate_queue_depth: spec.caps.invalidate_queue_depth,
+        physical_function: spec.caps.physical_function,
+    }
+}

@@ -1,0 +1,156 @@
+//! Where a group's requester ids go while nothing is attached: nowhere, or to what the group's
+//! direct regions need.
+
+use crate::{
+    domain::{DomainInner, Kind},
+    driver::{CacheTag, HwLost, TableRequest, Target},
+    error::{AddDeviceError, OutOfMemory},
+    group::Group,
+    ids::{At, DomainTag, SourceId},
+    instance::Instance,
+    iommu::Shared,
+    member::Member,
+    pins::{pin, unpin},
+    platform::{Platform, ShortLock},
+};
+use alloc::sync::Arc;
+use core::mem::ManuallyDrop;
+use portcullis_sync::atomic::{AtomicBool, Ordering};
+
+/// A domain of the core's own, with a tag on the instance that uses it. Unless the hardware was
+/// told to let go of it, it is kept for ever.
+pub(crate) struct Use<P: Platform> {
+    pub(crate) domain: Arc<DomainInner<P>>,
+    tag: DomainTag,
+    instance: Arc<Instance<P>>,
+    free: AtomicBool,
+}
+
+impl<P: Platform> Use<P> {
+    fn new(domain: Arc<DomainInner<P>>, instance: &Arc<Instance<P>>) -> Result<Use<P>, AddDeviceError> {
+        let tag = domain.acquire_tag(instance)?.ok_or(AddDeviceError::TooMany(instance.id()))?;
+        Ok(Use { domain, tag, instance: instance.clone(), free: AtomicBool::new(true) })
+    }
+
+    pub(crate) fn target(&self) -> Option<Target> {
+        self.domain.target(self.tag)
+    }
+
+    /// A requester may go there from now on: what is taken out of the domain is invalidated there.
+    fn admit(&self, source: SourceId) -> Result<(), OutOfMemory> {
+        let at = At { source, pasid: None };
+        let ats = self.instance.may_cache(at);
+        self.domain.publish(&self.instance, CacheTag { tag: self.tag, at, ats, nested: false })
+    }
+
+    fn dismiss(&self, source: SourceId) {
+        self.domain.withdraw(&self.instance, At { source, pasid: None }, self.tag);
+    }
+}
+
+impl<P: Platform> Drop for Use<P> {
+    fn drop(&mut self) {
+        match self.free.load(Ordering::Acquire) {
+            true => self.domain.release_tag(&self.instance),
+            false => self.domain.keep_for_ever(),
+        }
+    }
+}
+
+/// A group's places to rest.
+pub(crate) struct Rest<P: Platform> {
+    /// Maps exactly the direct regions of the members that are up.
+    direct: Option<Arc<Use<P>>>,
+}
+
+impl<P: Platform> Default for Rest<P> {
+    fn default() -> Self {
+        Rest { direct: None }
+    }
+}
+
+impl<P: Platform> Group<P> {
+    /// Where a requester id goes while nothing is attached; `None`: it is blocked.
+    pub(crate) fn rest_of(&self, at: At) -> Option<Target> {
+        match at.pasid {
+            Some(_) => None,
+            None if self.is_parked(at.source) => self.direct_of(at.source),
+            None => self.resting_place(at.source),
+        }
+    }
+
+    /// The same for an id that is not parked.
+    pub(crate) fn resting_place(&self, source: SourceId) -> Option<Target> {
+        self.direct_of(source)
+    }
+
+    /// What a requester id needs while it is cut off from all else.
+    pub(crate) fn direct_of(&self, source: SourceId) -> Option<Target> {
+        let direct = self.rest.with(|r| r.direct.clone())?;
+        let needs = |m: &Member<P>| m.spec.has_direct() && m.spec.sources().contains(&source);
+        self.members().any(|m| needs(&m)).then(|| direct.target())?
+    }
+
+    /// Makes room for a member's direct regions where the group rests. All or nothing.
+    pub(crate) async fn admit_direct(
+        &self,
+        shared: &Arc<Shared<P>>,
+        instance: &Arc<Instance<P>>,
+        member: &Member<P>,
+    ) -> Result<(), AddDeviceError> {
+        if !member.spec.has_direct() {
+            return Ok(());
+        }
+        let old = self.rest.with(|r| r.direct.clone());
+        let direct = match old {
+            Some(direct) => direct,
+            None => Arc::new(Use::new(own_table(shared, instance)?, instance)?),
+        };
+        pin(&direct.domain, member.spec.direct())
+            .await
+            .map_err(|e| AddDeviceError::Direct { start: e.start, why: e.why })?;
+        for (n, source) in member.spec.sources().iter().enumerate() {
+            if let Err(e) = direct.admit(*source) {
+                member.spec.sources().iter().take(n).for_each(|s| direct.dismiss(*s));
+                // Nothing was shown to the hardware; what fails to be taken out is kept.
+                let _ = unpin(&direct.domain, member.spec.direct(), &AtomicBool::new(true)).await;
+                return Err(e.into());
+            }
+        }
+        direct.free.store(false, Ordering::Release);
+        self.rest.with(|r| r.direct = Some(direct));
+        Ok(())
+    }
+
+    /// Forgets a member's direct regions, after its requester ids were cut off.
+    pub(crate) async fn dismiss_direct(&self, member: &Member<P>) -> Result<(), HwLost> {
+        if !member.spec.has_direct() {
+            return Ok(());
+        }
+        let Some(direct) = self.rest.with(|r| r.direct.clone()) else { return Ok(()) };
+        unpin(&direct.domain, member.spec.direct(), &AtomicBool::new(true)).await?;
+        let other = |m: &Member<P>| m.id() != member.id() && m.is_up() && m.spec.has_direct();
+        for source in member.spec.sources() {
+            if !self.members().any(|m| other(&m) && m.spec.sources().contains(source)) {
+                direct.dismiss(*source);
+            }
+        }
+        if !self.members().any(|m| other(&m)) {
+            direct.free.store(true, Ordering::Release);
+            let gone = self.rest.with(|r| r.direct.take());
+            drop(gone);
+        }
+        Ok(())
+    }
+}
+
+/// A domain that nobody owns, with nothing mapped. The second stage where there is one, but not
+/// every unit has it.
+fn own_table<P: Platform>(
+    shared: &Arc<Shared<P>>,
+    instance: &Arc<Instance<P>>,
+) -> Result<Arc<DomainInner<P>>, AddDeviceError> {
+    let table = instance.driver().new_table(TableRequest::default())?;
+    let kind = Kind::Table(ManuallyDrop::new(table));
+    Ok(Arc::new(DomainInner::new(shared, kind, false, core::slice::from_ref(instance))?))
+}
