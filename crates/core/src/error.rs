@@ -4,7 +4,7 @@ use crate::{
     driver::{HwLost, Incompatible, PrepareError, StartError},
     ids::{At, DeviceId, GroupId, InstanceId, Key, Pasid, SourceId},
 };
-use portcullis_pgtable::{MapError, Phys};
+use portcullis_pgtable::{DirtyError, MapError, Phys};
 
 /// No memory for one of the core's own records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -247,6 +247,18 @@ pub enum AttachError {
     /// The platform ends.
     #[error("the platform is shutting down")]
     Shutdown,
+}
+
+/// Why it is not known what devices wrote to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirtyTrackingError {
+    /// The table keeps no dirty bits, or tracking is off.
+    #[error("not tracked: {0}")]
+    NotTracked(DirtyError),
+    /// Devices may go on writing without a mark.
+    #[error("the caches were not invalidated: {0}")]
+    Unsynced(SyncError),
 }
 
 /// Why no PASID was given out.

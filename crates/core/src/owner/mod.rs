@@ -14,6 +14,7 @@
 //! domain a resolver, and no call that changes an owner or a resolver later.
 
 pub(crate) mod bond;
+mod dirty;
 pub(crate) mod external;
 mod iova;
 pub(crate) mod kernel_dma;

@@ -57,6 +57,8 @@ pub struct State {
     pub entries: BTreeMap<At, Target>,
     pub log: Vec<Call>,
     pub batches: Vec<Batched>,
+    /// Whether its walkers keep accessed and dirty bits.
+    pub marks: bool,
     /// Whether it walks one table through another.
     pub nests: bool,
     /// Entries that are prepared and neither committed nor abandoned.
@@ -128,6 +130,7 @@ impl Hardware {
             log: Vec::new(),
             batches: Vec::new(),
             nests: false,
+            marks: false,
             images: BTreeMap::new(),
             queue: VecDeque::new(),
             results: BTreeMap::new(),
@@ -318,12 +321,15 @@ impl Driver for Hardware {
         if self.state().fails() {
             return Err(PrepareError::NoMem);
         }
+        let marks = self.state().marks;
         let config = Config {
             input_bits: 48,
             output_bits: 46,
             page_sizes: request.page_sizes & 0x20_1000,
             coherent: true,
             snoop: true,
+            accessed: marks,
+            dirty: marks,
             levels: 4,
             ..Config::default()
         };
