@@ -1,9 +1,11 @@
 //! The repository's own commands; `cargo xtask help` lists them.
 //!
-//! They need cargo, a C linker and a base system, and use nothing but std.
+//! They need cargo, a C linker and a base system, the fuzzers a C++ compiler besides, and use
+//! nothing but std.
 
 mod apt;
 mod boot;
+mod fuzz;
 mod json;
 mod process;
 mod qemu;
@@ -21,7 +23,8 @@ usage: cargo xtask COMMAND
   qemu                           find or fetch QEMU, and print the path of its command
   boot                           build the freestanding image and boot it in QEMU
   bench pgtable|core [ARGUMENTS] what page tables, or core and machine, cost; pgtable takes --rounds N, --json FILE
-  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom
+  fuzz [--seconds N]             run each fuzzer for N seconds (default 60)
+  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom, fuzzers
   help                           print this
 
 Output of the steps is kept in target/xtask/logs.";
@@ -52,6 +55,7 @@ enum Command {
     Qemu,
     Boot,
     Bench { binary: &'static str, arguments: Vec<String> },
+    Fuzz { seconds: u64 },
     Soak { seeds: u64 },
 }
 
@@ -94,6 +98,7 @@ fn parse(args: &[String]) -> Result<Command, String> {
             };
             return Ok(Command::Bench { binary, arguments: arguments.to_vec() });
         }
+        "fuzz" => Command::Fuzz { seconds: 60 },
         "soak" => Command::Soak { seeds: 200 },
         other => return Err(format!("no command `{other}`")),
     };
@@ -114,6 +119,10 @@ fn parse(args: &[String]) -> Result<Command, String> {
                     ));
                 }
                 *only = Some(group.clone());
+            }
+            (Command::Fuzz { seconds }, "--seconds") => {
+                let number = value?;
+                *seconds = number.parse().map_err(|_| format!("`{number}` is not a number of seconds"))?;
             }
             (Command::Soak { seeds }, "--seeds") => {
                 let number = value?;
@@ -155,6 +164,7 @@ fn run(command: Command, at: &Layout) -> Result<bool, String> {
             let status = bench.args(arguments).current_dir(&at.root).status();
             Ok(status.map_err(|e| format!("cargo could not be run: {e}"))?.success())
         }
+        Command::Fuzz { seconds } => steps::run(&tables::fuzz(seconds), at),
         Command::Soak { seeds } => steps::run(&tables::soak(seeds), at),
     }
 }
@@ -186,6 +196,7 @@ mod tests {
             ("test --only nothing", "nothing"),
             ("qemu --seeds 3", "--seeds"),
             ("soak --seeds many", "many"),
+            ("fuzz --seconds few", "few"),
             ("bench", "pgtable"),
             ("bench tables", "tables"),
         ] {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::{Layout, boot, process, qemu, sim};
+use crate::{Layout, boot, fuzz, process, qemu, sim};
 
 /// One row of a table: what is run, and what it is called.
 pub struct Step {
@@ -29,6 +29,8 @@ pub enum Action {
     },
     /// The freestanding image, with or without its mapping, on one kind of unit; one check.
     Boot(boot::Image, boot::Unit),
+    /// A fuzzer, for so many seconds; one check.
+    Fuzz { target: &'static str, seconds: u64 },
     /// The simulation through the command line; one check.
     Sim(sim::Sweep),
 }
@@ -163,6 +165,7 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
             Ok(path) => boot::check(*image, *unit, &path, at, log).into(),
             Err(reason) => Tally::skip(reason),
         },
+        Action::Fuzz { target, seconds } => fuzz::check(target, *seconds, at, log),
         Action::Sim(sweep) => match sim::check(sweep, at, log) {
             Ok(found) => Tally { reasons: found.into_iter().collect(), ..Tally::pass() },
             Err(reason) => Tally::fail(reason),

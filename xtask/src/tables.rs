@@ -1,6 +1,7 @@
 //! What is run: one row a step, in the order of running.
 
 use crate::boot::{Image, Unit};
+use crate::fuzz;
 use crate::sim::Sweep;
 use crate::steps::{Action, Step};
 
@@ -31,6 +32,14 @@ pub fn test() -> Vec<Step> {
             },
         ),
         step(
+            "fmt",
+            "formatting of the fuzzers",
+            Action::Cargo {
+                args: &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check", "--", "--color", "never"],
+                env: vec![],
+            },
+        ),
+        step(
             "clippy",
             "lints, warnings are errors",
             Action::Cargo {
@@ -44,6 +53,22 @@ pub fn test() -> Vec<Step> {
             Action::Cargo {
                 args: &["clippy", "--manifest-path", "boot/Cargo.toml", "--", "-D", "warnings"],
                 env: vec![("CARGO_TARGET_DIR", "boot".into())],
+            },
+        ),
+        step(
+            "clippy",
+            "lints of the fuzzers' targets",
+            Action::Cargo {
+                args: &[
+                    "clippy",
+                    "--manifest-path",
+                    "fuzz/Cargo.toml",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+                env: vec![("CARGO_TARGET_DIR", "fuzz".into())],
             },
         ),
         step(
@@ -80,6 +105,16 @@ pub fn test() -> Vec<Step> {
         ),
     ];
     table.extend(boot());
+    table.push(step(
+        "fuzz",
+        "the fuzzers' kept inputs",
+        Action::Tests {
+            args: &["test", "--manifest-path", "fuzz/Cargo.toml"],
+            env: vec![("CARGO_TARGET_DIR", "fuzz".into())],
+            qemu: false,
+        },
+    ));
+    table.extend(fuzz(5));
     table.push(step("sim", "the default simulation, within 5 s", Action::Sim(Sweep::Default)));
     table.push(step("sim", "24 hostile seeds over 1 MiB", Action::Sim(Sweep::Hostile { seeds: 24 })));
     table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
@@ -101,9 +136,17 @@ pub fn boot() -> Vec<Step> {
     ]
 }
 
+/// The steps of `cargo xtask fuzz`.
+pub fn fuzz(seconds: u64) -> Vec<Step> {
+    let one = |target: &'static str| {
+        step("fuzz", format!("{target}, {seconds} s"), Action::Fuzz { target, seconds })
+    };
+    fuzz::TARGETS.map(one).into()
+}
+
 /// The steps of `cargo xtask soak`.
 pub fn soak(seeds: u64) -> Vec<Step> {
-    vec![
+    let mut table = vec![
         step("sim", format!("{seeds} hostile seeds over 1 MiB"), Action::Sim(Sweep::Hostile { seeds })),
         step(
             "scenarios",
@@ -115,7 +158,9 @@ pub fn soak(seeds: u64) -> Vec<Step> {
             },
         ),
         loom(3),
-    ]
+    ];
+    table.extend(fuzz(120));
+    table
 }
 
 /// The names that `--only` takes.

@@ -10,7 +10,7 @@ use portcullis_spec::vtd::{
     regs::{Cap, Ecap, Fsts, Prs, offset},
 };
 use std::{
-    alloc::{Layout, alloc_zeroed},
+    alloc::{Layout, alloc_zeroed, dealloc},
     boxed::Box,
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -57,9 +57,28 @@ struct State {
     frames_left: usize,
 }
 
+/// Frames by their number, and the runs that they are parts of.
+#[derive(Default)]
+struct Frames {
+    at: Vec<usize>,
+    runs: Vec<(*mut u8, Layout)>,
+}
+
+// SAFETY: a run is memory like any other; who may access it is decided where it is accessed.
+unsafe impl Send for Frames {}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        for (run, layout) in self.runs.drain(..) {
+            // SAFETY: allocated with this layout, and this is the last of the fake's clones.
+            unsafe { dealloc(run, layout) };
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Fake {
-    frames: Arc<Mutex<Vec<usize>>>,
+    frames: Arc<Mutex<Frames>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -249,14 +268,14 @@ impl Fake {
 
     fn pointer<T>(&self, table: Phys, i: usize) -> *const T {
         let frames = self.frames.lock().unwrap();
-        let frame = frames[((table.0 - BASE) / FRAME_SIZE as u64) as usize];
+        let frame = frames.at[((table.0 - BASE) / FRAME_SIZE as u64) as usize];
         assert!((i + 1) * size_of::<T>() <= FRAME_SIZE);
         ptr::with_exposed_provenance::<T>(frame).wrapping_add(i)
     }
 
     fn atomic<W: Word>(&self, table: Phys, i: usize) -> &W::Atomic {
         // SAFETY: the pointer is inside a frame, which is aligned to its size, zeroed at first and
-        // never freed; every access to frames is atomic, and tests have one thread.
+        // not freed before `self`; every access to frames is atomic, and tests have one thread.
         unsafe { &*self.pointer::<W::Atomic>(table, i) }
     }
 }
@@ -275,13 +294,14 @@ impl TableMem for Fake {
         let layout = Layout::from_size_align(n * FRAME_SIZE, n * FRAME_SIZE).unwrap();
         let mut frames = self.frames.lock().unwrap();
         // BASE is aligned to any run that a test asks for.
-        while frames.len() % n != 0 {
-            frames.push(0);
+        while !frames.at.len().is_multiple_of(n) {
+            frames.at.push(0);
         }
-        let first = frames.len();
+        let first = frames.at.len();
         // SAFETY: the layout has a size.
         let run = unsafe { alloc_zeroed(layout) };
-        frames.extend((0..n).map(|i| run.wrapping_add(i * FRAME_SIZE).expose_provenance()));
+        frames.runs.push((run, layout));
+        frames.at.extend((0..n).map(|i| run.wrapping_add(i * FRAME_SIZE).expose_provenance()));
         let phys = Phys(BASE + first as u64 * FRAME_SIZE as u64);
         // SAFETY: the run is new, zeroed and aligned, and its address is given out once.
         Ok(unsafe { Fresh::from_raw(phys, order) })
