@@ -4,7 +4,7 @@
 use portcullis_drivers::vtd::Options;
 use portcullis_machine::{
     scenario::{
-        ALL, caches,
+        ALL, Listed, caches,
         copy::{self, CopyConfig},
         stage::{Ending, Setting},
         units,
@@ -38,12 +38,12 @@ fn fine(what: &str, ending: &Ending) {
 }
 
 fn over_seeds(name: &str, usual: u64) {
-    let (_, scenario) = ALL.iter().find(|(n, _)| *n == name).expect("a listed scenario");
+    let listed = ALL.iter().find(|l| l.name == name).expect("a listed scenario");
     let pool = Pool::default();
     for adversary in [Level::Off, Level::Mild, Level::Hostile] {
         for seed in seeds(usual) {
             let setting = Setting { adversary, pool: pool.clone(), ..Setting::new(seed) };
-            let ending = scenario(&setting);
+            let ending = (listed.run)(&setting);
             fine(&format!("{adversary:?}"), &ending);
             assert_eq!(ending.scenario, name);
         }
@@ -57,7 +57,7 @@ macro_rules! scenarios {
         #[test]
         fn every_listed_scenario_has_a_test() {
             let tested: BTreeSet<&str> = [$($name),*].into();
-            let listed: BTreeSet<&str> = ALL.iter().map(|(n, _)| *n).collect();
+            let listed: BTreeSet<&str> = ALL.iter().map(|l| l.name).collect();
             assert_eq!(tested, listed);
         }
     };
@@ -90,7 +90,7 @@ scenarios! {
 fn variants_of_the_unit() {
     let pool = Pool::default();
     for (variant, unit) in units::variants() {
-        for (name, scenario) in ALL {
+        for Listed { name, run: scenario, .. } in ALL {
             for seed in seeds(1) {
                 let setting = Setting {
                     unit: unit.clone(),
@@ -155,12 +155,12 @@ fn caching_mode_is_refused_with_the_reason() {
 
 #[test]
 fn one_seed_is_one_run() {
-    for (name, scenario) in ALL {
+    for Listed { name, run: scenario, .. } in ALL {
         let setting = Setting { adversary: Level::Hostile, ..Setting::new(7) };
         let (a, b) = (scenario(&setting), scenario(&setting));
         assert_eq!(
-            (a.schedule_hash, a.ns, &a.verdict, &a.tally),
-            (b.schedule_hash, b.ns, &b.verdict, &b.tally),
+            (a.schedule_hash(), a.ns, &a.verdict, &a.tally),
+            (b.schedule_hash(), b.ns, &b.verdict, &b.tally),
             "{name}"
         );
     }

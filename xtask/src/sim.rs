@@ -12,10 +12,21 @@ use crate::{Layout, json, process};
 pub enum Sweep {
     /// No arguments: the input is the executable itself.
     Default,
-    /// The hostile adversary over a file of 1 MiB, seeds 0..`seeds`.
-    Hostile { seeds: u64 },
+    /// The hostile adversary, seeds 0..`seeds`.
+    Hostile { scenario: Scenario, seeds: u64 },
+    /// The same on real threads, four of them workers.
+    Threads { scenario: Scenario, runs: u64 },
     /// One hostile seed twice: the reports are equal but for "timing".
     Repeat { seed: u64 },
+}
+
+/// Which scenario.
+#[derive(Clone, Copy)]
+pub enum Scenario {
+    /// A file of 1 MiB is copied.
+    Copy,
+    /// Everything changes while data flows.
+    Churn,
 }
 
 const INPUT_BYTES: usize = 1 << 20;
@@ -37,19 +48,31 @@ pub fn check(sweep: &Sweep, at: &Layout, log: &Path) -> Result<Option<String>, S
                 false => Err("its report does not come to its end".into()),
             }
         }
-        Sweep::Hostile { seeds } => {
-            let input = input(at)?;
+        Sweep::Hostile { scenario, seeds } => {
             let mut met = Met::default();
             for seed in 0..*seeds {
-                let report = hostile(&portcullis, &input, seed, log)?;
+                let report = hostile(&portcullis, *scenario, &input(at)?, seed, &[], log)?;
                 met.add(&report).map_err(|why| format!("seed {seed}: {why}"))?;
             }
-            met.verdict(*seeds).map(Some)
+            met.verdict(*seeds, *scenario).map(Some)
+        }
+        Sweep::Threads { scenario, runs } => {
+            let (mut at_once, mut served) = (0, 0);
+            for seed in 0..*runs {
+                let threads = ["--threads", "4"];
+                let report = hostile(&portcullis, *scenario, &input(at)?, seed, &threads, log)?;
+                at_once = at_once.max(number(&report, "resolvers_at_once")?);
+                served += number(json::member(&report, "threads")?, "served")?;
+            }
+            if at_once < 2 {
+                return Err("no two resolvers ran at the same time".into());
+            }
+            Ok(Some(format!("{served} page faults served, {at_once} resolvers at once at most")))
         }
         Sweep::Repeat { seed } => {
             let input = input(at)?;
-            let first = hostile(&portcullis, &input, *seed, log)?;
-            let again = hostile(&portcullis, &input, *seed, log)?;
+            let first = hostile(&portcullis, Scenario::Copy, &input, *seed, &[], log)?;
+            let again = hostile(&portcullis, Scenario::Copy, &input, *seed, &[], log)?;
             if without_timing(&first)? == without_timing(&again)? {
                 Ok(None)
             } else {
@@ -80,14 +103,16 @@ impl Met {
         Ok(())
     }
 
-    /// Every kind of action must have occurred, and nearly every seed be a schedule of its own.
-    fn verdict(&self, seeds: u64) -> Result<String, String> {
+    /// Nearly every seed must be a schedule of its own, and, of copies, every kind of action have
+    /// occurred.
+    fn verdict(&self, seeds: u64, scenario: Scenario) -> Result<String, String> {
         let distinct = self.schedules.len() as u64;
         if distinct * 20 < seeds * 19 {
             return Err(format!("{seeds} seeds gave only {distinct} different schedules"));
         }
         let never: Vec<_> = self.actions.iter().filter(|(_, n)| **n == 0).map(|(kind, _)| kind).collect();
-        if !never.is_empty() || self.actions.is_empty() {
+        let every = matches!(scenario, Scenario::Copy);
+        if every && !never.is_empty() || self.actions.is_empty() {
             return Err(format!("the adversary never did: {never:?}"));
         }
         let actions: Vec<_> = self.actions.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
@@ -105,10 +130,27 @@ fn build(at: &Layout, log: &Path) -> Result<PathBuf, String> {
     Ok(at.target.join("release/portcullis"))
 }
 
-fn hostile(portcullis: &Path, input: &Path, seed: u64, log: &Path) -> Result<String, String> {
+fn hostile(
+    portcullis: &Path,
+    scenario: Scenario,
+    input: &Path,
+    seed: u64,
+    more: &[&str],
+    log: &Path,
+) -> Result<String, String> {
     let (input, number) = (input.display().to_string(), seed.to_string());
-    let args = ["sim", "--adversary", "hostile", "--json", "--input", &input, "--seed", &number];
+    let mut args = vec!["sim", "--adversary", "hostile", "--json", "--seed", &number];
+    args.extend(match scenario {
+        Scenario::Copy => ["--input", &input],
+        Scenario::Churn => ["--scenario", "churn"],
+    });
+    args.extend(more);
     simulate(portcullis, &args, log, LIMIT).map_err(|how| format!("seed {seed}: {how}"))
+}
+
+fn number(report: &str, member: &str) -> Result<u64, String> {
+    let n = json::member(report, member)?;
+    n.parse().map_err(|_| format!("`{n}` of {member} is no number"))
 }
 
 fn simulate(portcullis: &Path, args: &[&str], log: &Path, limit: Duration) -> Result<String, String> {
@@ -165,7 +207,7 @@ mod tests {
         let sweep = |reports: &[String]| {
             let mut met = Met::default();
             reports.iter().for_each(|r| met.add(r).unwrap());
-            met.verdict(reports.len() as u64)
+            met.verdict(reports.len() as u64, Scenario::Copy)
         };
         assert!(sweep(&[report(1, 0), report(2, 3)]).is_ok());
         assert!(sweep(&[report(1, 1), report(1, 3)]).unwrap_err().contains("only 1"));

@@ -2,7 +2,7 @@
 
 use crate::boot::{Image, Unit};
 use crate::fuzz;
-use crate::sim::Sweep;
+use crate::sim::{Scenario, Sweep};
 use crate::steps::{Action, Step};
 
 /// Loom's model replaces the atomics; it goes by `RUSTFLAGS`, which replaces the flags of
@@ -116,7 +116,7 @@ pub fn test() -> Vec<Step> {
     ));
     table.extend(fuzz(5));
     table.push(step("sim", "the default simulation, within 5 s", Action::Sim(Sweep::Default)));
-    table.push(step("sim", "24 hostile seeds over 1 MiB", Action::Sim(Sweep::Hostile { seeds: 24 })));
+    table.extend(hostile(24, 3));
     table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
     table
 }
@@ -146,8 +146,8 @@ pub fn fuzz(seconds: u64) -> Vec<Step> {
 
 /// The steps of `cargo xtask soak`.
 pub fn soak(seeds: u64) -> Vec<Step> {
-    let mut table = vec![
-        step("sim", format!("{seeds} hostile seeds over 1 MiB"), Action::Sim(Sweep::Hostile { seeds })),
+    let mut table = hostile(seeds, seeds.div_ceil(20));
+    table.extend([
         step(
             "scenarios",
             "the small scenarios over many seeds, and every seed of the planted races",
@@ -158,8 +158,21 @@ pub fn soak(seeds: u64) -> Vec<Step> {
             },
         ),
         loom(3),
-    ];
+    ]);
     table.extend(fuzz(120));
+    table
+}
+
+/// Copy and churn under the hostile adversary: so many seeds on the simulation, and so many runs on
+/// threads.
+fn hostile(seeds: u64, runs: u64) -> Vec<Step> {
+    let mut table = Vec::new();
+    for (scenario, name) in [(Scenario::Copy, "copy"), (Scenario::Churn, "churn")] {
+        let title = format!("{name}, {seeds} hostile seeds");
+        table.push(step("sim", title, Action::Sim(Sweep::Hostile { scenario, seeds })));
+        let title = format!("{name}, {runs} hostile runs on four threads");
+        table.push(step("sim", title, Action::Sim(Sweep::Threads { scenario, runs })));
+    }
     table
 }
 

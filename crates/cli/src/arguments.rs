@@ -76,21 +76,30 @@ pub enum Unit {
     Legacy,
 }
 
-/// Copy a file through page-faulting devices behind a simulated IOMMU, and prove the copy.
+/// Run a scenario on a machine with devices behind an IOMMU, and check everything that moves.
 ///
-/// Copy engines behind one Intel VT-d read the file and write it elsewhere. Their memory is paged in
-/// on demand: a page that is not mapped is asked for by a page request and answered with a page group
-/// response. Two hostile devices stand beside them. Everything that moves is checked against
-/// three invariants, and the copies against the input by SHA-256.
+/// The default scenario copies a file: copy engines behind one Intel VT-d read it and write it
+/// elsewhere. Their memory is paged in on demand: a page that is not mapped is asked for by a page
+/// request and answered with a page group response. Two hostile devices stand beside them.
+/// Everything that moves is checked against three invariants, and the copies against the input by
+/// SHA-256. --list names the other scenarios.
 ///
 /// Clock, scheduler and adversary are deterministic: the same input and seed give the same report.
 /// With --threads the same machine and the same checks run on real threads and the real clock.
 ///
-/// Exit status: 0 if every copy is identical and no invariant is broken, 1 if not, 2 if an argument
-/// is wrong or a file is of no use.
+/// Exit status: 0 if all data is right and no invariant is broken, 1 if not, 2 if an argument is
+/// wrong or a file is of no use.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Simulation {
+    /// What is run [default: copy]
+    #[arg(long, value_name = "NAME", default_value = "copy", hide_default_value = true)]
+    pub scenario: String,
+
+    /// List the scenarios, a line each
+    #[arg(long)]
+    pub list: bool,
+
     /// File to copy [default: this executable]
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
@@ -99,9 +108,13 @@ pub struct Simulation {
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Copy engines, working by requester id and inside a PASID in turn
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 2)]
-    pub devices: usize,
+    /// Devices: of the copy, engines that work by requester id and inside a PASID in turn [default: 2]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub devices: Option<usize>,
+
+    /// How much happens, where a scenario lets it be chosen
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub size: Option<usize>,
 
     /// Page frames of all engines together [default: an eighth of the file, at least two an engine]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -118,6 +131,10 @@ pub struct Simulation {
     /// Run on real threads, N of them workers: the seed then picks data and adversary, not the schedule
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<usize>,
+
+    /// Write what happens to FILE as a Chrome trace, which Perfetto opens
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 
     /// Print the report as one JSON object; only what is under "timing" depends on the real clock
     #[arg(long)]

@@ -84,6 +84,18 @@ impl Outputs {
     }
 }
 
+/// Opens an empty file to be written while there is something to write.
+///
+/// # Errors
+/// When it cannot be written, or is the input.
+pub fn create(path: &Path, input: Option<&Path>) -> Result<File, Failure> {
+    let refused = |why| Failure::Argument(format!("cannot write {}: {why}", path.display()));
+    if input.is_some_and(|input| is_same(path, input)) {
+        return Err(refused("it is the input".into()));
+    }
+    File::create(path).map_err(|e| refused(reason(&e)))
+}
+
 fn replace(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     // A pipe or a terminal has no length to set.
     if file.metadata()?.is_file() {

@@ -6,6 +6,7 @@ mod files;
 mod model;
 mod progress;
 mod sim;
+mod staged;
 mod table;
 mod text;
 

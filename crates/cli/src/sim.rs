@@ -4,35 +4,51 @@ use crate::{
     Failure,
     arguments::Simulation,
     files::{self, Outputs},
-    print, progress,
+    print, progress, staged,
     table::plural,
     text::{self, Again},
 };
 use portcullis_machine::{
     report::Report,
     scenario::copy::{self, CopyConfig, CopyError},
+    trace::Trace,
 };
 use serde::Serialize;
-use std::path::Path;
+use std::{io::BufWriter, path::Path};
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Whole<'a> {
     /// What was copied.
-    input: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a str>,
     /// The command that gives this report again.
-    again: String,
+    again: &'a str,
     #[serde(flatten)]
     report: &'a Report,
 }
 
-/// Runs the copy scenario and reports.
+/// Copy engines, where nobody says.
+const ENGINES: usize = 2;
+
+/// Runs the scenario that was asked for and reports.
 ///
 /// # Errors
-/// When an argument or a file is of no use, when the run could not be made, and when a copy differs
+/// When an argument or a file is of no use, when the run could not be made, and when data is wrong
 /// or an invariant is broken.
 pub fn run(arguments: &Simulation) -> Result<(), Failure> {
-    let engines = arguments.devices;
+    match arguments.scenario.as_str() {
+        _ if arguments.list => print(&staged::list()),
+        "copy" => copy(arguments),
+        _ => staged::run(arguments),
+    }
+}
+
+fn copy(arguments: &Simulation) -> Result<(), Failure> {
+    if arguments.size.is_some() {
+        return Err(Failure::Argument("--size: a copy is as large as its --input".into()));
+    }
+    let engines = arguments.devices.unwrap_or(ENGINES);
     let most = copy::most_input(engines).map_err(refused)?;
     let path = match &arguments.input {
         Some(path) => path.clone(),
@@ -48,6 +64,7 @@ pub fn run(arguments: &Simulation) -> Result<(), Failure> {
     config.adversary = arguments.adversary.into();
     let frames = config.budget().map_err(refused)?;
     let outputs = arguments.output.as_deref().map(|base| Outputs::open(base, engines, &path)).transpose()?;
+    config.trace = trace(arguments, Some(&path))?;
 
     let name = shown(&path, arguments);
     if !arguments.json {
@@ -58,19 +75,53 @@ pub fn run(arguments: &Simulation) -> Result<(), Failure> {
     let ended = copy::run(&config);
     bar.finish_and_clear();
     let outcome = ended.map_err(refused)?;
-    let report = &outcome.report;
     let again = Again { input: arguments.input.as_deref(), config: &config }.to_string();
-    if arguments.json {
-        let whole = Whole { input: name, again, report };
-        let json = serde_json::to_string(&whole)
-            .map_err(|e| Failure::Run(format!("cannot write the report: {e}")))?;
-        print(&(json + "\n"))?;
-    } else {
-        print(&text::report(report, &again))?;
-    }
+    traced(arguments, config.trace.as_ref())?;
+    tell(arguments, Some(&name), &outcome.report, &again)?;
     if let Some(outputs) = outputs {
         outputs.write(&outcome.outputs)?;
     }
+    verdict(&outcome.report)
+}
+
+/// The trace, where one was asked for.
+///
+/// # Errors
+/// When its file cannot be written, or is the input.
+pub fn trace(arguments: &Simulation, input: Option<&Path>) -> Result<Option<Trace>, Failure> {
+    let Some(path) = &arguments.trace else { return Ok(None) };
+    let file = files::create(path, input)?;
+    Ok(Some(Trace::new(Box::new(BufWriter::with_capacity(1 << 16, file)))))
+}
+
+/// Ends the trace.
+///
+/// # Errors
+/// When it could not be written.
+pub fn traced(arguments: &Simulation, trace: Option<&Trace>) -> Result<(), Failure> {
+    let (Some(path), Some(trace)) = (&arguments.trace, trace) else { return Ok(()) };
+    trace
+        .finish()
+        .map_err(|e| Failure::Run(format!("cannot write {}: {}", path.display(), files::reason(&e))))
+}
+
+/// Prints the report, after the headline.
+pub fn tell(
+    arguments: &Simulation,
+    input: Option<&str>,
+    report: &Report,
+    again: &str,
+) -> Result<(), Failure> {
+    if !arguments.json {
+        return print(&text::report(report, again));
+    }
+    let json = serde_json::to_string(&Whole { input, again, report })
+        .map_err(|e| Failure::Run(format!("cannot write the report: {e}")))?;
+    print(&(json + "\n"))
+}
+
+/// Whether the run was as it should be.
+pub fn verdict(report: &Report) -> Result<(), Failure> {
     if report.ok { Ok(()) } else { Err(Failure::Run(broken(report))) }
 }
 

@@ -65,6 +65,12 @@ pub fn count(n: u64) -> String {
     grouped
 }
 
+/// A text with its first letter large.
+pub fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
 /// A number of things.
 pub fn plural(n: u64, thing: &str) -> String {
     let things = match thing.strip_suffix('y') {

@@ -12,6 +12,9 @@ use std::{
     path::Path,
 };
 
+/// A cell of a device that has no such thing.
+const NONE: &str = "-";
+
 /// Devices side by side in one table.
 const ABREAST: usize = 4;
 
@@ -66,6 +69,7 @@ pub fn headline(input: &str, config: &CopyConfig, frames: usize) -> String {
 pub fn report(r: &Report, again: &str) -> String {
     let mut out = String::new();
     devices(&mut out, r);
+    counts(&mut out, r);
     blocked(&mut out, r);
     adversary(&mut out, r);
     invariants(&mut out, r);
@@ -88,7 +92,11 @@ fn devices(out: &mut String, r: &Report) {
         }
         let mut table = Table::default();
         let mut row = |name: &str, of: &dyn Fn(&DeviceReport) -> String| {
-            table.row(name, devices.iter().map(of).collect());
+            let cells: Vec<String> = devices.iter().map(of).collect();
+            // What none of them has is no row.
+            if cells.iter().any(|cell| cell != NONE) {
+                table.row(name, cells);
+            }
         };
         row("", &|d| d.id.clone());
         row("", &|d| kind(d).0);
@@ -128,6 +136,18 @@ fn devices(out: &mut String, r: &Report) {
         writeln!(out, "  Interrupts are writes to 0xFEEx_xxxx, which arrive: nothing remaps interrupts yet.");
 }
 
+/// What the scenario counted, where it counts.
+fn counts(out: &mut String, r: &Report) {
+    if r.counts.is_empty() {
+        return;
+    }
+    heading(out, "What happened");
+    let width = r.counts.values().map(|n| count(*n).len()).max().unwrap_or(0);
+    for (what, n) in &r.counts {
+        let _ = writeln!(out, "  {:>width$}  {what}", count(*n));
+    }
+}
+
 fn settled(way: &str) -> String {
     match way.split_once(": ") {
         Some((who, answer)) => format!("  settled by {who}, {answer}"),
@@ -148,7 +168,7 @@ fn kind(d: &DeviceReport) -> (String, String) {
 }
 
 fn optional(text: Option<String>) -> String {
-    text.unwrap_or_else(|| "-".into())
+    text.unwrap_or_else(|| NONE.into())
 }
 
 fn blocked(out: &mut String, r: &Report) {
@@ -238,13 +258,18 @@ fn verdict(out: &mut String, r: &Report, again: &str) {
     let good = r.devices.iter().filter(|d| d.identical == Some(true)).count() as u64;
     if r.ok {
         let all = match copies {
-            1 => "The copy is".into(),
-            2 => "Both copies are".into(),
-            _ => format!("All {copies} copies are"),
+            0 => "All went as it should, and".into(),
+            1 => "The copy is identical to the input, and".into(),
+            2 => "Both copies are identical to the input, and".into(),
+            _ => format!("All {copies} copies are identical to the input, and"),
         };
-        let _ = writeln!(out, "  {all} identical to the input, and no invariant is broken.");
+        let _ = writeln!(out, "  {all} no invariant is broken.");
     } else {
-        let _ = writeln!(out, "  FAILED: {good} of {} identical to the input.", plural(copies, "copy"));
+        if copies > 0 {
+            let _ = writeln!(out, "  FAILED: {good} of {} identical to the input.", plural(copies, "copy"));
+        } else {
+            let _ = writeln!(out, "  FAILED.");
+        }
         for problem in &r.problems {
             table::wrapped(out, "  problem       ", problem);
         }
@@ -253,7 +278,9 @@ fn verdict(out: &mut String, r: &Report, again: &str) {
             let _ = writeln!(out, "  problem       {}: {writes} out of PCIe's order", d.id);
         }
     }
-    let _ = writeln!(out, "  SHA-256       {}", r.input_sha256);
+    if let Some(sha256) = &r.input_sha256 {
+        let _ = writeln!(out, "  SHA-256       {sha256}");
+    }
     for d in r.devices.iter().filter(|d| d.identical == Some(false)) {
         let _ = writeln!(out, "    {}     {}", d.id, d.sha256.as_deref().unwrap_or("nothing was written"));
     }
@@ -287,7 +314,7 @@ fn schedule(out: &mut String, r: &Report) {
 fn life(out: &mut String, r: &Report) {
     heading(out, "The life of one page request");
     if r.life.is_empty() {
-        let _ = writeln!(out, "  No page request of the first engine went the whole way in this run.");
+        let _ = writeln!(out, "  No page request of the first device went the whole way in this run.");
     }
     for line in &r.life {
         // The time takes its place from the line itself.

@@ -22,6 +22,11 @@ fn it_tells_its_version() {
 }
 
 #[test]
+fn the_scenarios_are_listed_a_line_each() {
+    portcullis(&folder("list"), "sim --list").assert().success().stdout_eq(file!["snapshots/list.txt"]);
+}
+
+#[test]
 fn what_is_wrong_is_named_in_one_line() {
     let here = folder("wrong");
     fs::write(here.join("input"), bytes(5000)).unwrap();
@@ -39,6 +44,20 @@ fn what_is_wrong_is_named_in_one_line() {
         "sim --input input --devices 0",
         "sim --input input --devices 65",
         "sim --input input --devices 99999999999999999999",
+        "sim --scenario nothing",
+        "sim --scenario churn --input input",
+        "sim --scenario churn --output copy",
+        "sim --scenario churn --frames 8",
+        "sim --scenario churn --devices 33",
+        "sim --scenario churn --size 0",
+        "sim --scenario churn --threads 0",
+        "sim --scenario unmap --size 3",
+        "sim --scenario unmap --devices 3",
+        "sim --input input --size 3",
+        "sim --input input --trace folder",
+        "sim --input input --trace missing/trace",
+        "sim --input input --trace ./folder/../input",
+        "sim --scenario unmap --trace missing/trace",
         "sim --input input --threads 0",
         "sim --input input --threads 65",
         "sim --input input --frames 3",

@@ -124,6 +124,43 @@ fn a_run_on_threads_is_checked_as_any_other() {
     }
 }
 
+/// Every scenario that is listed runs, says what it does, and names a command that repeats it.
+#[test]
+fn listed_scenarios_run() {
+    let here = folder("scenarios");
+    let ended = portcullis(&here, "sim --list").assert().success();
+    let list = String::from_utf8_lossy(&ended.get_output().stdout).into_owned();
+    let words: Vec<&str> = list.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(words.len() > 10 && words[..2] == ["copy", "churn"], "{list}");
+    for word in words.iter().filter(|word| **word != "copy") {
+        let report = json(&here, &format!("sim --scenario {word} --seed 5 --adversary mild --json"));
+        assert_eq!((&report["ok"], &report["seed"]), (&Value::Bool(true), &Value::from(5)), "{word}");
+        let again = format!("portcullis sim --scenario {word} --seed 5 --adversary mild");
+        assert_eq!(report["again"].as_str().unwrap(), again);
+        assert!(!report["devices"].as_array().unwrap().is_empty(), "{word}");
+    }
+}
+
+#[test]
+fn churn_is_reported_with_what_happened() {
+    let here = folder("churn");
+    let arguments = "sim --scenario churn --devices 3 --size 30 --seed 2 --adversary hostile";
+    let report = json(&here, &format!("{arguments} --json"));
+    for what in ["reads compared", "writes compared", "resets", "unplugged and plugged in again", "detaches"]
+    {
+        assert!(report["counts"][what].as_u64().unwrap() > 0, "{what}: {}", report["counts"]);
+    }
+    assert_eq!(report["devices"].as_array().unwrap().len(), 3);
+    assert_eq!(report["again"], format!("portcullis {arguments}"));
+    let again = json(&here, &format!("{arguments} --json"));
+    assert_eq!(report["schedule_hash"], again["schedule_hash"]);
+    let ended = portcullis(&here, arguments).assert().success();
+    let text = String::from_utf8_lossy(&ended.get_output().stdout).into_owned();
+    for part in ["Churn: devices and PASIDs", "What happened", "reads compared", "no invariant is broken"] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+}
+
 #[test]
 fn an_empty_file_is_copied() {
     let here = folder("empty");
@@ -132,7 +169,7 @@ fn an_empty_file_is_copied() {
     let ended = portcullis(&here, "sim --input input --output copy").assert().success();
     let text = String::from_utf8_lossy(&ended.get_output().stdout).into_owned();
     assert!(text.contains("Copying 0 bytes of input"), "{text}");
-    assert!(text.contains("No page request of the first engine went the whole way"), "{text}");
+    assert!(text.contains("No page request of the first device went the whole way"), "{text}");
     for copy in ["copy", "copy.1"] {
         assert_eq!(fs::read(here.join(copy)).unwrap(), b"", "{copy}");
     }

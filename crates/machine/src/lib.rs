@@ -25,3 +25,5 @@ pub mod scenario;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod threads;
+pub mod trace;
+pub mod watch;

@@ -18,6 +18,7 @@ use portcullis::{
 use portcullis_drivers::vtd as driver;
 use portcullis_models::{
     adversary::{Adversary, Level},
+    bus::RequesterId,
     complex::Complex,
     endpoint::Endpoint,
     log::{AccessLog, Silent},
@@ -187,10 +188,21 @@ pub fn vtd_with<P: MachinePlatform>(platform: &P, options: driver::Options) -> B
 /// Plugs an endpoint in below the IOMMU: from here on it does what it likes, whether or not the
 /// core knows it. Returns its place, and what to tell the core of it.
 pub fn plug<P: MachinePlatform>(platform: &P, endpoint: Endpoint, trusted: bool) -> (usize, DeviceSpec) {
-    let source = u32::from(endpoint.id().0);
+    let source = endpoint.id();
     let plugged = platform.hardware(|b: &mut Board| b.complex.add_endpoint(endpoint, Some(0)));
     // On a platform without a board it is nowhere, and whoever asks for it is told so.
     let place = plugged.unwrap_or(usize::MAX);
+    (place, spec(platform, place, source, trusted))
+}
+
+/// What to tell the core of the endpoint at `place` of the complex.
+pub fn spec<P: MachinePlatform>(
+    platform: &P,
+    place: usize,
+    source: RequesterId,
+    trusted: bool,
+) -> DeviceSpec {
+    let source = u32::from(source.0);
     let caps = DeviceCaps {
         pasid_bits: 20,
         ats: true,
@@ -202,6 +214,5 @@ pub fn plug<P: MachinePlatform>(platform: &P, endpoint: Endpoint, trusted: bool)
     };
     let upstreams = vec![Upstream { instance: INSTANCE, sources: vec![SourceId(source)] }];
     let control = Arc::new(Function::new(platform, place));
-    let spec = DeviceSpec { trusted, caps, ..DeviceSpec::new(DeviceId(source.into()), upstreams, control) };
-    (place, spec)
+    DeviceSpec { trusted, caps, ..DeviceSpec::new(DeviceId(source.into()), upstreams, control) }
 }

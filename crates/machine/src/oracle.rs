@@ -18,14 +18,17 @@
 //! comes after the return of sync is seen to. An entry waits for those with earlier stamps, however
 //! late they are written down.
 
+mod ledger;
+
+use self::ledger::Ledger;
 use parking_lot::Mutex;
 use portcullis_models::{
-    bus::{Pasid, PrivateData, RequesterId, Responder},
-    log::{AccessLog, Event, Reach, Settlement, What},
+    bus::{Pasid, RequesterId},
+    log::{AccessLog, Event, Settlement},
 };
 use serde::Serialize;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -76,58 +79,90 @@ impl Verdict {
 /// Where a translation is attached: a requester, or a PASID of it.
 pub type Place = (RequesterId, Option<Pasid>);
 
-/// A request that wants a response: its group's number, and its private data.
-type Owed = (u64, Option<PrivateData>);
-
-#[derive(Clone, Copy)]
-struct Mapping {
-    phys: u64,
-    len: u64,
-    write: bool,
+/// Where an IOVA range leads.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// First physical address.
+    pub phys: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Writable.
+    pub write: bool,
 }
 
-/// What the books are kept from.
-#[derive(Clone)]
-enum Entry {
-    Map { domain: u64, iova: u64, mapping: Mapping },
-    Unmapped { domain: u64, iova: u64 },
-    Attach { place: Place, domain: u64 },
-    Replaced { place: Place, domain: u64 },
-    Detached { place: Place, domain: u64 },
-    Delivered { place: Place, epoch: u64, prgi: u16 },
-    Enters(u64),
-    Leaves(u64),
+/// One note of what the caller did or the bus saw.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// A map is about to be made.
+    Map {
+        /// The domain's number.
+        domain: u64,
+        /// First IOVA.
+        iova: u64,
+        /// Where it leads.
+        mapping: Mapping,
+    },
+    /// A map failed, or the sync of its unmap has returned.
+    Unmapped {
+        /// The domain's number.
+        domain: u64,
+        /// First IOVA.
+        iova: u64,
+    },
+    /// An attach is about to be made.
+    Attach {
+        /// Where.
+        place: Place,
+        /// The domain's number.
+        domain: u64,
+    },
+    /// A replace has returned, or an attach failed.
+    Replaced {
+        /// Where.
+        place: Place,
+        /// The domain that it has left.
+        domain: u64,
+    },
+    /// A detach has returned.
+    Detached {
+        /// Where.
+        place: Place,
+        /// The domain that it has left.
+        domain: u64,
+    },
+    /// A handler was given a group.
+    Delivered {
+        /// Of what.
+        place: Place,
+        /// Detaches of the place before the handler's attachment was made.
+        epoch: u64,
+        /// The group's index.
+        prgi: u16,
+    },
+    /// A handler begins.
+    Enters {
+        /// Whose requests it handles.
+        place: Place,
+        /// The number of its attachment.
+        attachment: u64,
+    },
+    /// A handler ends.
+    Leaves {
+        /// Whose requests it handled.
+        place: Place,
+        /// The number of its attachment.
+        attachment: u64,
+    },
+    /// An attachment is gone.
     Gone(u64),
+    /// The bus saw something.
     Bus(Event),
 }
 
-#[derive(Default)]
-struct Ledger {
-    /// The stamp of the next entry.
-    next: u64,
-    /// Entries that wait for earlier ones: no more than there are threads that write.
-    early: BTreeMap<u64, Entry>,
-    /// By domain and first IOVA.
-    mappings: BTreeMap<(u64, u64), Mapping>,
-    /// The domains that a place may translate through now: two while it is switched.
-    attached: BTreeMap<Place, Vec<u64>>,
-    /// Places that something was attached to before, and is not now.
-    left: BTreeSet<Place>,
-    /// Detaches of a place so far.
-    epochs: BTreeMap<Place, u64>,
-    /// In which epoch a request that wants a response got into the IOMMU's queue, by group index and
-    /// private data. Its place in the queue counts, not when it was sent: the drain separates by
-    /// that.
-    queued: BTreeMap<(Place, u16, Option<PrivateData>), u64>,
-    /// By group and private data.
-    owed: BTreeMap<Owed, Place>,
-    settled: BTreeSet<Owed>,
-    /// Handlers that run, by the number that the scenario gave the attachment.
-    running: BTreeMap<u64, u32>,
-    /// Handlers that run, of all attachments, and the most there were at once.
-    at_once: (u32, u32),
-    gone: BTreeSet<u64>,
-    verdict: Verdict,
+/// Reads what is entered, in its order. It may not call the oracle.
+pub trait Reader: Send {
+    /// One entry.
+    fn read(&mut self, entry: &Entry);
 }
 
 #[derive(Default)]
@@ -143,6 +178,16 @@ struct Books {
 pub struct Oracle(Arc<Books>);
 
 impl Oracle {
+    /// Has somebody read every entry, in order, beside the oracle itself.
+    pub fn read_along(&self, reader: Box<dyn Reader>) {
+        self.0.ledger.lock().reader = Some(reader);
+    }
+
+    /// Takes the reader out again.
+    pub fn take_reader(&self) -> Option<Box<dyn Reader>> {
+        self.0.ledger.lock().reader.take()
+    }
+
     /// A map is about to be made.
     pub fn map(&self, domain: u64, iova: u64, phys: u64, len: u64, write: bool) {
         self.write(Entry::Map { domain, iova, mapping: Mapping { phys, len, write } });
@@ -180,13 +225,13 @@ impl Oracle {
     }
 
     /// A handler of an attachment begins.
-    pub fn handler_enters(&self, attachment: u64) {
-        self.write(Entry::Enters(attachment));
+    pub fn handler_enters(&self, place: Place, attachment: u64) {
+        self.write(Entry::Enters { place, attachment });
     }
 
     /// A handler of an attachment ends.
-    pub fn handler_leaves(&self, attachment: u64) {
-        self.write(Entry::Leaves(attachment));
+    pub fn handler_leaves(&self, place: Place, attachment: u64) {
+        self.write(Entry::Leaves { place, attachment });
     }
 
     /// An attachment is gone.
@@ -230,224 +275,10 @@ fn name((source, pasid): Place) -> String {
     }
 }
 
-impl Ledger {
-    fn epoch(&self, place: Place) -> u64 {
-        self.epochs.get(&place).copied().unwrap_or(0)
-    }
-
-    /// Takes an entry in, once all before it are.
-    fn write(&mut self, stamp: u64, entry: Entry) {
-        if stamp != self.next {
-            self.early.insert(stamp, entry);
-            return;
-        }
-        self.enter(entry);
-        self.next += 1;
-        while let Some(entry) = self.early.remove(&self.next) {
-            self.enter(entry);
-            self.next += 1;
-        }
-    }
-
-    fn enter(&mut self, entry: Entry) {
-        match entry {
-            Entry::Map { domain, iova, mapping } => {
-                self.mappings.insert((domain, iova), mapping);
-            }
-            Entry::Unmapped { domain, iova } => {
-                self.mappings.remove(&(domain, iova));
-            }
-            Entry::Attach { place, domain } => {
-                self.left.remove(&place);
-                self.attached.entry(place).or_default().push(domain);
-            }
-            Entry::Replaced { place, domain } => self.leave(place, domain),
-            Entry::Detached { place, domain } => {
-                self.leave(place, domain);
-                *self.epochs.entry(place).or_default() += 1;
-            }
-            Entry::Delivered { place, epoch, prgi } => self.delivered(place, epoch, prgi),
-            Entry::Enters(attachment) => self.handler_enters(attachment),
-            Entry::Leaves(attachment) => self.handler_leaves(attachment),
-            Entry::Gone(attachment) => self.gone(attachment),
-            Entry::Bus(event) => self.bus(&event),
-        }
-    }
-
-    fn leave(&mut self, place: Place, domain: u64) {
-        if let Some(list) = self.attached.get_mut(&place) {
-            if let Some(i) = list.iter().position(|d| *d == domain) {
-                list.remove(i);
-            }
-            if list.is_empty() {
-                self.attached.remove(&place);
-                self.left.insert(place);
-            }
-        }
-    }
-
-    fn delivered(&mut self, place: Place, epoch: u64, prgi: u16) {
-        self.verdict.quiescence.checked += 1;
-        // Which of the requests with this index it is, the handler cannot tell: the newest.
-        let all = (place, prgi, None)..=(place, prgi, Some([u64::MAX; 2]));
-        if self.queued.range(all).map(|(_, queued)| *queued).max().is_some_and(|queued| queued < epoch) {
-            self.verdict.quiescence.violated(|| {
-                format!(
-                    "group index {prgi} of {}, queued before a detach, was handed to what was attached after",
-                    name(place)
-                )
-            });
-        }
-    }
-
-    fn handler_enters(&mut self, attachment: u64) {
-        self.verdict.quiescence.checked += 1;
-        if self.gone.contains(&attachment) {
-            self.verdict
-                .quiescence
-                .violated(|| format!("a handler began after attachment {attachment} was gone"));
-        }
-        *self.running.entry(attachment).or_default() += 1;
-        let (now, most) = &mut self.at_once;
-        *now += 1;
-        *most = (*most).max(*now);
-    }
-
-    fn handler_leaves(&mut self, attachment: u64) {
-        if let Some(n) = self.running.get_mut(&attachment) {
-            *n = n.saturating_sub(1);
-        }
-        self.at_once.0 = self.at_once.0.saturating_sub(1);
-        if self.gone.contains(&attachment) {
-            self.verdict
-                .quiescence
-                .violated(|| format!("a handler ended after attachment {attachment} was gone"));
-        }
-    }
-
-    fn gone(&mut self, attachment: u64) {
-        self.verdict.quiescence.checked += 1;
-        self.gone.insert(attachment);
-        if self.running.get(&attachment).is_some_and(|n| *n > 0) {
-            self.verdict
-                .quiescence
-                .violated(|| format!("attachment {attachment} is gone and its handler runs"));
-        }
-    }
-
-    fn bus(&mut self, event: &Event) {
-        match &event.what {
-            What::Begin(r) => self.reach(r, false, event.time),
-            What::Finish(r) => self.reach(r, true, event.time),
-            What::PageRequested(r) if r.needs_response() && r.group != 0 => {
-                self.owed.insert((r.group, r.private), (r.source, r.prefix.map(|p| p.pasid)));
-            }
-            What::Settled { source, pasid, group, private, how, .. } => {
-                let place = (*source, *pasid);
-                let request = (*group, *private);
-                self.verdict.settled_once.checked += 1;
-                if self.owed.remove(&request).is_none() && self.settled.contains(&request) {
-                    let how = settlement(*how);
-                    self.verdict
-                        .settled_once
-                        .violated(|| format!("group {group:#x} of {} was settled again: {how}", name(place)));
-                }
-                self.settled.insert(request);
-            }
-            What::PageQueued { request, .. } if request.needs_response() => {
-                let place = (request.source, request.prefix.map(|p| p.pasid));
-                let epoch = self.epoch(place);
-                self.queued.insert((place, request.prgi, request.private), epoch);
-            }
-            What::ResponseSent { source, pasid, prgi, private, by: Responder::Software, .. } => {
-                let place = (*source, *pasid);
-                let epoch = self.epoch(place);
-                self.verdict.quiescence.checked += 1;
-                if self.queued.get(&(place, *prgi, *private)).is_some_and(|queued| *queued < epoch) {
-                    self.verdict.quiescence.violated(|| {
-                        format!(
-                            "{} ns: the answer to group index {prgi} of {} goes out after its detach",
-                            event.time,
-                            name(place)
-                        )
-                    });
-                }
-            }
-            What::UnexpectedResponse { source, pasid, prgi, private } => {
-                let place = (*source, *pasid);
-                self.verdict.settled_once.checked += 1;
-                self.verdict.settled_once.violated(|| {
-                    format!(
-                        "{} ns: {} got a response for group index {prgi}{}, for which it does not wait",
-                        event.time,
-                        name(place),
-                        private.map_or(String::new(), |p| format!(" with private data {p:x?}"))
-                    )
-                });
-            }
-            _ => {}
-        }
-    }
-
-    fn reach(&mut self, r: &Reach, moved: bool, time: u64) {
-        let place = (r.source, r.pasid);
-        let word = if r.write { "write" } else { "read" };
-        let what = || {
-            let stage = if moved { "moved bytes" } else { "was let through" };
-            let way = if r.translated { "translated " } else { "" };
-            format!(
-                "{time} ns: a {way}{word} of {} bytes by {} at {:#x} {stage} at {:#x}",
-                r.len,
-                name(place),
-                r.iova,
-                r.phys
-            )
-        };
-        self.verdict.isolation.checked += 1;
-        let Some(domains) = self.attached.get(&place) else {
-            if self.left.contains(&place) {
-                self.verdict.quiescence.checked += 1;
-                self.verdict.quiescence.violated(|| format!("{} after its detach", what()));
-            } else {
-                self.verdict.isolation.violated(|| format!("{}, attached to nothing", what()));
-            }
-            return;
-        };
-        let covers = |domain: &u64| {
-            let before = self.mappings.range((*domain, 0)..=(*domain, r.iova)).next_back();
-            before.is_some_and(|((_, start), m)| {
-                let offset = r.iova - start;
-                offset.checked_add(u64::from(r.len)).is_some_and(|end| end <= m.len)
-                    && m.phys + offset == r.phys
-                    && (m.write || !r.write)
-            })
-        };
-        if !domains.iter().any(covers) {
-            self.verdict.isolation.violated(|| format!("{}, which is not mapped so", what()));
-        }
-    }
-}
-
 impl AccessLog for Oracle {
     fn event(&mut self, event: &Event) {
-        if matters(&event.what) {
-            self.write(Entry::Bus(event.clone()));
-        }
+        self.write(Entry::Bus(event.clone()));
     }
-}
-
-/// Whether an event of the bus says anything about an invariant.
-fn matters(what: &What) -> bool {
-    matches!(
-        what,
-        What::Begin(_)
-            | What::Finish(_)
-            | What::PageRequested(_)
-            | What::PageQueued { .. }
-            | What::Settled { .. }
-            | What::ResponseSent { .. }
-            | What::UnexpectedResponse { .. }
-    )
 }
 
 /// How a group ended, in words.
@@ -462,6 +293,7 @@ pub fn settlement(how: Settlement) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_models::log::{Reach, What};
 
     const PLACE: Place = (RequesterId(8), None);
 
@@ -513,9 +345,9 @@ mod tests {
     fn handlers_at_once_are_counted() {
         let oracle = Oracle::default();
         for attachment in [1, 2, 3] {
-            oracle.handler_enters(attachment);
+            oracle.handler_enters(PLACE, attachment);
             if attachment != 2 {
-                oracle.handler_leaves(attachment);
+                oracle.handler_leaves(PLACE, attachment);
             }
         }
         assert_eq!(oracle.most_handlers_at_once(), 2);

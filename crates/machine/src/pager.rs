@@ -3,12 +3,11 @@
 
 use crate::{
     life::Life,
-    oracle::Oracle,
+    oracle::{Oracle, Place},
     platform::{AnyPlatform, MachinePlatform},
 };
 use parking_lot::Mutex;
 use portcullis::{Domain, External, PageGroup, Platform, Request, Resolver, Response, Sleep, Unmapping};
-use portcullis_models::bus::RequesterId;
 use portcullis_pgtable::{Phys, Prot};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -92,7 +91,7 @@ pub struct PagerCounts {
 pub struct Space {
     /// The number by which the oracle knows the attachment.
     pub attachment: u64,
-    source: RequesterId,
+    place: Place,
     oracle: Oracle,
     life: Life,
     domain: OnceLock<Domain<AnyPlatform, External<Space>>>,
@@ -114,7 +113,7 @@ impl Space {
     /// Pages over `frames`, for the attachment that the oracle knows by a number.
     pub fn new(
         attachment: u64,
-        source: RequesterId,
+        place: Place,
         regions: Vec<Region>,
         frames: Vec<Phys>,
         oracle: Oracle,
@@ -129,7 +128,7 @@ impl Space {
         };
         Arc::new(Space {
             attachment,
-            source,
+            place,
             oracle,
             life,
             domain: OnceLock::new(),
@@ -226,7 +225,7 @@ impl Space {
         pager.resident.insert(page, frame);
         pager.order.push_back(page);
         pager.counts.filled += 1;
-        self.life.mapped(platform.now().0, self.source, prgi, page, frame.0, evicted);
+        self.life.mapped(platform.now().0, self.place.0, prgi, page, frame.0, evicted);
         Ok(true)
     }
 
@@ -286,9 +285,9 @@ pub struct Paging(pub AnyPlatform);
 impl Resolver<AnyPlatform, Space> for Paging {
     fn resolve(&self, cx: &Sleep<'_>, space: &Arc<Space>, group: PageGroup<'_, AnyPlatform>) {
         let platform = &self.0;
-        space.oracle.handler_enters(space.attachment);
+        space.oracle.handler_enters(space.place, space.attachment);
         let prgi = group.index().unwrap_or(0);
-        space.life.resolving(platform.now().0, space.source, prgi, group.len());
+        space.life.resolving(platform.now().0, space.place.0, prgi, group.len());
         let taken = space.pager.lock().take();
         if let Some(mut pager) = taken {
             let mut all = true;
@@ -297,7 +296,7 @@ impl Resolver<AnyPlatform, Space> for Paging {
             }
             let (response, code) =
                 if all { (Response::Success, "Success") } else { (Response::Invalid, "Invalid") };
-            space.life.answered(platform.now().0, space.source, prgi, code);
+            space.life.answered(platform.now().0, space.place.0, prgi, code);
             match group.respond(response) {
                 Ok(()) if all => pager.counts.served += 1,
                 Ok(()) => pager.counts.refused += 1,
@@ -305,6 +304,6 @@ impl Resolver<AnyPlatform, Space> for Paging {
             }
             *space.pager.lock() = Some(pager);
         }
-        space.oracle.handler_leaves(space.attachment);
+        space.oracle.handler_leaves(space.place, space.attachment);
     }
 }

@@ -9,18 +9,26 @@ use std::collections::BTreeMap;
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// The scenario's name.
+    pub scenario: String,
     /// Seed of the run.
     pub seed: u64,
     /// Level of the adversary.
     pub adversary: String,
     /// How the scheduler chose.
     pub strategy: String,
-    /// Bytes of the input.
-    pub input_bytes: u64,
+    /// Bytes of the input, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_bytes: Option<u64>,
     /// SHA-256 of the input.
-    pub input_sha256: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_sha256: Option<String>,
     /// Frames for pages, of all engines together.
-    pub frames: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames: Option<usize>,
+    /// What happened, by what the scenario counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: BTreeMap<String, u64>,
     /// Each device.
     pub devices: Vec<DeviceReport>,
     /// Actions of the adversary by kind.
@@ -48,7 +56,7 @@ pub struct Report {
     pub invariants: Verdict,
     /// Whatever else went wrong, in words: a job that failed, a run that hung.
     pub problems: Vec<String>,
-    /// Every engine's bytes are the input's, no invariant is broken, nothing else went wrong.
+    /// Every byte compared is what it should be, no invariant is broken, nothing else went wrong.
     pub ok: bool,
     /// The life of one page request.
     pub life: Vec<String>,
@@ -68,6 +76,18 @@ pub struct OnThreads {
     /// The same in a second.
     pub served_per_second: f64,
 }
+
+impl OnThreads {
+    /// So many groups served, in so many nanoseconds.
+    pub fn new(workers: usize, served: u64, working_ns: u64) -> OnThreads {
+        let seconds = working_ns as f64 / 1e9;
+        let served_per_second = if seconds > 0.0 { served as f64 / seconds } else { 0.0 };
+        OnThreads { workers, working_ns, served, served_per_second }
+    }
+}
+
+/// How steps are chosen on threads.
+pub const NO_SCHEDULE: &str = "the system's; the seed picks data and adversary, not the schedule";
 
 /// What depends on the real clock.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

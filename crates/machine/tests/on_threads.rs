@@ -56,12 +56,14 @@ fn a_planted_fault_is_caught_by_isolation() {
 
 #[test]
 fn small_scenarios_hold_on_threads() {
-    for (n, (name, scenario)) in ALL.into_iter().enumerate() {
+    for (n, listed) in ALL.into_iter().enumerate() {
+        let name = listed.name;
         // One of them waits for time-outs of a second each.
         let levels =
             if name.contains("time-out") { vec![Level::Off] } else { vec![Level::Off, Level::Hostile] };
         for level in levels {
-            let ending = scenario(&Setting { threads: Some(4), adversary: level, ..Setting::new(n as u64) });
+            let ending =
+                (listed.run)(&Setting { threads: Some(4), adversary: level, ..Setting::new(n as u64) });
             assert!(
                 ending.ok(),
                 "{name}, {level:?}: {:#?} {:?} {:#?}",

@@ -157,6 +157,15 @@ pub enum What {
         /// The response's index.
         prgi: u16,
     },
+    /// The IOMMU has executed an invalidation of its own caches, or sent one to a device.
+    Invalidated {
+        /// What was to be forgotten.
+        cache: Cache,
+        /// The device it was sent to, of those that are.
+        source: Option<RequesterId>,
+        /// The PASID it was about, of those that name one.
+        pasid: Option<Pasid>,
+    },
     /// An interrupt left for the interrupt controller.
     Interrupt(Msi),
     /// An endpoint was reset.
@@ -164,6 +173,19 @@ pub enum What {
         /// The endpoint.
         source: RequesterId,
     },
+}
+
+/// What an invalidation is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cache {
+    /// Context entries.
+    Context,
+    /// PASID entries.
+    Pasid,
+    /// Translations in the IOMMU.
+    Iotlb,
+    /// Translations in a device.
+    DeviceTlb,
 }
 
 /// Why an IOMMU dropped a page request.

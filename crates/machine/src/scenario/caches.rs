@@ -1,9 +1,10 @@
 //! What caches keep: the IOMMU's, and those of devices with ATS.
 
 use super::{
+    actor::Actor,
     paging::reads_own,
     room::Room,
-    stage::{Actor, Ending, Setting, Stage, Task, perform},
+    stage::{Ending, Setting, Stage, Task, perform},
 };
 use crate::{pager::PAGE, platform::MachinePlatform};
 use portcullis::{Platform, Time, driver::Stage as Table};

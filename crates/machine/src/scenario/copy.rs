@@ -1,16 +1,16 @@
 //! The main scenario: engines copy a file through an IOMMU that pages their memory in on demand,
 //! and rogues beside them are stopped.
 
-mod watch;
+mod config;
 
-use self::watch::Watch;
+pub use self::config::{CopyConfig, CopyError, MOST_ENGINES, MOST_THREADS, Progress, most_input};
 use crate::{
     board::Board,
-    machine::{self, INSTANCE, Machine, MachineConfig, MachineError, On, OnThreads},
+    machine::{self, INSTANCE, Machine, MachineConfig},
     pager::{Backing, PAGE, Paging, Region, Space},
     platform::{AnyPlatform, MachinePlatform},
-    report::{DeviceReport, OnThreads as OnThreadsReport, Report, Timing},
-    sim::{Pool, SimConfig, Strategy},
+    report::{self, DeviceReport, NO_SCHEDULE, Report, Timing},
+    watch::Watch,
 };
 use parking_lot::Mutex;
 use portcullis::{
@@ -21,16 +21,10 @@ pub use portcullis_models::adversary::{Action, Level};
 use portcullis_models::{
     bus::{Pasid, RequesterId},
     endpoint::{CopyEngine, Endpoint, Engine, Flood, FloodConfig, Job, JobEnd, Rogue, RogueConfig},
-    mutation::Mutations,
-    vtd,
 };
 use portcullis_pgtable::{Phys, Prot};
 use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// IOVA of the first byte that an engine reads.
 const SOURCE: u64 = 0x1_0000_0000;
@@ -43,12 +37,6 @@ const WINDOW: usize = 4;
 const LOOK_BACK: u64 = 8;
 /// How often an engine asks again for a page that was refused.
 const RETRIES: u32 = 64;
-/// Bytes of the machine's memory.
-const MEMORY: usize = 64 << 20;
-/// Frames of memory kept for tables and queues.
-const TABLE_FRAMES: usize = 2048;
-/// Engines at most: each needs a share of the page-request queue.
-pub const MOST_ENGINES: usize = 64;
 /// Entries of the driver's page-request queue that can be in use.
 const PAGE_QUEUE: u32 = 127;
 /// Where the rogues' own pages are.
@@ -63,174 +51,8 @@ const ROGUE_ACTIONS: u64 = 440;
 const WATCH_INTERVAL: u64 = 50_000;
 /// The same in real time.
 const WATCH_INTERVAL_ON_THREADS: u64 = 1_000_000;
-/// Bytes that the input and its copies may take together on the host.
-const HELD: u64 = 1 << 30;
-/// Steps of the scheduler beyond which a run hangs: so many to begin with, and so many a page of
-/// each copy.
-const STEPS: u64 = 50_000_000;
-const STEPS_A_PAGE: u64 = 20_000;
-/// The same in real time, on threads.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PATIENCE_A_PAGE: Duration = Duration::from_millis(20);
-/// Nanoseconds.
-const DEVICE_TLB_TIMEOUT_ON_THREADS: u64 = 60_000_000_000;
 /// Workers of the simulation.
 const WORKERS: usize = 4;
-/// Threads that can be asked for.
-pub const MOST_THREADS: usize = 64;
-/// How steps are chosen on threads.
-const NO_SCHEDULE: &str = "the system's; the seed picks data and adversary, not the schedule";
-
-/// What to run.
-#[derive(Clone)]
-pub struct CopyConfig {
-    /// The bytes to copy.
-    pub input: Arc<[u8]>,
-    /// Copy engines: the first works with its requester id, the second inside a PASID, and so on.
-    pub engines: usize,
-    /// Frames for pages, of all engines together; `None` for an eighth of the input's pages.
-    pub frames: Option<usize>,
-    /// The seed.
-    pub seed: u64,
-    /// The adversary's level.
-    pub adversary: Level,
-    /// Real threads, so many of them workers that run resolvers; the seed then picks the
-    /// adversary's choices, and the system's scheduler the steps. `None` for the simulation.
-    pub threads: Option<usize>,
-    /// How steps are chosen; `None` leaves it to the seed.
-    pub strategy: Option<Strategy>,
-    /// Faults planted in the model, for tests.
-    pub mutations: Mutations,
-    /// Memory and stacks to use again from run to run.
-    pub pool: Pool,
-    /// Called now and then with the bytes that all engines together have written so far.
-    pub progress: Option<Progress>,
-}
-
-/// Is told how far a run is. Must not use the platform.
-pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
-
-impl CopyConfig {
-    /// The default run over these bytes.
-    pub fn new(input: Arc<[u8]>) -> CopyConfig {
-        CopyConfig {
-            input,
-            engines: 2,
-            frames: None,
-            seed: 0,
-            adversary: Level::Off,
-            threads: None,
-            strategy: None,
-            mutations: Mutations::default(),
-            pool: Pool::default(),
-            progress: None,
-        }
-    }
-
-    /// What the machine runs on, for so many pages of all copies together.
-    fn on(&self, pages: u64) -> On {
-        match self.threads {
-            Some(_) => On::Threads(OnThreads {
-                memory: MEMORY,
-                patience: PATIENCE + PATIENCE_A_PAGE * u32::try_from(pages).unwrap_or(u32::MAX),
-                ..OnThreads::default()
-            }),
-            None => On::Sim(SimConfig {
-                strategy: self.strategy,
-                pool: self.pool.clone(),
-                memory: MEMORY,
-                step_limit: STEPS + pages * STEPS_A_PAGE,
-                ..SimConfig::new(self.seed)
-            }),
-        }
-    }
-
-    /// The unit. A processor that does not get to step the hardware for a while must not look like a
-    /// device that does not answer.
-    fn unit(&self) -> vtd::Config {
-        let default = vtd::Config::default();
-        match self.threads {
-            Some(_) => vtd::Config { device_tlb_timeout: DEVICE_TLB_TIMEOUT_ON_THREADS, ..default },
-            None => default,
-        }
-    }
-
-    /// Frames that a run would have: those asked for, else an eighth of the input's pages, at least
-    /// two an engine, at most what memory has.
-    ///
-    /// # Errors
-    /// As [`run`], for what can be told before it begins.
-    pub fn budget(&self) -> Result<usize, CopyError> {
-        if self.threads.is_some_and(|n| n == 0 || n > MOST_THREADS) {
-            return Err(CopyError::Threads(self.threads.unwrap_or(0)));
-        }
-        let engines = self.engines;
-        let (given, most) = (self.input.len() as u64, most_input(engines)?);
-        if given > most {
-            return Err(CopyError::BigInput { given, engines, most });
-        }
-        let pages = self.input.len().div_ceil(PAGE as usize);
-        let least = 2 * engines;
-        let most = MEMORY / PAGE as usize - TABLE_FRAMES;
-        match self.frames {
-            None => Ok((pages / 8).max(least).min(most)),
-            Some(given) if given < least => Err(CopyError::FewFrames { given, least }),
-            Some(given) if given > most => Err(CopyError::ManyFrames { given, most }),
-            Some(given) => Ok(given),
-        }
-    }
-}
-
-/// Why a run did not begin.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CopyError {
-    /// Fewer than two frames for an engine.
-    #[error("{given} frames are too few: each engine needs two, so {least} at least")]
-    FewFrames {
-        /// Frames asked for.
-        given: usize,
-        /// What the engines need.
-        least: usize,
-    },
-    /// More frames than memory has.
-    #[error("{given} frames are too many: memory has room for {most}")]
-    ManyFrames {
-        /// Frames asked for.
-        given: usize,
-        /// What there is.
-        most: usize,
-    },
-    /// No engine, or too many.
-    #[error("{0} engines: at least 1, at most {MOST_ENGINES}")]
-    Engines(usize),
-    /// No thread, or too many.
-    #[error("{0} threads: at least 1, at most {MOST_THREADS}")]
-    Threads(usize),
-    /// More bytes than should be held.
-    #[error("{given} bytes are too many to hold with their copies: with {engines} engines at most {most}")]
-    BigInput {
-        /// Bytes given.
-        given: u64,
-        /// Engines.
-        engines: usize,
-        /// What they may have.
-        most: u64,
-    },
-    /// The machine could not be made.
-    #[error("{0}")]
-    Machine(#[from] MachineError),
-}
-
-/// Bytes that an input may have. It is held in memory, and so is what each engine writes.
-///
-/// # Errors
-/// [`CopyError::Engines`].
-pub fn most_input(engines: usize) -> Result<u64, CopyError> {
-    match engines {
-        1..=MOST_ENGINES => Ok(HELD / (engines as u64 + 1)),
-        _ => Err(CopyError::Engines(engines)),
-    }
-}
 
 /// What a run leaves.
 pub struct Outcome {
@@ -287,6 +109,9 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         ..MachineConfig::on(config.on(pages), config.seed)
     })?;
 
+    if let Some(trace) = &config.trace {
+        watch.oracle.read_along(trace.reader(&run.platform()));
+    }
     let results = Arc::new(Mutex::new(Results::default()));
     let scene = Scene {
         seed: config.seed,
@@ -313,7 +138,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         problems.push(stuck.to_string());
     }
     let devices = match &board {
-        Some(board) => actors.iter().map(|a| watch.report(a, board, &results, &input_sha256)).collect(),
+        Some(board) => actors.iter().map(|a| told(a, &watch, board, &results, &input_sha256)).collect(),
         None => Vec::new(),
     };
     let actions = board.map(|b| b.complex.adversary().counts().to_vec()).unwrap_or_default();
@@ -324,9 +149,11 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         seed: config.seed,
         adversary: format!("{:?}", config.adversary).to_lowercase(),
         strategy: schedule.as_ref().map_or_else(|| NO_SCHEDULE.into(), |s| s.strategy.clone()),
-        input_bytes: config.input.len() as u64,
-        input_sha256,
-        frames,
+        scenario: "copy".into(),
+        input_bytes: Some(config.input.len() as u64),
+        input_sha256: Some(input_sha256),
+        frames: Some(frames),
+        counts: BTreeMap::new(),
         devices,
         adversary_actions: actions.into_iter().collect(),
         fault_records: results.fault_records,
@@ -343,6 +170,23 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         timing: Timing { seconds: begun.elapsed().as_secs_f64() },
     };
     Ok(Outcome { report, outputs: results.outputs })
+}
+
+/// What is told of a device.
+fn told(actor: &Actor, watch: &Watch, board: &Board, results: &Results, input: &str) -> DeviceReport {
+    let mut report = DeviceReport {
+        role: actor.name().into(),
+        pasid: actor.pasid.map(Pasid::get),
+        core: results.counters.get(&actor.place).copied().unwrap_or_default().into(),
+        pager: results.pagers.get(&actor.place).copied(),
+        ..watch.device(board, actor.place)
+    };
+    if actor.role == Role::Engine {
+        let hash = results.outputs.get(actor.place).map(|o| sha256(o));
+        report.identical = Some(hash.as_deref() == Some(input));
+        report.sha256 = hash;
+    }
+    report
 }
 
 /// Shares of the page-request queue small enough for every engine and the flooding rogue.
@@ -390,11 +234,9 @@ struct Results {
 }
 
 impl Results {
-    fn on_threads(&self, workers: usize) -> OnThreadsReport {
+    fn on_threads(&self, workers: usize) -> report::OnThreads {
         let served = self.pagers.values().map(|p| p.served).sum();
-        let seconds = self.working_ns as f64 / 1e9;
-        let served_per_second = if seconds > 0.0 { served as f64 / seconds } else { 0.0 };
-        OnThreadsReport { workers, working_ns: self.working_ns, served, served_per_second }
+        report::OnThreads::new(workers, served, self.working_ns)
     }
 }
 
@@ -540,7 +382,8 @@ impl Scene {
         };
         let number = actor.place as u64;
         let Watch { oracle, life, .. } = &self.watch;
-        let space = Space::new(number, actor.id, regions, frames, oracle.clone(), life.clone());
+        let space =
+            Space::new(number, (actor.id, actor.pasid), regions, frames, oracle.clone(), life.clone());
         space.serve(domain);
         Ok(space)
     }

@@ -1,8 +1,9 @@
 //! Page requests: from a device to a resolver and back, and all that comes between.
 
 use super::{
+    actor::Actor,
     room::{Lodger, Manner, Room},
-    stage::{Actor, Ending, Setting, Stage, Task, perform},
+    stage::{Ending, Setting, Stage, Task, perform},
 };
 use crate::{machine::INSTANCE, pager::PAGE, platform::MachinePlatform};
 use portcullis::{Sleep, driver::Stage as Table};

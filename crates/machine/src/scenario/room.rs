@@ -1,6 +1,6 @@
 //! Domains and attachments of small scenarios, with the oracle told of every step.
 
-use super::stage::{Actor, Stage};
+use super::{actor::Actor, stage::Stage};
 use crate::{
     oracle::{Oracle, Place},
     pager::PAGE,
@@ -56,6 +56,8 @@ struct Inside {
 #[derive(Clone, Copy)]
 struct Page {
     frame: Phys,
+    /// Differs each time it is mapped.
+    number: u64,
     /// False while it is being mapped, and from its unmap until that is synced: nobody else may
     /// use its address meanwhile.
     there: bool,
@@ -156,6 +158,11 @@ impl Room {
         self.inside.pages.lock().get(&iova).filter(|p| p.there).map(|p| p.frame)
     }
 
+    /// The same with a number that is another one each time it is mapped.
+    pub fn frame_and_number(&self, iova: u64) -> Option<(Phys, u64)> {
+        self.inside.pages.lock().get(&iova).filter(|p| p.there).map(|p| (p.frame, p.number))
+    }
+
     /// Pages mapped now.
     pub fn pages(&self) -> Vec<u64> {
         self.inside.pages.lock().iter().filter(|(_, p)| p.there).map(|(iova, _)| *iova).collect()
@@ -169,13 +176,14 @@ impl Room {
     pub fn map(&self, iova: u64, write: bool) -> Result<Phys, String> {
         let ram = self.stage.platform.ram();
         let frame = ram.page().map_err(|e| e.to_string())?;
+        let number = self.stage.number();
         {
             let mut pages = self.inside.pages.lock();
             if pages.contains_key(&iova) {
                 ram.free_page(frame);
                 return Err(format!("{iova:#x} is mapped, or about to be"));
             }
-            pages.insert(iova, Page { frame, there: false });
+            pages.insert(iova, Page { frame, number, there: false });
         }
         ram.write(frame.0, &self.mark(iova)).map_err(|e| e.to_string())?;
         self.stage.oracle.map(self.id(), iova, frame.0, PAGE, write);
@@ -188,7 +196,7 @@ impl Room {
             ram.free_page(frame);
             return Err(e.to_string());
         }
-        pages.insert(iova, Page { frame, there: true });
+        pages.insert(iova, Page { frame, number, there: true });
         Ok(frame)
     }
 
@@ -342,7 +350,7 @@ struct Host(Stage);
 impl Resolver<AnyPlatform, Tenant> for Host {
     fn resolve(&self, cx: &Sleep<'_>, tenant: &Arc<Tenant>, group: PageGroup<'_, AnyPlatform>) {
         let Stage { platform, oracle, .. } = &self.0;
-        oracle.handler_enters(tenant.number);
+        oracle.handler_enters(tenant.place, tenant.number);
         if let Some(index) = group.index() {
             oracle.delivered(tenant.place, tenant.epoch, index);
         }
@@ -362,7 +370,7 @@ impl Resolver<AnyPlatform, Tenant> for Host {
             *(if all { inside.served.lock() } else { inside.refused.lock() }) += 1;
         }
         platform.yield_now();
-        oracle.handler_leaves(tenant.number);
+        oracle.handler_leaves(tenant.place, tenant.number);
     }
 }
 

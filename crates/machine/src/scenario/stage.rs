@@ -1,13 +1,17 @@
 //! What small scenarios share: one VT-d, endpoints that do what they are told, domains and
 //! attachments of which the oracle is told.
 
+pub use crate::watch::Tally;
 use crate::{
     board::Board,
     machine::{self, INSTANCE, Machine, MachineConfig, MachineError, On, OnThreads},
-    oracle::{Oracle, Place, Verdict, settlement},
+    oracle::{Oracle, Verdict},
     platform::{AnyPlatform, MachinePlatform},
-    runner::{Runner, Stuck},
+    report::{self, DeviceReport, NO_SCHEDULE, Report, Timing},
+    runner::{Runner, Schedule, Stuck},
     sim::{Plant, Pool, SimConfig, Strategy},
+    trace::Trace,
+    watch::Watch,
 };
 use parking_lot::Mutex;
 use portcullis::{
@@ -16,21 +20,25 @@ use portcullis::{
 };
 use portcullis_drivers::vtd as driver;
 use portcullis_models::{
-    adversary::{Action, Adversary, Level},
-    bus::{Pasid, Prefix, RequesterId},
-    endpoint::{Endpoint, Engine, Failure, Intent, Port},
-    log::{AccessLog, DropCause, Event, What},
+    adversary::{Action, Level},
+    bus::RequesterId,
     mutation::Mutations,
     vtd as model,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+/// Requester id of the device whose page requests are followed.
+const FIRST: u16 = 0x08;
 /// Workers of the simulation.
 const WORKERS: usize = 4;
 /// Bytes of memory.
 const MEMORY: usize = 16 << 20;
 /// Nanoseconds between the first two looks at something that the hardware does.
-const LOOK: u64 = 2_000;
+pub(super) const LOOK: u64 = 2_000;
 /// Nanoseconds between two looks at most.
 const LONGEST_LOOK: u64 = 256_000;
 /// Looks after which a wait is given up.
@@ -47,6 +55,10 @@ pub struct Setting {
     /// Real threads, so many of them workers; the seed then picks data and adversary, and the
     /// system's scheduler the steps. `None` for the simulation.
     pub threads: Option<usize>,
+    /// How much happens, where the scenario lets it be chosen.
+    pub size: Option<usize>,
+    /// How many devices, where the scenario lets it be chosen.
+    pub devices: Option<usize>,
     /// What the manuals let go wrong.
     pub adversary: Level,
     /// The unit's choices.
@@ -63,6 +75,8 @@ pub struct Setting {
     pub wrap: Option<Wrap>,
     /// How steps are chosen; `None` leaves it to the seed.
     pub strategy: Option<Strategy>,
+    /// Is told of everything that happens.
+    pub trace: Option<Trace>,
     /// Memory and stacks to use again from run to run.
     pub pool: Pool,
 }
@@ -73,6 +87,8 @@ impl Setting {
         Setting {
             seed,
             threads: None,
+            size: None,
+            devices: None,
             adversary: Level::Off,
             unit: model::Config::default(),
             options: driver::Options::default(),
@@ -81,6 +97,7 @@ impl Setting {
             plant: None,
             wrap: None,
             strategy: None,
+            trace: None,
             pool: Pool::default(),
         }
     }
@@ -116,12 +133,22 @@ pub struct Ending {
     pub stuck: Option<Stuck>,
     /// What the bus saw.
     pub tally: Tally,
+    /// What the scenario counted.
+    pub counts: BTreeMap<String, u64>,
+    /// Its devices, in the order in which they were plugged in.
+    pub devices: Vec<DeviceReport>,
     /// What the adversary did.
     pub actions: Vec<(Action, u64)>,
-    /// Hash of the schedule; 0 on threads.
-    pub schedule_hash: u64,
+    /// Resolvers that ran at the same time, at most.
+    pub resolvers_at_once: u32,
+    /// The life of one page request of the first device.
+    pub life: Vec<String>,
+    /// How the steps were chosen, on the simulation.
+    pub schedule: Option<Schedule>,
     /// Nanoseconds of the platform's clock at the end.
     pub ns: u64,
+    /// Real time that it took.
+    pub real: Duration,
 }
 
 impl Ending {
@@ -129,29 +156,46 @@ impl Ending {
     pub fn ok(&self) -> bool {
         self.verdict.holds() && self.problems.is_empty() && self.stuck.is_none()
     }
-}
 
-/// Counts from the bus's log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// How last page requests were settled.
-    pub settled: BTreeMap<String, u64>,
-    /// Page requests that the IOMMU dropped, by cause.
-    pub dropped: BTreeMap<DropCause, u64>,
-    /// Responses discarded because a reset had made their group void.
-    pub late: u64,
-    /// Requests refused.
-    pub blocked: u64,
-    /// Interrupts that endpoints sent.
-    pub interrupts: u64,
-}
+    /// Hash of the schedule; 0 on threads, which have none.
+    pub fn schedule_hash(&self) -> u64 {
+        self.schedule.as_ref().map_or(0, |s| s.hash)
+    }
 
-impl Tally {
-    /// Groups settled in a way that begins so.
-    pub fn settled_by(&self, how: &str) -> u64 {
-        self.settled.iter().filter(|(h, _)| h.starts_with(how)).map(|(_, n)| n).sum()
+    /// The same as a report of a run.
+    pub fn report(&self, setting: &Setting) -> Report {
+        let schedule = self.schedule.as_ref();
+        let stuck = self.stuck.iter().map(Stuck::to_string);
+        let served = self.tally.settled_by("software: Success");
+        Report {
+            scenario: self.scenario.into(),
+            seed: self.seed,
+            adversary: format!("{:?}", setting.adversary).to_lowercase(),
+            strategy: schedule.map_or_else(|| NO_SCHEDULE.into(), |s| s.strategy.clone()),
+            input_bytes: None,
+            input_sha256: None,
+            frames: None,
+            counts: self.counts.clone(),
+            devices: self.devices.clone(),
+            adversary_actions: self.actions.iter().copied().collect(),
+            fault_records: self.devices.iter().map(|d| d.core.faults).sum(),
+            fault_records_lost: 0,
+            resolvers_at_once: self.resolvers_at_once,
+            virtual_ns: schedule.map(|_| self.ns),
+            steps: schedule.map(|s| s.steps),
+            schedule_hash: schedule.map(|s| format!("{:016x}", s.hash)),
+            threads: setting.threads.map(|workers| report::OnThreads::new(workers, served, self.ns)),
+            invariants: self.verdict.clone(),
+            problems: stuck.chain(self.problems.iter().cloned()).collect(),
+            ok: self.ok(),
+            life: self.life.clone(),
+            timing: Timing { seconds: self.real.as_secs_f64() },
+        }
     }
 }
+
+/// What each device is, by its place, and what the core knows of it.
+type Cast = BTreeMap<usize, (String, Device<AnyPlatform>)>;
 
 /// The machine, in the hands of a scenario's tasks. A handle.
 #[derive(Clone)]
@@ -164,7 +208,9 @@ pub struct Stage {
     pub oracle: Oracle,
     /// What was set.
     pub setting: Arc<Setting>,
-    tally: Arc<Mutex<Tally>>,
+    watch: Watch,
+    counts: Arc<Mutex<BTreeMap<String, u64>>>,
+    pub(super) cast: Arc<Mutex<Cast>>,
     problems: Arc<Mutex<Vec<String>>>,
     numbers: Arc<Mutex<u64>>,
 }
@@ -175,6 +221,7 @@ pub fn perform(
     setting: &Setting,
     play: impl FnOnce(&Stage, &Sleep<'_>) -> Result<(), String> + Send + 'static,
 ) -> Ending {
+    let begun = Instant::now();
     let mut ending = Ending {
         scenario,
         seed: setting.seed,
@@ -182,68 +229,89 @@ pub fn perform(
         problems: Vec::new(),
         stuck: None,
         tally: Tally::default(),
+        counts: BTreeMap::new(),
+        devices: Vec::new(),
         actions: Vec::new(),
-        schedule_hash: 0,
+        resolvers_at_once: 0,
+        life: Vec::new(),
+        schedule: None,
         ns: 0,
+        real: Duration::ZERO,
     };
-    let begun = Stage::set(setting);
-    let (mut run, stage) = match begun {
-        Ok(begun) => begun,
+    let (mut run, stage) = match Stage::set(setting) {
+        Ok(set) => set,
         Err(e) => {
             ending.problems.push(e.to_string());
             return ending;
         }
     };
-    let (oracle, tally, problems) = (stage.oracle.clone(), stage.tally.clone(), stage.problems.clone());
+    let (watch, problems, counts) = (stage.watch.clone(), stage.problems.clone(), stage.counts.clone());
+    let core = Arc::new(Mutex::new(BTreeMap::new()));
+    let counters = core.clone();
     run.spawn("main", move |_| {
         let cx = Sleep::in_sleepable_context();
         if let Err(e) = play(&stage, &cx) {
             stage.problem(e);
         }
+        let of = |(place, (role, device)): (usize, (String, Device<_>))| (place, (role, device.counters()));
+        *counters.lock() = std::mem::take(&mut *stage.cast.lock()).into_iter().map(of).collect();
     });
     ending.stuck = run.run().and_then(|()| run.settle()).err();
-    ending.schedule_hash = run.schedule().map_or(0, |s| s.hash);
+    ending.schedule = run.schedule();
     ending.ns = run.now().0;
     let board = run.take_hardware::<Board>();
     if let Err(stuck) = run.finish() {
         ending.stuck.get_or_insert(stuck);
     }
     ending.problems.append(&mut problems.lock());
-    ending.tally = tally.lock().clone();
-    ending.verdict = oracle.close();
+    ending.counts = std::mem::take(&mut *counts.lock());
+    ending.tally = watch.tally();
+    ending.verdict = watch.oracle.close();
+    ending.resolvers_at_once = watch.oracle.most_handlers_at_once();
+    ending.life = watch.life.lines();
     if let Some(board) = board {
         ending.actions = board.complex.adversary().counts().to_vec();
+        let core = core.lock();
         for place in 0..board.complex.endpoints() {
             let Some(endpoint) = board.complex.endpoint(place) else { continue };
             let id = endpoint.id();
             ending.tally.interrupts += board.interrupts_from(id);
             ending.problems.extend(endpoint.violations().iter().map(|v| format!("{id}: {v}")));
+            let (role, counters) = core.get(&place).cloned().unwrap_or_default();
+            let device = watch.device(&board, place);
+            ending.devices.push(DeviceReport { role, core: counters.into(), ..device });
         }
     }
+    ending.real = begun.elapsed();
     ending
 }
 
 impl Stage {
     fn set(setting: &Setting) -> Result<(Runner, Stage), MachineError> {
-        let (oracle, tally) = (Oracle::default(), Arc::default());
+        let watch = Watch::new(RequesterId(FIRST));
         let Machine { run, iommu } = Machine::new(MachineConfig {
             core: setting.core,
             unit: setting.unit.clone(),
             adversary: setting.adversary,
             mutations: setting.mutations,
             workers: setting.threads.unwrap_or(WORKERS),
-            log: Box::new(Notes { oracle: oracle.clone(), tally: Arc::clone(&tally) }),
+            log: Box::new(watch.clone()),
             ..MachineConfig::on(setting.on(), setting.seed)
         })?;
         let platform = run.platform();
+        if let Some(trace) = &setting.trace {
+            watch.oracle.read_along(trace.reader(&platform));
+        }
         // Where one of the two is snooped, structures or page tables, both are taken to be.
         platform.ram().track_cleaning(!setting.unit.coherent && !setting.unit.walks_coherent);
         let stage = Stage {
             platform,
             iommu,
-            oracle,
+            oracle: watch.oracle.clone(),
             setting: Arc::new(setting.clone()),
-            tally,
+            watch,
+            counts: Arc::default(),
+            cast: Arc::default(),
             problems: Arc::default(),
             numbers: Arc::default(),
         };
@@ -289,7 +357,12 @@ impl Stage {
 
     /// What the bus saw so far.
     pub fn tally(&self) -> Tally {
-        self.tally.lock().clone()
+        self.watch.tally()
+    }
+
+    /// Counts something for the report.
+    pub fn count(&self, what: &str, n: u64) {
+        *self.counts.lock().entry(what.into()).or_default() += n;
     }
 
     /// A number that nothing else of this run has.
@@ -343,206 +416,7 @@ impl Stage {
         }
         Err(format!("waited in vain for {what}"))
     }
-
-    /// Plugs an endpoint in that does what it is told, and adds its device.
-    ///
-    /// # Errors
-    /// The core's reason.
-    pub fn device(&self, cx: &Sleep<'_>, id: u16, trusted: bool) -> Result<Actor, String> {
-        let results = Arc::new(Mutex::new(BTreeMap::new()));
-        let hand = Box::new(Hand(results.clone()));
-        self.device_with(cx, id, trusted, hand).map(|a| Actor { results, ..a })
-    }
-
-    /// The same with another engine: its accesses are not the scenario's.
-    ///
-    /// # Errors
-    /// The core's reason.
-    pub fn device_with(
-        &self,
-        cx: &Sleep<'_>,
-        id: u16,
-        trusted: bool,
-        engine: Box<dyn Engine>,
-    ) -> Result<Actor, String> {
-        let rid = RequesterId(id);
-        let endpoint = Endpoint::new(rid, self.setting.seed ^ u64::from(id) << 32, engine);
-        let (place, spec) = machine::plug(&self.platform, endpoint, trusted);
-        let device = self.iommu.add_device(cx, spec).map_err(|e| e.to_string())?;
-        Ok(Actor { stage: self.clone(), id: rid, place, device, results: Arc::default() })
-    }
 }
 
 /// A task of a scenario.
 pub type Task = Box<dyn FnOnce(&Stage, &Sleep<'_>) -> Result<(), String> + Send>;
-
-type Results = Arc<Mutex<BTreeMap<u64, Result<Vec<u8>, Failure>>>>;
-
-/// A device on the stage: the endpoint and what the core knows of it.
-#[derive(Clone)]
-pub struct Actor {
-    stage: Stage,
-    /// Its requester id.
-    pub id: RequesterId,
-    /// Its place in the complex.
-    pub place: usize,
-    /// The core's handle.
-    pub device: Device<AnyPlatform>,
-    results: Results,
-}
-
-impl Actor {
-    /// Where it translates: by its requester id, or inside a PASID.
-    pub fn at(&self, pasid: Option<u32>) -> Place {
-        (self.id, pasid.and_then(Pasid::new))
-    }
-
-    /// Calls `f` with the endpoint.
-    pub fn endpoint<R>(&self, f: impl FnOnce(&mut Endpoint) -> R) -> Option<R> {
-        self.stage.platform.hardware::<Board, _>(|b| b.complex.endpoint_mut(self.place).map(f)).flatten()
-    }
-
-    /// Begins an access.
-    pub fn begin(&self, pasid: Option<u32>, iova: u64, intent: Intent) -> u64 {
-        let prefix = pasid.and_then(Pasid::new).map(Prefix::user);
-        let ticket = self.endpoint(|e| {
-            e.port_mut().set_prefix(prefix);
-            e.port_mut().access(iova, intent)
-        });
-        ticket.unwrap_or(0)
-    }
-
-    /// Waits for the end of an access.
-    ///
-    /// # Errors
-    /// When it does not end.
-    pub fn end(&self, cx: &Sleep<'_>, ticket: u64) -> Result<Result<Vec<u8>, Failure>, String> {
-        let mut result = None;
-        self.stage.until(cx, "the end of an access", || {
-            result = self.results.lock().remove(&ticket);
-            result.is_some()
-        })?;
-        result.ok_or_else(|| format!("{}: access {ticket} did not end", self.id))
-    }
-
-    /// One access, begun and ended.
-    ///
-    /// # Errors
-    /// When it does not end.
-    pub fn access(
-        &self,
-        cx: &Sleep<'_>,
-        pasid: Option<u32>,
-        iova: u64,
-        intent: Intent,
-    ) -> Result<Result<Vec<u8>, Failure>, String> {
-        let ticket = self.begin(pasid, iova, intent);
-        self.end(cx, ticket)
-    }
-
-    /// An access that has to succeed. One whose page request the hardware refuses, as the adversary
-    /// has it do, is tried again.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn must(
-        &self,
-        cx: &Sleep<'_>,
-        pasid: Option<u32>,
-        iova: u64,
-        intent: Intent,
-    ) -> Result<Vec<u8>, String> {
-        let threads = self.stage.on_threads();
-        let tries = if self.stage.is_calm() && !threads { 1 } else { 64 };
-        let mut last = None;
-        for n in 0..tries {
-            match self.access(cx, pasid, iova, intent.clone())? {
-                Ok(data) => return Ok(data),
-                Err(failure) => last = Some(failure),
-            }
-            if threads {
-                // There hardware is fast beside software: what is in the way takes longer to go.
-                self.stage.sleep(cx, LOOK << (n / 4))?;
-            }
-        }
-        Err(format!("{} at {iova:#x}, PASID {pasid:?}: {last:?}", self.id))
-    }
-
-    /// An access that has to fail.
-    ///
-    /// # Errors
-    /// When it succeeds.
-    pub fn must_not(
-        &self,
-        cx: &Sleep<'_>,
-        pasid: Option<u32>,
-        iova: u64,
-        intent: Intent,
-    ) -> Result<Failure, String> {
-        match self.access(cx, pasid, iova, intent)? {
-            Err(failure) => Ok(failure),
-            Ok(_) => Err(format!("{} at {iova:#x}, PASID {pasid:?}: it was let through", self.id)),
-        }
-    }
-
-    /// Waits until the engine has fallen silent.
-    ///
-    /// # Errors
-    /// When the run ends.
-    pub fn until_silent(&self, cx: &Sleep<'_>) -> Result<(), String> {
-        let look = || {
-            self.endpoint(|e| {
-                let s = e.statistics();
-                let blocked = s.blocked.values().sum::<u64>();
-                (s.page_requests, s.accesses, blocked, e.port().outstanding())
-            })
-        };
-        let (mut before, mut same) = (look(), 0);
-        while same < 20 {
-            self.stage.sleep(cx, 10_000)?;
-            let now = look();
-            same = if now == before { same + 1 } else { 0 };
-            before = now;
-        }
-        Ok(())
-    }
-}
-
-/// An engine without a will: the scenario begins accesses, and reads here how they ended.
-struct Hand(Results);
-
-impl Engine for Hand {
-    fn wants(&self, _: &Port) -> bool {
-        false
-    }
-
-    fn step(&mut self, _: &mut Port, _: &mut Adversary, _: usize) {}
-
-    fn ended(&mut self, _: &mut Port, ticket: u64, result: Result<Vec<u8>, Failure>) {
-        self.0.lock().insert(ticket, result);
-    }
-
-    fn reset(&mut self) {
-        self.0.lock().clear();
-    }
-}
-
-/// The oracle and the counters read the bus's log.
-struct Notes {
-    oracle: Oracle,
-    tally: Arc<Mutex<Tally>>,
-}
-
-impl AccessLog for Notes {
-    fn event(&mut self, event: &Event) {
-        self.oracle.event(event);
-        let mut t = self.tally.lock();
-        match &event.what {
-            What::Settled { how, .. } => *t.settled.entry(settlement(*how)).or_default() += 1,
-            What::PageDropped { cause, .. } => *t.dropped.entry(*cause).or_default() += 1,
-            What::LateResponse { .. } => t.late += 1,
-            What::Blocked { .. } => t.blocked += 1,
-            _ => {}
-        }
-    }
-}

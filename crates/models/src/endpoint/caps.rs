@@ -36,6 +36,8 @@ pub enum Violation {
 pub struct Capabilities {
     pasid: Option<u8>,
     ats: Option<u8>,
+    /// The function has switched its ATS off by itself.
+    ats_given_up: bool,
     pri: Option<u32>,
     pri_failed: bool,
     pri_busy: bool,
@@ -88,11 +90,16 @@ impl Capabilities {
             _ => {}
         }
         self.ats = stu;
+        self.ats_given_up = false;
         Ok(())
     }
 
     pub(crate) fn set_pri(&mut self, credits: Option<u32>) -> Result<(), Violation> {
         if credits.is_some() {
+            if self.ats_given_up {
+                // Software cannot know that it came too late, and it comes to nothing.
+                return Ok(());
+            }
             if self.ats.is_none() {
                 return self.refuse(Violation::PriBeforeAts);
             }
@@ -121,6 +128,7 @@ impl Capabilities {
     /// An unsupported request as the answer to a translation request makes the function switch its
     /// ATS off, and with it PRI.
     pub(crate) fn ats_refused(&mut self) {
+        self.ats_given_up |= self.ats.is_some();
         self.ats = None;
         self.pri = None;
     }

@@ -16,7 +16,7 @@ use super::{Config, Vtd};
 use crate::adversary::Action;
 use crate::bus::{Downstream, Pasid, PrivateData, RequesterId, Responder, ResponseCode};
 use crate::iommu::Cx;
-use crate::log::What;
+use crate::log::{Cache, What};
 
 /// A descriptor that has been fetched and not been completed.
 #[derive(Debug)]
@@ -186,6 +186,9 @@ impl Vtd {
         };
         if index > 0 {
             cx.adversary.count(Action::Reorder);
+        }
+        if let Some((cache, source, pasid)) = invalidation(&op.descriptor) {
+            cx.note(What::Invalidated { cache, source, pasid });
         }
         let ignore = cx.mutations;
         match op.descriptor {
@@ -401,6 +404,19 @@ impl Vtd {
         let wait = |op: &Op| matches!(op.descriptor, Descriptor::Wait(_));
         self.queue.ops.retain(|op| !wait(op) && op.seq < oldest);
     }
+}
+
+/// What an invalidation is about, for the log.
+fn invalidation(d: &Descriptor) -> Option<(Cache, Option<RequesterId>, Option<Pasid>)> {
+    Some(match d {
+        Descriptor::ContextCache(_) => (Cache::Context, None, None),
+        Descriptor::PasidCache(_) => (Cache::Pasid, None, None),
+        Descriptor::Iotlb(_) => (Cache::Iotlb, None, None),
+        Descriptor::PasidIotlb(d) => (Cache::Iotlb, None, Pasid::new(d.pasid())),
+        Descriptor::DevTlb(d) => (Cache::DeviceTlb, Some(RequesterId(d.sid())), None),
+        Descriptor::PasidDevTlb(d) => (Cache::DeviceTlb, Some(RequesterId(d.sid())), Pasid::new(d.pasid())),
+        _ => return None,
+    })
 }
 
 /// Sends software's answer to a group of page requests (`[V]` 7.6.1).
