@@ -11,7 +11,8 @@ use crate::{
 };
 use alloc::{collections::VecDeque, sync::Arc};
 use portcullis_sync::{
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    atomic::{AtomicU32, Ordering},
+    errand::Bell,
     roster::Roster,
 };
 
@@ -26,7 +27,7 @@ pub(crate) struct Hub<P: Platform> {
     running: AtomicU32,
     pub(crate) observers: Roster<Listener>,
     /// A sleeping observer may have records to be handed to it.
-    records_due: AtomicBool,
+    records_due: Bell,
     work: P::Lock<Work<P>>,
 }
 
@@ -98,7 +99,7 @@ impl<P: Platform> Hub<P> {
             progress: platform.event(),
             running: AtomicU32::new(0),
             observers,
-            records_due: AtomicBool::new(false),
+            records_due: Bell::new(),
             work: platform.lock(work),
             platform,
             config,
@@ -121,13 +122,13 @@ impl<P: Platform> Hub<P> {
 
     /// Has a worker hand records to sleeping observers.
     pub(crate) fn ask_for_telling(&self) {
-        self.records_due.store(true, Ordering::SeqCst);
+        self.records_due.ring();
         self.platform.kick();
     }
 
     /// A sleeping observer with records, now the caller's to run.
     fn next_desk(&self) -> Option<Arc<Desk>> {
-        if !self.records_due.swap(false, Ordering::SeqCst) {
+        if !self.records_due.heard() {
             return None;
         }
         let mut found = None;
@@ -139,8 +140,10 @@ impl<P: Platform> Hub<P> {
                 found = Some(desk.clone());
             }
         });
-        // There may be another one.
-        self.records_due.fetch_or(found.is_some(), Ordering::SeqCst);
+        if found.is_some() {
+            // There may be another one.
+            self.records_due.ring();
+        }
         found
     }
 

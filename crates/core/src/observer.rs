@@ -18,6 +18,7 @@ use alloc::{boxed::Box, sync::Arc};
 use core::{fmt, ops::Deref, task::Poll};
 use portcullis_sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
+    errand::Errand,
     ring::Ring,
     roster::Membership,
 };
@@ -136,10 +137,7 @@ impl Queue {
 pub(crate) struct Desk {
     queue: Queue,
     observer: Box<dyn Observer>,
-    /// There may be records in the queue that no worker has been asked to look at.
-    due: AtomicBool,
-    /// A worker is at it.
-    busy: AtomicBool,
+    errand: Errand,
     closed: AtomicBool,
 }
 
@@ -149,17 +147,16 @@ const BATCH: usize = 16;
 impl Desk {
     fn push(&self, record: &FaultRecord) -> bool {
         self.queue.push(record);
-        !self.due.swap(true, Ordering::SeqCst)
+        self.errand.ask()
     }
 
     /// Makes the desk this worker's, if it has work and nobody is at it.
     pub(crate) fn take(&self) -> bool {
-        self.due.load(Ordering::SeqCst) && !self.busy.swap(true, Ordering::SeqCst)
+        self.errand.take()
     }
 
     /// Hands records over. True if there may be more. By who took the desk.
     pub(crate) fn run(&self, cx: &Sleep<'_>) -> bool {
-        self.due.store(false, Ordering::SeqCst);
         let open = || !self.closed.load(Ordering::Acquire);
         let mut left = BATCH;
         while left > 0
@@ -174,12 +171,10 @@ impl Desk {
                 0 => {}
                 lost => self.observer.lost(cx, lost),
             }
-        } else {
-            self.due.store(true, Ordering::SeqCst);
         }
-        // What was pushed meanwhile found the desk busy: looked at after it no longer is.
-        self.busy.store(false, Ordering::SeqCst);
-        self.due.load(Ordering::SeqCst)
+        // A batch that was used up may have left some.
+        let more = left == 0 && self.errand.ask();
+        self.errand.end() || more
     }
 }
 
@@ -302,8 +297,7 @@ impl<P: Platform> Observation<P> {
         let desk = Arc::new(Desk {
             queue: Queue::new(capacity)?,
             observer,
-            due: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
+            errand: Errand::new(),
             closed: AtomicBool::new(false),
         });
         let seat = Seat::new(hub, scope, Ear::Desk(desk.clone()))?;

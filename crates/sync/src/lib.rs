@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod atomic;
 mod cell;
+pub mod errand;
 pub mod gate;
 #[cfg(feature = "hook")]
 pub mod hook;
