@@ -9,7 +9,7 @@
 //! Firmware is input like any other: whatever it says, reading ends with a value or an error that
 //! names the offset and the reason.
 //!
-//! [V] is Intel's VT-d specification, revision 5.10.
+//! `[V]` is Intel's VT-d specification, revision 5.10.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;

@@ -9,7 +9,7 @@ use core::fmt;
 #[non_exhaustive]
 pub enum MergedBy {
     /// They are behind a bridge to or from conventional PCI, or are that bridge: it may send
-    /// requests on with a requester id of its own ([V] 3.12.1, 3.12.2).
+    /// requests on with a requester id of its own (`[V]` 3.12.1, 3.12.2).
     BridgeAlias {
         /// The bridge.
         bridge: Address,
@@ -19,7 +19,7 @@ pub enum MergedBy {
         /// The id, as a place.
         alias: Address,
     },
-    /// One claims the other's function number for its phantom functions ([V] 3.12.5).
+    /// One claims the other's function number for its phantom functions (`[V]` 3.12.5).
     PhantomFunction {
         /// The function that claims.
         of: Address,

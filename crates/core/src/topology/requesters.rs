@@ -77,7 +77,7 @@ impl Ids {
     }
 }
 
-/// Device 0, function 0 of a bus ([V] 3.12.1).
+/// Device 0, function 0 of a bus (`[V]` 3.12.1).
 fn first_on(bridge: &Function, bus: u8) -> Address {
     Address { rid: u16::from(bus) << 8, ..bridge.at }
 }

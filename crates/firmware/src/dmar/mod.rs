@@ -1,4 +1,4 @@
-//! The DMA Remapping Reporting table: what firmware says of VT-d ([V] 8.1 to 8.9).
+//! The DMA Remapping Reporting table: what firmware says of VT-d (`[V]` 8.1 to 8.9).
 //!
 //! ```
 //! use portcullis_firmware::dmar::{Dmar, Drhd, Structure};
@@ -78,19 +78,19 @@ pub struct Flags {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Structure {
-    /// A remapping hardware unit ([V] 8.3).
+    /// A remapping hardware unit (`[V]` 8.3).
     Drhd(Drhd),
-    /// Memory that devices must always reach ([V] 8.4).
+    /// Memory that devices must always reach (`[V]` 8.4).
     Rmrr(Rmrr),
-    /// Root ports that take part in address translation services ([V] 8.5).
+    /// Root ports that take part in address translation services (`[V]` 8.5).
     Atsr(Atsr),
-    /// A unit's proximity to memory ([V] 8.6).
+    /// A unit's proximity to memory (`[V]` 8.6).
     Rhsa(Rhsa),
-    /// A device that ACPI's name space enumerates ([V] 8.7).
+    /// A device that ACPI's name space enumerates (`[V]` 8.7).
     Andd(Andd),
-    /// Integrated devices with device TLBs ([V] 8.8).
+    /// Integrated devices with device TLBs (`[V]` 8.8).
     Satc(Satc),
-    /// Integrated devices that restrict how they are set up ([V] 8.9).
+    /// Integrated devices that restrict how they are set up (`[V]` 8.9).
     Sidp(Sidp),
     /// A type that is not known: skipped by its length, as the manual asks.
     Unknown {
@@ -178,7 +178,7 @@ pub struct Sidp {
     pub scopes: Vec<Scope>,
 }
 
-/// A Device Scope entry ([V] 8.3.1).
+/// A Device Scope entry (`[V]` 8.3.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     /// What it names.
@@ -280,7 +280,7 @@ impl Dmar {
     }
 }
 
-/// Types of remapping structures ([V] 8.2).
+/// Types of remapping structures (`[V]` 8.2).
 mod kind {
     pub(super) const DRHD: u16 = 0;
     pub(super) const RMRR: u16 = 1;

@@ -256,7 +256,7 @@ fn properties(scope: &Scope) -> Atc {
 const USB: u32 = 0x0c03;
 const DISPLAY: u32 = 0x03;
 
-/// [V] 3.16: read and write permission.
+/// `[V]` 3.16: read and write permission.
 pub(super) fn reserved(region: &Region, class: u32) -> ReservedRegion {
     let relaxable = class >> 8 == USB || class >> 16 == DISPLAY;
     ReservedRegion {

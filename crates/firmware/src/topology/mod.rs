@@ -50,7 +50,7 @@ pub struct Unit {
 /// What firmware says of a device's own TLB (ATC), and of how its translations may be set up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Atc {
-    /// It is integrated, and was validated ([V] 4.4): to enable it is recommended.
+    /// It is integrated, and was validated (`[V]` 4.4): to enable it is recommended.
     pub hardened: bool,
     /// The device does not work without it.
     pub required: bool,
@@ -127,7 +127,7 @@ impl Topology {
     /// The unit that serves a PCI function: the one that names it, else the one that names the
     /// nearest bridge above it, else the one that serves the rest of its segment. Of two that say
     /// the same, the first in the table. A virtual function is asked for by its physical one, an
-    /// extended one (ARI) by function 0 ([V] 8.3.2, 8.3.3).
+    /// extended one (ARI) by function 0 (`[V]` 8.3.2, 8.3.3).
     pub fn unit_of(&self, function: Address) -> Option<&Unit> {
         let named = self.served.iter().filter_map(|(place, unit)| Some((place.distance(function)?, *unit)));
         // The first of those that are nearest: `min_by_key` gives that one.

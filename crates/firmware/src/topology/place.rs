@@ -60,7 +60,7 @@ impl Place {
     }
 }
 
-/// The device at the end of a path ([V] 8.3.1): each step but the last is a bridge.
+/// The device at the end of a path (`[V]` 8.3.1): each step but the last is a bridge.
 pub(super) fn follow(scope: &Scope, segment: u16, bridges: &dyn Bridges) -> Result<Address, Remark> {
     let mut bus = scope.start_bus;
     let mut at = None;
