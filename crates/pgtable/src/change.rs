@@ -120,10 +120,15 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let n = 1 << (found.size_bits - shift);
         // The entry that was found need not be the leaf's first.
         let first = self.first_index(found);
+        // A walker marks any entry for all of the leaf, so every part is as marked as the whole.
+        let entries = || (first..first + n).map(|i| self.load(found.table, i));
+        let marked = entries().find(|w| self.format.dirty(*w));
+        let marked = marked.or_else(|| entries().find(|w| self.format.accessed(*w)));
         for i in first..first + n {
             let phys = Phys(found.base.0 + (((i - first) as u64) << shift));
             self.replace(found.table, i, |w| {
-                self.format.leaf(self.format.attributes(level, w), level, phys, shift)
+                let like = if self.format.dirty(w) { w } else { marked.unwrap_or(w) };
+                self.format.leaf(self.format.attributes(level, like), level, phys, shift)
             });
         }
         self.clean(found.table, first..first + n);

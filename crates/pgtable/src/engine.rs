@@ -20,6 +20,9 @@
 //! A mapping that could be a large leaf is written as small ones where an (empty) table is in the
 //! way: walkers may have cached the way to it, and a map has nothing to invalidate with.
 //!
+//! What a call found on its way is kept as hints (see `hints.rs`), of which a detach clears those
+//! to what it takes out.
+//!
 //! # Walkers that do not snoop
 //!
 //! A table's bytes are cleaned before its parent entry is written, a parent entry right after, and
@@ -36,6 +39,7 @@ use crate::{
     cursor::{Cursor, index, low, root_index},
     format::{Config, Entry, Format},
     gather::{Gather, Retired, Synced},
+    hints::Hints,
     limbo::Limbo,
     mem::{FRAME_SIZE, NoMem, Phys, TableMem, Word},
     source::Segment,
@@ -65,11 +69,14 @@ pub struct Table<F: Format, M: TableMem> {
     pub(crate) space: Space,
     pub(crate) input_bits: u8,
     pub(crate) output_bits: u8,
+    /// The highest address that entries lead to.
+    pub(crate) output_last: u64,
     coherent: bool,
     pub(crate) root_order: u32,
     /// Levels that the table began with.
     pub(crate) first_levels: usize,
     pub(crate) tracking: AtomicBool,
+    pub(crate) hints: Hints<F>,
     pub(crate) limbo: Limbo<F>,
 }
 
@@ -99,10 +106,12 @@ impl<F: Format, M: TableMem> Table<F, M> {
             space,
             input_bits,
             output_bits: config.output_bits.min(F::OUTPUT_BITS),
+            output_last: low(config.output_bits.min(F::OUTPUT_BITS).into()),
             coherent: config.coherent,
             root_order,
             first_levels: levels,
             tracking: AtomicBool::new(false),
+            hints: Hints::new(),
             limbo: Limbo::new(),
             mem,
         };
@@ -141,29 +150,73 @@ impl<F: Format, M: TableMem> Table<F, M> {
         if (pos ^ last) & !low(F::shift(2)) != 0 {
             return None;
         }
-        let top = self.load_top();
-        if !self.reaches(top, last) {
-            return None;
-        }
-        match top.levels {
-            1 => Some(top.root),
-            2 => self.down::<2>(top.root, pos),
-            3 => self.down::<3>(top.root, pos),
-            4 => self.down::<4>(top.root, pos),
-            5 => self.down::<5>(top.root, pos),
-            _ => self.down::<6>(top.root, pos),
+        self.table_at::<1>(pos)
+    }
+
+    /// The table at level `TO`, 1 or 2, that holds `pos`, if there is one. The caller owns a part
+    /// of what it spans.
+    #[inline(always)]
+    pub(crate) fn table_at<const TO: usize>(&self, pos: u64) -> Option<Phys> {
+        match self.hints.find(TO, pos) {
+            Some(table) => Some(table),
+            None => self.walk_to::<TO>(pos),
         }
     }
 
+    fn walk_to<const TO: usize>(&self, pos: u64) -> Option<Phys> {
+        let top = self.load_top();
+        let table = self.walk_from::<TO>(top, pos)?;
+        self.hints.set(TO, pos, table);
+        Some(table)
+    }
+
     #[inline]
-    fn down<const LEVELS: usize>(&self, root: Phys, pos: u64) -> Option<Phys> {
-        if LEVELS < F::MIN_LEVELS || LEVELS > F::MAX_LEVELS {
+    fn walk_from<const TO: usize>(&self, top: Top, pos: u64) -> Option<Phys> {
+        if !self.reaches(top, pos) {
+            return None;
+        }
+        if !self.coherent {
+            return self.settled_table(top, TO, pos);
+        }
+        // Four levels are what most tables have.
+        match top.levels {
+            4 => self.down::<4, TO>(top.root, pos),
+            3 => self.down::<3, TO>(top.root, pos),
+            5 => self.down::<5, TO>(top.root, pos),
+            2 => self.down::<2, TO>(top.root, pos),
+            6 => self.down::<6, TO>(top.root, pos),
+            _ => self.down::<1, TO>(top.root, pos),
+        }
+    }
+
+    #[inline(always)]
+    fn down<const LEVELS: usize, const TO: usize>(&self, root: Phys, pos: u64) -> Option<Phys> {
+        if LEVELS < F::MIN_LEVELS || LEVELS > F::MAX_LEVELS || LEVELS < TO {
             return None;
         }
         let mut table = root;
         let mut level = LEVELS;
-        while level > 1 {
+        while level > TO {
             let i = if level == LEVELS { root_index::<F>(level, pos) } else { index::<F>(level, pos) };
+            let Entry::Table(next) = self.format.decode(level, self.load(table, i)) else {
+                return None;
+            };
+            table = next;
+            level -= 1;
+        }
+        Some(table)
+    }
+
+    /// [`Table::table_at`], seeing to it that walkers which do not snoop find the way too.
+    #[cold]
+    fn settled_table(&self, top: Top, to: usize, pos: u64) -> Option<Phys> {
+        let mut table = top.root;
+        let mut level = top.levels;
+        if level < to {
+            return None;
+        }
+        while level > to {
+            let i = if level == top.levels { root_index::<F>(level, pos) } else { index::<F>(level, pos) };
             let w = self.load(table, i);
             let Entry::Table(next) = self.format.decode(level, w) else {
                 return None;
@@ -173,6 +226,16 @@ impl<F: Format, M: TableMem> Table<F, M> {
             level -= 1;
         }
         Some(table)
+    }
+
+    /// Index of the entry for `pos` in the table at `LEVEL`, which may be a root.
+    #[inline]
+    pub(crate) fn index_at<const LEVEL: usize>(&self, pos: u64) -> usize {
+        if F::ROOT_EXTRA_BITS > 0 && LEVEL >= F::MIN_LEVELS && self.load_top().levels == LEVEL {
+            root_index::<F>(LEVEL, pos)
+        } else {
+            index::<F>(LEVEL, pos)
+        }
     }
 
     /// The positions of `len` bytes at `iova`, first and last, if they lie in the input space.
@@ -271,9 +334,13 @@ impl<F: Format, M: TableMem> Table<F, M> {
     /// Makes entries visible to walkers that do not snoop.
     #[inline]
     pub(crate) fn clean(&self, table: Phys, entries: Range<usize>) {
-        if self.coherent {
-            return;
+        if !self.coherent {
+            self.clean_now(table, entries);
         }
+    }
+
+    #[cold]
+    fn clean_now(&self, table: Phys, entries: Range<usize>) {
         let mut at = entries.start;
         while at < entries.end {
             let (frame, i) = Self::locate(table, at);
@@ -359,7 +426,15 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
 
     #[inline]
     fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
-        if self.map_page(iova, phys, len, prot) { Ok(()) } else { self.map_any(iova, phys, len, prot) }
+        // A single leaf into a table that is there is most of all calls.
+        let done = if len == 1 << F::GRANULE_BITS {
+            self.map_leaf::<1>(iova, phys, prot)
+        } else if len == 1 << F::shift(2) {
+            self.map_leaf::<2>(iova, phys, prot)
+        } else {
+            false
+        };
+        if done { Ok(()) } else { self.map_any(iova, phys, len, prot) }
     }
 
     fn map_sg(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
@@ -368,7 +443,14 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
 
     #[inline]
     fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
-        if self.unmap_page(iova, len, gather) { Ok(()) } else { self.unmap_any(iova, len, gather) }
+        let done = if len == 1 << F::GRANULE_BITS {
+            self.unmap_leaf::<1>(iova, gather)
+        } else if len == 1 << F::shift(2) {
+            self.unmap_leaf::<2>(iova, gather)
+        } else {
+            false
+        };
+        if done { Ok(()) } else { self.unmap_any(iova, len, gather) }
     }
 
     fn lookup(&self, iova: u64) -> Option<Leaf> {

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod format;
 pub mod formats;
 pub mod gather;
+mod hints;
 mod limbo;
 mod map;
 pub mod mem;

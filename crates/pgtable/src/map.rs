@@ -5,7 +5,7 @@ use crate::{
     engine::{MAX_LEVELS, Table},
     format::{Entry, Format},
     mem::{Fresh, Phys, TableMem, Word},
-    source::{List, Piece, Segment, Source, Whole},
+    source::{List, Piece, Segment, Source, Summary, Whole},
     table::{MapError, Prot, Top},
 };
 use alloc::vec::Vec;
@@ -67,28 +67,28 @@ struct Missing {
 }
 
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// Maps a single page into a table that is there, which is most of all calls; `false` where
-    /// anything else has to be done or said.
-    #[inline]
-    pub(crate) fn map_page(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> bool {
-        let granule = 1u64 << F::GRANULE_BITS;
-        if len != granule || (iova | phys.0) & (granule - 1) != 0 || phys.0 > low(self.output_bits.into()) {
+    /// Maps a single leaf of one entry into a table at `LEVEL` that is there; `false` where anything
+    /// else has to be done or said.
+    #[inline(always)]
+    pub(crate) fn map_leaf<const LEVEL: usize>(&self, iova: u64, phys: Phys, prot: Prot) -> bool {
+        let size = 1u64 << F::shift(LEVEL);
+        if (iova | phys.0) & (size - 1) != 0
+            || phys.0 | (size - 1) > self.output_last
+            || (LEVEL > 1 && self.page_sizes & size == 0)
+        {
             return false;
         }
-        let Some((pos, last)) = self.enter(iova, len) else {
+        let (Some((pos, _)), Some(template)) = (self.enter(iova, size), self.format.template(prot)) else {
             return false;
         };
-        let Some(template) = self.format.template(prot) else {
+        let Some(table) = self.table_at::<LEVEL>(pos) else {
             return false;
         };
-        let Some(table) = self.leaf_table(pos, last) else {
-            return false;
-        };
-        let i = index::<F>(1, pos);
+        let i = self.index_at::<LEVEL>(pos);
         if Self::is_present(self.load(table, i)) {
             return false;
         }
-        self.store(table, i, self.format.leaf(template, 1, phys, F::GRANULE_BITS));
+        self.store(table, i, self.format.leaf(template, LEVEL, phys, F::shift(LEVEL)));
         self.clean(table, i..i + 1);
         self.mem.barrier();
         true
@@ -106,7 +106,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let bits = self.input_bits;
         let (pos, last) = self.enter(iova, len).ok_or(MapError::InputRange { iova, len, bits })?;
         let bits = self.output_bits;
-        if phys.0.checked_add(len - 1).is_none_or(|p| p > low(bits.into())) {
+        if phys.0.checked_add(len - 1).is_none_or(|p| p > self.output_last) {
             return Err(MapError::OutputRange { phys, len, bits });
         }
         let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
@@ -129,13 +129,17 @@ impl<F: Format, M: TableMem> Table<F, M> {
     pub(crate) fn map_segments(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
         let granule = 1 << F::GRANULE_BITS;
         let (mut total, mut wrong) = (0u64, false);
-        for s in segments {
-            wrong |= (s.phys.0 | s.len) & (granule - 1) != 0 || s.len == 0;
-            wrong |=
-                s.phys.0.checked_add(s.len.wrapping_sub(1)).is_none_or(|p| p > low(self.output_bits.into()));
-            let sum = total.checked_add(s.len);
+        let (mut summary, mut end) = (Summary::default(), u64::MAX);
+        for &Segment { phys, len } in segments {
+            let last = phys.0.wrapping_add(len.wrapping_sub(1));
+            wrong |= (phys.0 | len) & (granule - 1) != 0 || len == 0;
+            wrong |= last < phys.0 || last > self.output_last;
+            let sum = total.checked_add(len);
             wrong |= sum.is_none();
             total = sum.unwrap_or(total);
+            summary.joins |= phys.0 == end;
+            summary.longest = summary.longest.max(len);
+            end = last.wrapping_add(1);
         }
         if wrong || segments.is_empty() || iova & (granule - 1) != 0 {
             return Err(self.wrong_segment(iova, segments));
@@ -143,7 +147,10 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let bits = self.input_bits;
         let (pos, last) = self.enter(iova, total).ok_or(MapError::InputRange { iova, len: total, bits })?;
         let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
-        self.map_range(&Request { pos, last, template }, &mut List::new(pos, segments, self.page_sizes))
+        self.map_range(
+            &Request { pos, last, template },
+            &mut List::new(pos, segments, self.page_sizes, summary),
+        )
     }
 
     /// What is wrong with the first segment that cannot be mapped from `iova` on.
@@ -159,7 +166,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 return MapError::Unaligned { iova: at, phys, len, granule };
             }
             let bits = self.output_bits;
-            if phys.0.checked_add(len - 1).is_none_or(|p| p > low(bits.into())) {
+            if phys.0.checked_add(len - 1).is_none_or(|p| p > self.output_last) {
                 return MapError::OutputRange { phys, len, bits };
             }
             match at.checked_add(len) {
@@ -238,7 +245,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     pos + (((n as u64) << F::GRANULE_BITS) - 1)
                 }
                 Some((Entry::Empty, _)) | None => {
-                    let piece = source.piece(pos);
+                    let piece = if source.is_small(F::shift(2)) { Piece::SMALL } else { source.piece(pos) };
                     let (start, end) = (block_start(pos, F::shift(level)), block_end(pos, F::shift(level)));
                     if !request.fits(&piece, level, pos) {
                         match request.fills(&piece, level - 1, start, end) {
@@ -386,8 +393,8 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let Place { table, level, index: first, pos } = place;
         let step = F::shift(level);
         if S::SCATTERED {
-            let end = pos + (((n as u64) << step) - 1);
-            let mut words = Words::new(self, request, source, level, pos, end);
+            let last = pos + (((n as u64) << step) - 1);
+            let mut words = Words::new(self, request.template, source, pos, last);
             self.run(table, first..first + n, |_, a| F::Word::store(a, words.next()));
         } else {
             let piece = source.piece(pos);
@@ -422,12 +429,13 @@ impl<F: Format, M: TableMem> Table<F, M> {
     ) {
         let step = F::shift(level);
         let n = entries::<F>();
-        if S::SCATTERED {
-            let mut words =
-                Words::new(self, request, source, level, start, start + (((n as u64) << step) - 1));
+        if S::SCATTERED && level == 1 {
+            let last = start + (((n as u64) << step) - 1);
+            let mut words = Words::new(self, request.template, source, start, last);
             self.mem.fill_private(frame, 0..n, |_| words.next());
             return;
         }
+        // Above pages, one piece holds the whole table.
         let piece = source.piece(start);
         let mut done = 0;
         while done < n {
@@ -527,14 +535,13 @@ impl Growth {
     }
 }
 
-/// Leaf entries for one position after the other, out of a scattered source.
+/// Entries of a table of pages for one position after the other, out of a scattered source.
 struct Words<'a, F: Format, S: Source> {
     format: &'a F,
     template: F::Word,
     source: &'a mut S,
-    level: usize,
     pos: u64,
-    end: u64,
+    last: u64,
     /// Entries left of leaves of the same size, and the address of the next.
     left: usize,
     phys: u64,
@@ -544,29 +551,26 @@ struct Words<'a, F: Format, S: Source> {
 impl<'a, F: Format, S: Source> Words<'a, F, S> {
     fn new<M: TableMem>(
         table: &'a Table<F, M>,
-        request: &Request<F>,
+        template: F::Word,
         source: &'a mut S,
-        level: usize,
         pos: u64,
-        end: u64,
+        last: u64,
     ) -> Words<'a, F, S> {
-        let (format, template) = (&table.format, request.template);
-        Words { format, template, source, level, pos, end, left: 0, phys: 0, size_bits: 0 }
+        Words { format: &table.format, template, source, pos, last, left: 0, phys: 0, size_bits: 0 }
     }
 
     #[inline]
     fn next(&mut self) -> F::Word {
-        let step = F::shift(self.level);
         if self.left == 0 {
             let piece = self.source.piece(self.pos);
-            let n = ((piece.last.min(self.end) - self.pos) >> step) as usize + 1;
-            (self.left, self.size_bits) = chunk::<F>(piece.sizes, self.level, self.pos, n);
+            let n = ((piece.last.min(self.last) - self.pos) >> F::GRANULE_BITS) as usize + 1;
+            (self.left, self.size_bits) = chunk::<F>(piece.sizes, 1, self.pos, n);
             self.phys = piece.phys(self.pos).0;
         }
-        let w = self.format.leaf(self.template, self.level, Phys(self.phys), self.size_bits);
+        let w = self.format.leaf(self.template, 1, Phys(self.phys), self.size_bits);
         self.left -= 1;
-        self.phys = self.phys.wrapping_add(1 << step);
-        self.pos = self.pos.wrapping_add(1 << step);
+        self.phys = self.phys.wrapping_add(1 << F::GRANULE_BITS);
+        self.pos = self.pos.wrapping_add(1 << F::GRANULE_BITS);
         w
     }
 }
@@ -576,19 +580,16 @@ impl<'a, F: Format, S: Source> Words<'a, F, S> {
 #[inline]
 fn chunk<F: Format>(sizes: u64, level: usize, pos: u64, n: usize) -> (usize, u32) {
     let shift = F::shift(level);
-    let mut sizes = sizes & low(F::shift(level + 1));
-    let mut widest = true;
-    loop {
-        let bits = sizes.checked_ilog2().unwrap_or(shift);
-        if bits <= shift {
-            // Larger leaves may become possible at the next entry.
-            return (if widest { n } else { 1 }, shift);
-        }
+    let mut sizes = sizes & low(F::shift(level + 1)) & !low(shift + 1);
+    // Larger leaves may become possible at the next entry.
+    let mut count = n;
+    while let Some(bits) = sizes.checked_ilog2() {
         let each = 1 << (bits - shift);
         if pos & low(bits) == 0 && n >= each {
-            return (if widest { n / each * each } else { each }, bits);
+            return (if count == n { n / each * each } else { each }, bits);
         }
-        widest = false;
+        count = 1;
         sizes &= low(bits);
     }
+    (count, shift)
 }

@@ -13,6 +13,17 @@ impl<F: Format, M: TableMem> Table<F, M> {
     #[inline]
     pub(crate) fn find(&self, iova: u64) -> Option<Leaf> {
         let (pos, _) = self.enter(iova, 1)?;
+        if let Some(table) = self.hints.find(1, pos) {
+            let w = self.load(table, index::<F>(1, pos));
+            return match self.format.decode(1, w) {
+                Entry::Leaf { base, size_bits } => Some(self.leaf_at(pos, base, size_bits, w)),
+                _ => None,
+            };
+        }
+        self.find_from_top(pos)
+    }
+
+    fn find_from_top(&self, pos: u64) -> Option<Leaf> {
         let top = self.load_top();
         if !self.reaches(top, pos) {
             return None;

@@ -1,6 +1,6 @@
 //! Where the memory behind a range comes from: one piece, or a list of them.
 
-use crate::{cursor::low, mem::Phys};
+use crate::mem::Phys;
 
 /// A piece of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,13 @@ pub(crate) struct Piece {
 impl Piece {
     pub(crate) fn new(pos: u64, last: u64, phys: Phys, sizes: u64) -> Piece {
         let delta = phys.0.wrapping_sub(pos);
-        Piece { last, delta, sizes: sizes & !(!low(delta.trailing_zeros()) << 1) }
+        // The sizes up to the largest power of two that divides the difference: all for 0.
+        let aligned = delta ^ delta.wrapping_sub(1);
+        Piece { last, delta, sizes: sizes & aligned }
     }
+
+    /// A piece for which no leaf above the pages is large enough.
+    pub(crate) const SMALL: Piece = Piece { last: 0, delta: 0, sizes: 0 };
 
     #[inline]
     pub(crate) fn phys(&self, pos: u64) -> Phys {
@@ -38,6 +43,8 @@ impl Piece {
 pub(crate) trait Source {
     /// Whether pieces may be as small as a page, so that work for each of them counts.
     const SCATTERED: bool;
+    /// Whether no piece has 2^`bits` bytes.
+    fn is_small(&self, bits: u32) -> bool;
     /// The piece that holds `pos`, which never goes back.
     fn piece(&mut self, pos: u64) -> Piece;
     /// Lets `pos` go back to the beginning.
@@ -50,16 +57,30 @@ pub(crate) struct Whole(pub(crate) Piece);
 impl Source for Whole {
     const SCATTERED: bool = false;
     #[inline]
+    fn is_small(&self, _: u32) -> bool {
+        false
+    }
+    #[inline]
     fn piece(&mut self, _: u64) -> Piece {
         self.0
     }
     fn rewind(&mut self) {}
 }
 
+/// What was learned of a list when it was checked.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Summary {
+    /// The longest segment.
+    pub(crate) longest: u64,
+    /// Whether two neighbours are contiguous.
+    pub(crate) joins: bool,
+}
+
 /// A scatter list, its neighbours joined where they are contiguous.
 pub(crate) struct List<'a> {
     start: u64,
     sizes: u64,
+    summary: Summary,
     all: &'a [Segment],
     rest: &'a [Segment],
     piece: Piece,
@@ -68,25 +89,25 @@ pub(crate) struct List<'a> {
 impl<'a> List<'a> {
     /// The list of memory from position `start` on; no segment is empty and the sum is known not
     /// to overflow.
-    pub(crate) fn new(start: u64, all: &'a [Segment], sizes: u64) -> List<'a> {
-        let piece = Piece { last: start, delta: 0, sizes: 0 };
-        let mut list = List { start, sizes, all, rest: all, piece };
-        list.rewind();
-        list
+    pub(crate) fn new(start: u64, all: &'a [Segment], sizes: u64, summary: Summary) -> List<'a> {
+        List { start, sizes, summary, all, rest: all, piece: Piece::SMALL }
     }
 
+    #[inline]
     fn next(&mut self, pos: u64) {
         let Some((first, mut rest)) = self.rest.split_first() else {
             return;
         };
         let mut last = pos + (first.len - 1);
-        let mut end = first.phys.0.wrapping_add(first.len);
-        while let Some((next, more)) = rest.split_first()
-            && next.phys.0 == end
-        {
-            last += next.len;
-            end = end.wrapping_add(next.len);
-            rest = more;
+        if self.summary.joins {
+            let mut end = first.phys.0.wrapping_add(first.len);
+            while let Some((next, more)) = rest.split_first()
+                && next.phys.0 == end
+            {
+                last += next.len;
+                end = end.wrapping_add(next.len);
+                rest = more;
+            }
         }
         self.rest = rest;
         self.piece = Piece::new(pos, last, first.phys, self.sizes);
@@ -95,6 +116,11 @@ impl<'a> List<'a> {
 
 impl Source for List<'_> {
     const SCATTERED: bool = true;
+
+    #[inline]
+    fn is_small(&self, bits: u32) -> bool {
+        !self.summary.joins && self.summary.longest < 1 << bits
+    }
 
     #[inline]
     fn piece(&mut self, pos: u64) -> Piece {

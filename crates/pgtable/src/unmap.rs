@@ -17,30 +17,29 @@ pub(crate) enum Stop {
 }
 
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// Unmaps a single page that is a leaf, which is most of all calls; `false` where anything else
-    /// has to be done or said.
-    #[inline]
-    pub(crate) fn unmap_page(&self, iova: u64, len: u64, gather: &mut Gather) -> bool {
-        let granule = 1u64 << F::GRANULE_BITS;
-        if len != granule || iova & (granule - 1) != 0 {
+    /// Unmaps what one entry of a table at `LEVEL` maps, if it is a leaf of its own; `false` where
+    /// anything else has to be done or said.
+    #[inline(always)]
+    pub(crate) fn unmap_leaf<const LEVEL: usize>(&self, iova: u64, gather: &mut Gather) -> bool {
+        let size = 1u64 << F::shift(LEVEL);
+        if iova & (size - 1) != 0 {
             return false;
         }
-        let Some((pos, last)) = self.enter(iova, len) else {
+        let Some((pos, _)) = self.enter(iova, size) else {
             return false;
         };
-        let Some(table) = self.leaf_table(pos, last) else {
+        let Some(table) = self.table_at::<LEVEL>(pos) else {
             return false;
         };
-        let i = index::<F>(1, pos);
-        let w = self.load(table, i);
-        match self.format.decode(1, w) {
-            Entry::Leaf { size_bits, .. } if size_bits == F::GRANULE_BITS => {}
+        let i = self.index_at::<LEVEL>(pos);
+        match self.format.decode(LEVEL, self.load(table, i)) {
+            Entry::Leaf { size_bits, .. } if size_bits == F::shift(LEVEL) => {}
             _ => return false,
         }
         self.store(table, i, F::Word::default());
         self.clean(table, i..i + 1);
         self.clean_barrier();
-        gather.add_leaves(iova, iova + (granule - 1), granule);
+        gather.add_leaves(iova, iova + (size - 1), size);
         true
     }
 
@@ -245,7 +244,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     let covered = block_start(pos, F::shift(level)) >= first && end <= last;
                     let removable = covered && level == 2 && !self.was_root(1, pos);
                     if removable && gather.reserve_table() {
-                        self.detach(table, cursor.index(pos), child, gather);
+                        self.detach(table, cursor, pos, child, gather);
                         end
                     } else {
                         cursor.enter(Some(child));
@@ -309,7 +308,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 (Some(table), Some(child))
                     if !kept && !self.was_root(cursor.level() - 1, end) && gather.reserve_table() =>
                 {
-                    self.detach(table, cursor.index(end), child, gather);
+                    self.detach(table, cursor, end, child, gather);
                 }
                 _ => keeps[cursor.level()] = true,
             }
@@ -322,8 +321,11 @@ impl<F: Format, M: TableMem> Table<F, M> {
         F::GROWS && level >= self.first_levels && pos >> F::shift(level + 1) == 0
     }
 
-    /// Clears entry `i`, which leads to `child`. The gather has room for it.
-    fn detach(&self, table: Phys, i: usize, child: Phys, gather: &mut Gather) {
+    /// Clears the entry for `pos` of the table that the cursor is in, which leads to `child`. The
+    /// gather has room for it.
+    fn detach(&self, table: Phys, cursor: &Cursor<F>, pos: u64, child: Phys, gather: &mut Gather) {
+        let i = cursor.index(pos);
+        self.hints.forget(cursor.level() - 1, pos);
         self.clear(table, i..i + 1);
         gather.add_table(child);
     }

@@ -630,3 +630,17 @@ fn roots_are_as_large_as_the_walker_expects() {
     assert_eq!(seen(boxed::<RiscvSecondStage>(&mem, bits(42))), (4, 4));
     mem.release(hold);
 }
+
+#[test]
+fn what_is_left_of_a_dirty_leaf_of_several_entries_is_dirty() {
+    let mem = HeapMem::new(8);
+    let t = table::<Wide>(&mem, config());
+    t.map(0x1_0000, Phys(0x1_0000), 0x1_0000, RW).unwrap();
+    let upper: u32 = mem.load(t.root(), 0);
+    let pages = Phys(u64::from(upper & !0xfff));
+    let w: u32 = mem.load(pages, 30);
+    mem.store(pages, 30, w | 128);
+    t.split(0x1_0000, K4, &mut Gather::new()).unwrap();
+    let parts = walk::<Wide>(&mem, &t);
+    assert_eq!((parts.len(), parts.iter().all(|l| l.dirty)), (16, true));
+}
