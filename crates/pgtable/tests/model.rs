@@ -275,7 +275,7 @@ impl<F: Walked> Both<F> {
     /// Whether mapping would take more tables than the test has memory for.
     fn too_many_tables(&self, iova: u64, phys: u64, len: u64) -> bool {
         let sizes = self.table.desc().page_sizes;
-        let fits = (0..64).rev().find(|b| sizes >> b & 1 != 0 && (iova | phys | len) % (1 << b) == 0);
+        let fits = (0..64).rev().find(|b| sizes >> b & 1 != 0 && (iova | phys | len).is_multiple_of(1 << b));
         len >> fits.unwrap_or(F::SHAPE.granule) > 3 << F::SHAPE.bits
     }
 
