@@ -49,9 +49,10 @@ impl Errand {
     /// found this one still there, so the caller wakes one.
     #[must_use]
     pub fn end(&self) -> bool {
+        // Not a store: a worker that found this one still there was sent for something, which the
+        // load must not miss.
         self.busy.swap(false, Ordering::AcqRel);
-        // Not a load: that could miss what was asked by somebody who was found busy here.
-        self.due.fetch_or(false, Ordering::AcqRel)
+        self.due.load(Ordering::Acquire)
     }
 }
 
