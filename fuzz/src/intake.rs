@@ -130,7 +130,7 @@ impl Play {
     fn reset(&mut self, input: &mut Bytes<'_>) {
         let device = &self.devices[usize::from(input.u8()) % 2];
         for ((source, ..), (_, void)) in &mut self.sent {
-            *void |= *source == device.source();
+            *void |= device.sources().contains(source);
         }
         device.reset(&cx()).expect("the hardware is there");
     }
