@@ -9,6 +9,7 @@ use crate::{
     driver::{CacheTag, Change, HwLost, Incompatible},
     entry::Holding,
     error::{AttachError, OutOfMemory},
+    fault::Reason,
     group::{Going, NotSo, Plan, Token},
     ids::{At, DomainTag, Key, Pasid},
     pins::pin,
@@ -217,7 +218,7 @@ async fn through_blocked<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
 /// translates through: the whole group is quarantined.
 fn lost_half_way<P: Platform>(inner: &Inner<P>, shown: Result<(), HwLost>) -> Result<(), AttachError> {
     if shown.is_err() {
-        inner.places.iter().for_each(|at| inner.instance.quarantine(at.source));
+        inner.places.iter().for_each(|at| inner.instance.quarantine(at.source, Reason::Hardware));
     }
     Ok(shown?)
 }

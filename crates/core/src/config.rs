@@ -2,6 +2,7 @@
 
 #[cfg(feature = "planted")]
 pub use crate::planted::Plant;
+use crate::storm::Storms;
 use core::time::Duration;
 
 /// The limits of one [`Iommu`](crate::Iommu). What they size is allocated when it is made or when
@@ -32,6 +33,8 @@ pub struct Config {
     /// How long one hardware step may take before the hardware is given up. Must exceed the
     /// hardware's own time-out for device-TLB invalidations.
     pub hardware_deadline: Duration,
+    /// What is done about devices that fault too much.
+    pub storms: Storms,
     /// Observers that can exist at once.
     pub observers: usize,
     /// Fault records kept with each device, domain and instance, the last ones.
@@ -69,6 +72,7 @@ impl Default for Config {
             group_deadline: Some(Duration::from_secs(10)),
             partial_deadline: Duration::from_secs(1),
             hardware_deadline: Duration::from_secs(120),
+            storms: Storms::default(),
             observers: 64,
             last_faults: 8,
             provenance: 0,

@@ -263,6 +263,17 @@ pub enum SubmitError {
     Lost(#[from] HwLost),
 }
 
+/// Why a requester's fault records were not switched off or on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MuteError {
+    /// The hardware cannot: it goes on recording.
+    #[error("the hardware has no switch for the fault records of one requester")]
+    Cannot,
+    /// It could not be told.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+}
+
 /// One user of a domain, as an instance's caches know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CacheTag {
@@ -432,6 +443,17 @@ pub trait Driver: Send + Sync + 'static {
     fn restore(&self, source: SourceId) -> Result<InvSeq, SubmitError>;
     /// Frees the tables of a requester that was cut off, after that completed.
     fn remove_device(&self, source: SourceId);
+
+    /// Has the hardware take no fault records of a requester, or take them again, as far as it can
+    /// tell requesters apart there. Nothing else changes. Called in a storm: what the requester
+    /// sends is blocked as ever, and nobody is told.
+    ///
+    /// # Errors
+    /// [`MuteError::Cannot`] where the hardware has no such switch, which is what a driver says
+    /// that does not implement this; a full queue (nothing changed), or hardware that is gone.
+    fn mute(&self, _source: SourceId, _on: bool) -> Result<InvSeq, MuteError> {
+        Err(MuteError::Cannot)
+    }
 
     /// Prepares a translation for an attachment point: allocates, checks, writes nothing that
     /// hardware reads.

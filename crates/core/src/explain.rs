@@ -7,6 +7,7 @@ use crate::{
     owner::Owner,
     platform::Platform,
     provenance::{MappingHistory, Provenance},
+    storm::Rung,
 };
 use core::fmt;
 use portcullis_pgtable::{Phys, Prot};
@@ -133,6 +134,12 @@ impl Explanation {
             (Reason::Hardware, ..) => {
                 "the IOMMU does not answer: its devices are lost until the machine, or the unit, is reset"
             }
+            (Reason::Storm, _, FaultKind::Quarantine | FaultKind::ResetWanted) => {
+                "the device does not stop faulting: stop its driver, and reset it before it is used again"
+            }
+            (Reason::Storm, ..) => {
+                "look at the last faults that were told one by one: what is the same in them is the cause"
+            }
             (Reason::Other, ..) => "see the vendor's code",
         }
     }
@@ -225,6 +232,11 @@ impl fmt::Display for Did<'_> {
             (FaultKind::Overflow, _) => return f.write_str("lost records or requests"),
             (FaultKind::Quarantine, _) => return f.write_str("was cut off"),
             (FaultKind::InstanceLost, _) => return f.write_str("was given up"),
+            (FaultKind::Storm, _) => {
+                let rung = Rung::ALL.get(r.code as usize).copied().unwrap_or_default();
+                return write!(f, "faults more than it did, or less: {rung}");
+            }
+            (FaultKind::ResetWanted, _) => return f.write_str("should be reset"),
             (FaultKind::Configuration, Access::Unknown) => {
                 return f.write_str("reported an error of its own");
             }
@@ -272,6 +284,8 @@ fn why(r: &FaultRecord) -> &'static str {
         (Reason::Deadline, _) => "nobody answered before the deadline",
         (Reason::DeviceTimeout, _) => "it did not complete an invalidation of its own TLB",
         (Reason::Hardware, _) => "it does not respond any more",
+        (Reason::Storm, FaultKind::Storm) => "counted over the last windows",
+        (Reason::Storm, _) => "it faults too much",
         (Reason::Other, FaultKind::Overflow) => "the records came faster than they were read",
         (Reason::Other, _) => "the vendor's code says why",
     }

@@ -20,15 +20,20 @@ pub enum FaultKind {
     Configuration,
     /// Records or requests were lost: a queue of the instance overflowed.
     Overflow,
-    /// A device was cut off because its own TLB does not answer.
+    /// A device was cut off: its own TLB does not answer, or it faults too much.
     Quarantine,
     /// The instance does not respond any more.
     InstanceLost,
+    /// A device, or the whole instance, faults more than it did, or less: the code is the
+    /// [`Rung`](crate::Rung) that it stands on now.
+    Storm,
+    /// A device was cut off for its faults and goes on: somebody should reset it.
+    ResetWanted,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [FaultKind; 7] = [
+    pub const ALL: [FaultKind; 9] = [
         FaultKind::Dma,
         FaultKind::PageRequest,
         FaultKind::InterruptRemapping,
@@ -36,6 +41,8 @@ impl FaultKind {
         FaultKind::Overflow,
         FaultKind::Quarantine,
         FaultKind::InstanceLost,
+        FaultKind::Storm,
+        FaultKind::ResetWanted,
     ];
 }
 
@@ -99,6 +106,8 @@ pub enum Reason {
     DeviceTimeout,
     /// The IOMMU itself does not respond.
     Hardware,
+    /// There are too many faults.
+    Storm,
     /// Another reason: see the vendor's code.
     Other,
 }
@@ -142,6 +151,9 @@ pub struct FaultRecord {
     pub stalled: Option<StallId>,
     /// When the core took the record.
     pub at: Time,
+    /// Records like this one, before it, that were counted and not told one by one (see
+    /// [`Config::storms`](crate::Config::storms)).
+    pub untold: u64,
     /// Counts the records of this instance, from 1.
     pub sequence: u64,
 }

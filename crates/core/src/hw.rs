@@ -3,6 +3,7 @@
 
 use crate::{
     driver::{HwLost, InvError, InvSeq, SubmitError},
+    fault::Reason,
     ids::SourceId,
     instance::Instance,
     platform::{Platform, Time},
@@ -44,7 +45,7 @@ impl HwOp {
         match e {
             _ if self.errors > MOST_ERRORS => return Err(SubmitError::Lost(HwLost)),
             InvError::Lost(l) => return Err(SubmitError::Lost(l)),
-            InvError::DeviceTimeout(s) => instance.quarantine(s),
+            InvError::DeviceTimeout(s) => instance.quarantine(s, Reason::DeviceTimeout),
             InvError::Aborted => {}
         }
         Ok(Stage::Submit)

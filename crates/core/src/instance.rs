@@ -11,6 +11,7 @@ use crate::{
     ids::{At, DomainTag, InstanceId, SourceId},
     intake::TurnIntake,
     platform::{Platform, ShortLock},
+    quell::Watch,
     requests::Requests,
     sources::Sources,
     turn::Turn,
@@ -39,6 +40,8 @@ pub(crate) struct Instance<P: Platform> {
     pub(crate) state: P::Lock<State<P>>,
     turn: AtomicU32,
     lost: AtomicBool,
+    /// Something is to be done about a storm.
+    pub(crate) restless: AtomicBool,
 }
 
 /// What the short lock of an instance guards.
@@ -49,6 +52,7 @@ pub(crate) struct State<P: Platform> {
     pub(crate) head: QueuePos,
     /// Devices that are marked and not cut off yet.
     suspects: u32,
+    pub(crate) watch: Watch,
     sequence: u64,
     pub(crate) faults: FaultLog,
     tags: Vec<u64>,
@@ -75,6 +79,7 @@ impl<P: Platform> Instance<P> {
             credits: Credits::new(caps.page_requests, &hub.config),
             head: QueuePos(0),
             suspects: 0,
+            watch: Watch::new(&hub.config.storms),
             sequence: 0,
             faults: FaultLog::new(hub.config.last_faults)?,
             tags,
@@ -88,6 +93,7 @@ impl<P: Platform> Instance<P> {
             hub,
             turn: AtomicU32::new(IDLE),
             lost: AtomicBool::new(false),
+            restless: AtomicBool::new(false),
         })
     }
 
@@ -137,6 +143,7 @@ impl<P: Platform> Instance<P> {
             let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget.max(1)));
             let full = !self.send_unsent();
             self.expire();
+            self.quell();
             if more == More::Yes || full {
                 self.turn_soon();
             }
@@ -153,6 +160,11 @@ impl<P: Platform> Instance<P> {
 
     /// Completes a driver's record and tells the observers.
     pub(crate) fn report(&self, raw: RawFault) {
+        self.report_with(raw, 0);
+    }
+
+    /// The same of a record that stands for others before it.
+    pub(crate) fn report_with(&self, raw: RawFault, untold: u64) {
         let mut record = FaultRecord {
             instance: self.id,
             source: raw.source,
@@ -171,22 +183,28 @@ impl<P: Platform> Instance<P> {
             raw: raw.raw,
             stalled: raw.stalled,
             at: self.platform().now(),
+            untold,
             sequence: 0,
         };
-        self.state.with(|s| {
+        let judged = self.state.with(|s| {
             s.sequence += 1;
             record.sequence = s.sequence;
+            let judged = s.judge(&mut record);
             if let Some(source) = raw.source.and_then(|id| s.sources.get_mut(id)) {
                 source.note(&mut record);
             }
             s.faults.note(&record);
+            judged
         });
-        self.hub.tell(&record);
+        if judged.tell {
+            self.hub.tell(&record);
+        }
+        judged.changes.into_iter().flatten().for_each(|c| self.changed(c));
     }
 
-    /// Marks a device whose own TLB does not answer. It is cut off before any other work of the
-    /// hardware.
-    pub(crate) fn quarantine(&self, source: SourceId) {
+    /// Marks a device whose own TLB does not answer, or that faults too much. It is cut off before
+    /// any other work of the hardware, in a service turn at the latest.
+    pub(crate) fn quarantine(&self, source: SourceId, why: Reason) {
         let first = self.state.with(|s| {
             let first =
                 s.sources.get_mut(source).is_some_and(|src| !core::mem::replace(&mut src.quarantined, true));
@@ -194,8 +212,9 @@ impl<P: Platform> Instance<P> {
             first
         });
         if first {
-            let raw = RawFault::new(FaultKind::Quarantine, Reason::DeviceTimeout);
+            let raw = RawFault::new(FaultKind::Quarantine, why);
             self.report(RawFault { source: Some(source), ..raw });
+            self.restless.store(true, Ordering::Release);
         }
     }
 
@@ -231,6 +250,7 @@ impl<P: Platform> Instance<P> {
                 (src.quarantined, src.cut) = (false, false);
             }
         });
+        self.forgive(source);
     }
 
     pub(crate) fn is_quarantined(&self, source: SourceId) -> bool {

@@ -9,6 +9,7 @@ use crate::{
     ids::{At, DeviceId, GroupId, Key, SourceId},
     instance::Instance,
     platform::{Platform, ShortLock},
+    quell::Weather,
     sources::{Counters, Phase, Slot, Source},
 };
 use alloc::sync::Arc;
@@ -26,7 +27,8 @@ impl<P: Platform> Instance<P> {
         let share = config.credits_per_device as usize;
         let faults = FaultLog::new(config.last_faults)?;
         let places = config.attachments_per_device;
-        let mut new = Some(Source::new(id, device, group, features, places, share, faults)?);
+        let weather = Weather::new(&config.storms);
+        let mut new = Some(Source::new(id, device, group, features, places, share, faults, weather)?);
         self.state.with(|s| {
             if s.sources.get(id).is_some() {
                 return Err(AddDeviceError::Duplicate(device));

@@ -9,6 +9,7 @@ use crate::{
     faultlog::FaultLog,
     ids::{DeviceId, GroupId, Pasid, SourceId},
     platform::{Platform, ShortLock, Time},
+    quell::Weather,
     requests::{Chain, Requests},
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -91,6 +92,7 @@ pub(crate) struct Source<P: Platform> {
     pub(crate) outstanding: u32,
     pub(crate) counters: Counters,
     pub(crate) faults: FaultLog,
+    pub(crate) weather: Weather,
     pub(crate) slots: Vec<Slot<P>>,
     pub(crate) partials: Vec<Partial>,
 }
@@ -104,6 +106,7 @@ impl<P: Platform> Source<P> {
         attachments: usize,
         share: usize,
         faults: FaultLog,
+        weather: Weather,
     ) -> Result<Self, OutOfMemory> {
         let mut slots = Vec::new();
         slots.try_reserve_exact(attachments).map_err(|_| OutOfMemory)?;
@@ -123,6 +126,7 @@ impl<P: Platform> Source<P> {
             outstanding: 0,
             counters: Counters::default(),
             faults,
+            weather,
             slots,
             partials,
         })

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use portcullis::{
     Access, Config, Direction, DmaOptions, FaultKind, FaultRecord, Provenance, RawFault, Reason, Scope,
-    SourceId, Stage, Subscription,
+    SourceId, Stage, Storms, Subscription,
 };
 use portcullis_pgtable::{Phys, Prot};
 use snapbox::{assert_data_eq, str};
@@ -15,7 +15,7 @@ const PAGE: u64 = 0x1000;
 
 /// A machine that keeps so many events of each domain.
 fn keeping(provenance: usize) -> (World, Subscription<Board>) {
-    let w = World::with(Config { provenance, ..Config::default() });
+    let w = World::with(Config { provenance, storms: Storms::NEVER, ..Config::default() });
     w.board.advance(portcullis::Time(1_000_000));
     let told = w.iommu.observe(Scope::All, 64).unwrap();
     (w, told)

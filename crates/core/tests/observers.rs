@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use portcullis::{
     Access, Config, FaultKind, FaultRecord, Observer, Platform, RawFault, Reason, Scope, Sleep, SourceId,
-    Told, error::ObserveError,
+    Storms, Told, error::ObserveError,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -165,7 +165,7 @@ fn a_sleeping_observer_is_called_by_a_worker_and_hears_of_its_losses() {
 
 #[test]
 fn the_last_records_and_the_counts_stay_with_device_domain_and_instance() {
-    let w = World::with(Config { last_faults: 3, ..Config::default() });
+    let w = World::with(Config { last_faults: 3, storms: Storms::NEVER, ..Config::default() });
     let d = w.device(1);
     let dom = w.plain(&d);
     let a = w.attach(&dom, &d);

@@ -3,8 +3,8 @@
 use super::{Board, Sent};
 use portcullis::driver::{
     Batch, CacheTag, Caps, Change, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError,
-    InvSeq, More, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError, SubmitError,
-    TableRequest, Taken, Target,
+    InvSeq, More, MuteError, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError,
+    SubmitError, TableRequest, Taken, Target,
 };
 use portcullis::{Answer, At, Platform, RawFault, SourceId, Time, Turn};
 use portcullis_pgtable::{
@@ -24,6 +24,7 @@ pub enum Call {
     Features(SourceId, bool),
     CutOff(SourceId),
     Restore(SourceId),
+    Mute(SourceId, bool),
     RemoveDevice(SourceId),
     Commit(At, Target),
     Block(At),
@@ -90,6 +91,8 @@ pub struct State {
     /// Drains that end in a full queue before one does not.
     pub drain_again: u32,
     pub lost: bool,
+    /// Whether there is a switch for the fault records of one requester.
+    pub can_mute: bool,
     completed: bool,
     /// Whether a commit over something else must go through blocked.
     pub gaps: bool,
@@ -102,6 +105,7 @@ pub struct State {
 struct Device {
     features: Features,
     cut: bool,
+    muted: bool,
 }
 
 struct Work {
@@ -150,6 +154,7 @@ impl Hardware {
             aborts: 0,
             drain_again: 0,
             lost: false,
+            can_mute: true,
             completed: false,
             gaps: false,
             fail_after: None,
@@ -179,7 +184,11 @@ impl Hardware {
     }
 
     pub fn faults(&self, fault: RawFault) {
-        self.state().faults.push_back(fault);
+        let mut s = self.state();
+        let muted = fault.source.and_then(|id| s.devices.get(&id)).is_some_and(|d| d.muted);
+        if !muted {
+            s.faults.push_back(fault);
+        }
     }
 
     /// Whether records wait for a service turn.
@@ -355,7 +364,7 @@ impl Driver for Hardware {
             return Err(PrepareError::NoMem);
         }
         s.call(Call::AddDevice(source));
-        let new = s.devices.insert(source, Device { features, cut: false });
+        let new = s.devices.insert(source, Device { features, cut: false, muted: false });
         assert!(new.is_none(), "{source} is added twice");
         Ok(())
     }
@@ -382,6 +391,17 @@ impl Driver for Hardware {
         s.room()?;
         s.call(Call::Restore(source));
         s.devices.get_mut(&source).expect("known").cut = false;
+        Ok(s.push(self.board.now(), Vec::new(), false))
+    }
+
+    fn mute(&self, source: SourceId, on: bool) -> Result<InvSeq, MuteError> {
+        let mut s = self.state();
+        if !s.can_mute {
+            return Err(MuteError::Cannot);
+        }
+        s.room()?;
+        s.call(Call::Mute(source, on));
+        s.devices.get_mut(&source).expect("known").muted = on;
         Ok(s.push(self.board.now(), Vec::new(), false))
     }
 

@@ -2,7 +2,9 @@
 //! the change needs (`[V]` 6.2.2.1, 6.2.3.1, table 28).
 //!
 //! The core has one transition at a time at an attachment point, and changes a requester's features
-//! while nothing else happens to it. So an entry that was read stays what it is until it is stored.
+//! while nothing else happens to it. So an entry that was read stays what it is until it is stored,
+//! but for FPD of a context entry, which a storm sets at any time: every store of one is made inside
+//! the queue's lock and leaves that bit as it is.
 
 use super::{
     Vtd,
@@ -27,6 +29,9 @@ use portcullis_spec::vtd::{
 
 /// Nothing to wait for.
 const NOTHING: InvSeq = InvSeq(0);
+
+/// FPD of a context entry of either mode.
+const FPD: u128 = ScalableContext::new().with_fpd(true).into_bits();
 
 /// Words of [`Prepared::image`] that hold a PASID table that has to be linked on the way, if any.
 const SPARE: usize = 6;
@@ -127,7 +132,7 @@ impl<P: Platform> Vtd<P> {
                 self.ask(&mut items, &device, None);
             }
         }
-        let seq = self.submit_or_store(&items, || self.tables.store(place, new))?;
+        let seq = self.submit_or_store(&items, || self.store_context(place, new))?;
         self.devices.update(source, |d| d.features = features);
         Ok(seq)
     }
@@ -139,7 +144,8 @@ impl<P: Platform> Vtd<P> {
         // In legacy mode what was attached is attached again, and that sets P.
         if device.directory.is_some() {
             let old = ScalableContext::from_bits(self.tables.load(place));
-            self.tables.store(place, old.with_p(true).into_bits());
+            let new = old.with_p(true).into_bits();
+            self.queue.exclusively(|| self.store_context(place, new));
         }
         self.queue.forgive(source);
         self.devices.update(source, |d| d.cut_off = false);
@@ -160,14 +166,14 @@ impl<P: Platform> Vtd<P> {
         };
         let mut items = Items::new();
         items.all_below_context(&self.unit, CcInv::device(did, source.0 as u16));
-        let seq = self.queue.submit(&items, End::default(), || self.tables.store(place, new))?;
+        let seq = self.queue.submit(&items, End::default(), || self.store_context(place, new))?;
         self.devices.update(source, |d| d.cut_off = true);
         Ok(seq)
     }
 
     pub(super) fn remove(&self, source: SourceId) {
         if let Some(place) = self.context_of(source) {
-            self.tables.store(place, 0);
+            self.queue.exclusively(|| self.tables.store(place, 0));
         }
         let removed = self.devices.remove(source);
         if let Some(directory) = removed.and_then(|d| d.directory) {
@@ -242,7 +248,7 @@ impl<P: Platform> Vtd<P> {
             items.context_entry(&self.unit, source, old);
             self.ask(&mut items, device, None);
         }
-        self.submit_or_store(&items, || self.tables.store(place, new.into_bits()))
+        self.submit_or_store(&items, || self.store_context(place, new.into_bits()))
     }
 
     fn commit_pasid(
@@ -314,7 +320,34 @@ impl<P: Platform> Vtd<P> {
             entry::blocked_pasid(old).with_fpd(quiet).into_bits()
         };
         self.ask(&mut items, &device, at.pasid);
-        self.queue.submit(&items, End::default(), || self.tables.store(place, new))
+        self.queue.submit(&items, End::default(), || match device.directory {
+            Some(_) => self.tables.store(place, new),
+            None => self.store_context(place, new),
+        })
+    }
+
+    /// Stores a context entry and leaves FPD as it is there. Inside the queue's lock.
+    fn store_context(&self, place: Place, new: u128) {
+        let fpd = self.tables.load(place) & FPD;
+        self.tables.store(place, new & !FPD | fpd);
+    }
+
+    /// Whether faults of a requester are recorded: FPD of its context entry, which holds for all
+    /// below it (`[V]` 9.3, 9.4).
+    pub(super) fn set_fpd(&self, source: SourceId, on: bool) -> Result<InvSeq, SubmitError> {
+        let Some(place) = self.context_of(source) else {
+            return Ok(NOTHING);
+        };
+        let did = match self.unit.scalable {
+            true => 0,
+            false => ContextEntry::from_bits(self.tables.load(place)).did(),
+        };
+        let mut items = Items::new();
+        items.all_below_context(&self.unit, CcInv::device(did, source.0 as u16));
+        self.queue.submit(&items, End::default(), || {
+            let entry = self.tables.load(place);
+            self.tables.store(place, if on { entry | FPD } else { entry & !FPD });
+        })
     }
 
     /// Where the entry of an attachment point is, if it was ever used.
@@ -341,7 +374,7 @@ impl<P: Platform> Vtd<P> {
 
     fn submit_or_store(&self, items: &Items, store: impl FnOnce()) -> Result<InvSeq, SubmitError> {
         if items.as_slice().is_empty() {
-            store();
+            self.queue.exclusively(store);
             return Ok(NOTHING);
         }
         self.queue.submit(items, End::default(), store)

@@ -51,8 +51,8 @@ use core::task::Poll;
 use portcullis::{
     Answer, At, Platform, SourceId, Turn, Window,
     driver::{
-        Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, Offer, PrepareError,
-        Prepared, Start, StartError, SubmitError, TableRequest, Target,
+        Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, MuteError, Offer,
+        PrepareError, Prepared, Start, StartError, SubmitError, TableRequest, Target,
     },
 };
 use portcullis_pgtable::{FormatDesc, IoTable, Phys, Table, VTD_SECOND_STAGE, VtdSecondStage, X86FirstStage};
@@ -166,6 +166,10 @@ impl<P: Platform> Driver for Vtd<P> {
 
     fn restore(&self, source: SourceId) -> Result<InvSeq, SubmitError> {
         self.reconnect(source)
+    }
+
+    fn mute(&self, source: SourceId, on: bool) -> Result<InvSeq, MuteError> {
+        Ok(self.set_fpd(source, on)?)
     }
 
     fn remove_device(&self, source: SourceId) {

@@ -144,6 +144,11 @@ impl<P: Platform> Queue<P> {
         .unwrap_or(Err(SubmitError::Lost(HwLost)))
     }
 
+    /// Runs `f` inside the lock, where entries are stored.
+    pub(super) fn exclusively(&self, f: impl FnOnce()) {
+        self.ring.with(|_| f());
+    }
+
     /// Queues a page-group response if there is room for one. `take` makes it then, inside the lock;
     /// `None` sends nothing.
     pub(super) fn respond(&self, take: impl FnOnce() -> Option<Desc>) -> Result<(), SubmitError> {

@@ -15,7 +15,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use portcullis::{
-    Config, Device, Iommu, Sleep, Woken,
+    Config, Device, Iommu, Sleep, Storms, Woken,
     driver::{Driver, Start},
 };
 use portcullis_drivers::vtd as driver;
@@ -92,7 +92,8 @@ impl Setting {
             adversary: Level::Off,
             unit: model::Config::default(),
             options: driver::Options::default(),
-            core: Config::default(),
+            // What small scenarios send is sent on purpose, and looked at record by record.
+            core: Config { storms: Storms::NEVER, ..Config::default() },
             mutations: Mutations::default(),
             plant: None,
             wrap: None,

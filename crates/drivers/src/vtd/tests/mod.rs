@@ -5,6 +5,7 @@
 mod attach;
 mod comes_back;
 mod fake;
+mod mute;
 mod private_data;
 mod recovery;
 mod starting;
