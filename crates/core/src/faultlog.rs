@@ -36,17 +36,26 @@ impl FaultCounts {
     pub fn last_at(&self) -> Option<Time> {
         self.last_at
     }
+
+    fn add(&mut self, other: &FaultCounts) {
+        self.kinds.iter_mut().zip(other.kinds).for_each(|(mine, more)| *mine += more);
+        self.last_at = self.last_at.max(other.last_at);
+    }
 }
 
 impl<P: Platform> Device<P> {
-    /// How many fault records named the device, and the newest of them, as far as `last` and
-    /// [`Config::last_faults`](crate::Config::last_faults) have room: newest first. Any context.
+    /// How many fault records named the device by any of its ids, and the newest of them, as far as
+    /// `last` and [`Config::last_faults`](crate::Config::last_faults) have room: newest first. Any
+    /// context.
     pub fn faults(&self, last: &mut [Option<FaultRecord>]) -> FaultCounts {
         last.fill(None);
         let Ok(device) = self.member.up() else { return FaultCounts::default() };
-        device.instance.state.with(|s| match s.sources.get(device.source) {
-            Some(source) => source.faults.read(last),
-            None => FaultCounts::default(),
+        device.instance.state.with(|s| {
+            let mut counts = FaultCounts::default();
+            for source in device.spec.sources().iter().filter_map(|id| s.sources.get(*id)) {
+                counts.add(&source.faults.read(last));
+            }
+            counts
         })
     }
 }
@@ -96,11 +105,17 @@ impl FaultLog {
         }
     }
 
-    /// The counts, and copies of the last records, the newest first.
+    /// The counts; and puts copies of the last records among those that are in `last`, the newest
+    /// first.
     fn read(&self, last: &mut [Option<FaultRecord>]) -> FaultCounts {
-        let (newer, older) = self.last.split_at(self.next);
-        let newest_first = newer.iter().rev().chain(older.iter().rev());
-        last.iter_mut().zip(newest_first).for_each(|(to, from)| *to = Some(*from));
+        for record in &self.last {
+            let older =
+                |l: &Option<FaultRecord>| l.is_none_or(|l| (l.at, l.sequence) < (record.at, record.sequence));
+            if let Some(rest) = last.iter().position(older).and_then(|i| last.get_mut(i..)) {
+                rest.rotate_right(1);
+                rest[0] = Some(*record);
+            }
+        }
         self.counts
     }
 }

@@ -208,3 +208,20 @@ fn waiting_for_a_record_ends_with_it_or_at_the_deadline() {
     let record = o.next(&cx(), None).expect("told");
     assert_eq!((record.reason, record.access, record.code), (Reason::NotMapped, Access::Write, 5));
 }
+
+#[test]
+fn what_the_aliases_of_a_device_did_is_among_its_records() {
+    let w = World::with(Config { last_faults: 2, ..Config::default() });
+    let mut spec = w.spec(1);
+    spec.upstreams[0].sources.push(SourceId(10));
+    let d = w.iommu.add_device(&cx(), spec).unwrap();
+    for (source, address) in [(1, 0x1000), (10, 0x2000), (1, 0x3000), (10, 0x4000), (10, 0x5000)] {
+        w.hw.faults(fault(source, address));
+    }
+    w.iommu.service(IOMMU);
+    let mut last = [None; 3];
+    assert_eq!(d.faults(&mut last).total(), 5);
+    let read = last.map(|r| r.map(|r| (r.source.unwrap().0, r.address.unwrap(), r.device)));
+    let by = |source, address| Some((source, address, Some(d.id())));
+    assert_eq!(read, [by(10, 0x5000), by(10, 0x4000), by(1, 0x3000)]);
+}
