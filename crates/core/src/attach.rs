@@ -62,6 +62,11 @@ impl<P: Platform> Wanted<P> {
             return Err(AttachError::Quarantined(device.id));
         }
         let unfit = |why| Err(AttachError::Incompatible { device: device.id, at, why });
+        if domain.coherent
+            && let Err(why) = device.is_coherent()
+        {
+            return unfit(why);
+        }
         match &domain.kind {
             Kind::Blocked => {
                 if self.pasid.is_none() && device.spec.has_direct() {

@@ -1,7 +1,7 @@
 //! Devices: what the embedder says of them, and the handles that stand for them.
 
 use crate::{
-    driver::{DeviceControl, Features},
+    driver::{DeviceControl, Features, Incompatible},
     error::{AttachError, OutOfMemory},
     features::Pri,
     group::Group,
@@ -310,6 +310,15 @@ impl<P: Platform> DeviceInner<P> {
 
     pub(crate) fn shared_slab(&self) -> &Slab<P> {
         &self.shared.attachments
+    }
+
+    /// Whether its DMA and the walks of its IOMMU see what the CPU's caches hold.
+    pub(crate) fn is_coherent(&self) -> Result<(), Incompatible> {
+        match (self.instance.caps().coherent, self.caps.coherent_dma) {
+            (false, _) => Err(Incompatible::NotCoherent),
+            (true, false) => Err(Incompatible::NotCoherentDma),
+            (true, true) => Ok(()),
+        }
     }
 
     /// Whether a PASID is within what device and instance do.

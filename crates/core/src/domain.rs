@@ -35,6 +35,9 @@ pub struct DomainOptions {
     /// Only PASIDs will be attached, so that ranges which only requester ids cannot translate
     /// (x86: the interrupt range) may be mapped.
     pub pasid_only: bool,
+    /// Every device that is attached must be coherent: its DMA, and the walks of its IOMMU. For owners
+    /// that clean and invalidate nothing.
+    pub coherent: bool,
     /// Where the doorbells of interrupt controllers are mapped, on machines that translate MSIs.
     pub msi_window: Option<MsiWindow>,
 }
@@ -74,6 +77,8 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) id: u64,
     pub(crate) kind: Kind<P>,
     pub(crate) pasid_only: bool,
+    /// See [`DomainOptions::coherent`].
+    pub(crate) coherent: bool,
     pub(crate) tags: TagList<P>,
     pub(crate) parked: Parked<P>,
     pub(crate) pins: Pins<P>,
@@ -127,6 +132,7 @@ impl<P: Platform> DomainInner<P> {
             id: shared.next_domain(),
             kind,
             pasid_only,
+            coherent: false,
             tags: TagList::new(platform),
             parked: Parked::new(platform),
             pins: Pins::new(platform),

@@ -93,9 +93,12 @@ pub enum Incompatible {
     /// There is no table format that all of them walk.
     #[error("no common table format")]
     NoCommonFormat,
-    /// The walker does not snoop and the table relies on it.
-    #[error("the walker is not coherent and the table relies on it")]
+    /// The walker does not snoop, and the table or the owner relies on it.
+    #[error("the walker is not coherent, and the table or its owner relies on that")]
     NotCoherent,
+    /// The device's DMA does not snoop, and the owner needs it to.
+    #[error("the device's DMA is not coherent, which the owner needs")]
+    NotCoherentDma,
     /// The walker takes fewer levels or address bits than the table has.
     #[error("the table's input width of {table} bits does not fit the walker's {walker}")]
     InputWidth {

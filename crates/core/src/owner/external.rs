@@ -78,7 +78,12 @@ pub(crate) fn mapped<P: Platform>(
 ) -> Result<Arc<DomainInner<P>>, DomainError> {
     let table = common_table(devices, options.table)?;
     let served_by = instances_of(devices)?;
+    for device in devices.iter().filter(|_| options.coherent) {
+        let why = |why| DomainError::Incompatible { device: device.id(), why };
+        device.member.up()?.is_coherent().map_err(why)?;
+    }
     let mut inner = DomainInner::of_table(shared, table, options.pasid_only, &served_by)?;
+    inner.coherent = options.coherent;
     if let Some(window) = options.msi_window {
         inner.open_window(window)?;
     }

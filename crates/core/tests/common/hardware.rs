@@ -1,15 +1,13 @@
 //! The scripted instance: its driver, its queues, and what its devices do.
 
-use super::{Board, Sent};
+use super::{Board, Sent, Vendor};
 use portcullis::driver::{
     Batch, CacheTag, Caps, Change, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError,
     InvSeq, More, MuteError, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError,
     SubmitError, TableRequest, Taken, Target,
 };
 use portcullis::{Answer, At, Platform, RawFault, SourceId, Time, Turn};
-use portcullis_pgtable::{
-    Config, FormatDesc, IoTable, Phys, Table, TableMem, VTD_SECOND_STAGE, VtdSecondStage,
-};
+use portcullis_pgtable::{FormatDesc, IoTable, Phys, TableMem};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
@@ -52,6 +50,7 @@ pub const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
 pub type Batched = (Vec<CacheTag>, Option<(u64, u64)>, bool);
 
 pub struct State {
+    vendor: Vendor,
     caps: Caps,
     devices: BTreeMap<SourceId, Device>,
     /// What the hardware translates through now.
@@ -116,18 +115,24 @@ struct Work {
 
 impl Hardware {
     pub fn new(board: &Board, queue: u32) -> Hardware {
+        Hardware::of(Vendor::INTEL, board, queue)
+    }
+
+    /// `queue` is the number of page requests that the hardware's queue holds.
+    pub fn of(vendor: Vendor, board: &Board, queue: u32) -> Hardware {
         let caps = Caps {
             tags: 16..24,
-            pasid_bits: 20,
+            pasid_bits: vendor.pasid_bits,
             ats: true,
             page_requests: queue,
             stop_markers: false,
-            coherent: true,
-            identity: true,
+            coherent: vendor.coherent,
+            identity: vendor.identity,
             reserved: &[(0xfee0_0000, 0xfeef_ffff)],
             never_output: &[(0xfee0_0000, 0xfeef_ffff)],
         };
         let state = State {
+            vendor,
             caps,
             devices: BTreeMap::new(),
             entries: BTreeMap::new(),
@@ -145,7 +150,7 @@ impl Hardware {
             faults: VecDeque::new(),
             overflowed: false,
             in_fabric: Vec::new(),
-            slow_start: 0,
+            slow_start: vendor.slow_start,
             starts: 0,
             hold: false,
             dead: BTreeSet::new(),
@@ -218,6 +223,11 @@ impl Hardware {
     /// Whether the driver was made to know a requester.
     pub fn knows(&self, source: SourceId) -> bool {
         self.state().devices.contains_key(&source)
+    }
+
+    /// Whether a known requester is cut off.
+    pub fn is_cut_off(&self, source: SourceId) -> bool {
+        self.state().devices.get(&source).is_some_and(|d| d.cut)
     }
 
     /// Page requests that the core has not taken from the queue.
@@ -330,25 +340,12 @@ impl Driver for Hardware {
         if self.state().fails() {
             return Err(PrepareError::NoMem);
         }
-        let marks = self.state().marks;
-        let config = Config {
-            input_bits: 48,
-            output_bits: 46,
-            page_sizes: request.page_sizes & 0x20_1000,
-            coherent: true,
-            snoop: true,
-            accessed: marks,
-            dirty: marks,
-            levels: 4,
-            ..Config::default()
-        };
-        Table::<VtdSecondStage, Board>::new(self.board.clone(), config)
-            .map(|t| Box::new(t) as Box<dyn IoTable>)
-            .map_err(|_| PrepareError::NoMem)
+        let (vendor, marks) = (self.state().vendor, self.state().marks);
+        vendor.new_table(&self.board, request, marks)
     }
 
     fn can_walk(&self, desc: &FormatDesc) -> Result<(), Incompatible> {
-        if desc.id == VTD_SECOND_STAGE { Ok(()) } else { Err(Incompatible::NoCommonFormat) }
+        self.state().vendor.can_walk(desc)
     }
 
     fn can_nest(&self, table: &FormatDesc, parent: &FormatDesc) -> Result<(), Incompatible> {

@@ -4,10 +4,13 @@
 
 pub mod board;
 pub mod hardware;
+pub mod vendors;
 
 pub use board::Board;
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use hardware::{Call, Hardware};
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub use vendors::Vendor;
 
 use portcullis::driver::{PageRequest, Start};
 use portcullis::{
