@@ -83,6 +83,10 @@ scenarios! {
     two_devices: "two devices", 12;
     fault_record_overflow: "fault record overflow", 12;
     churn: "churn", 20;
+    kernel_dma: "kernel DMA", 12;
+    user_object: "user object", 12;
+    address_space: "address space", 12;
+    identity: "identity", 6;
 }
 
 /// What a unit with one thing missing still has to do.

@@ -117,6 +117,11 @@ impl Actor {
         ticket.unwrap_or(0)
     }
 
+    /// How an access ended, if it did.
+    pub fn ended(&self, ticket: u64) -> Option<Ended> {
+        self.results.lock().ended.remove(&ticket)
+    }
+
     /// Waits for the end of an access.
     ///
     /// # Errors

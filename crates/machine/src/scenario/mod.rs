@@ -7,6 +7,7 @@ pub mod actor;
 pub mod caches;
 pub mod churn;
 pub mod copy;
+pub mod owners;
 pub mod paging;
 pub mod rogues;
 pub mod room;
@@ -59,7 +60,7 @@ const fn small(name: &'static str, run: Scenario, about: &'static str) -> Listed
 
 /// The scenarios that run on a stage, by name. Each expects a unit in scalable mode unless it sets
 /// its own.
-pub const ALL: [Listed; 19] = [
+pub const ALL: [Listed; 23] = [
     Listed {
         name: "churn",
         about: "devices and PASIDs attached, replaced, detached, reset and unplugged while data flows",
@@ -129,4 +130,16 @@ pub const ALL: [Listed; 19] = [
     ),
     small("two devices", units::two_devices, "two devices, the same addresses, different memory"),
     small("fault record overflow", units::fault_overflow, "more faults than the unit has records"),
+    small("kernel DMA", owners::kernel_dma, "buffers of the DMA API go to a device and back"),
+    small(
+        "user object",
+        owners::user_object,
+        "page requests wait for a process, a doorbell is reached through the MSI window",
+    ),
+    small(
+        "address space",
+        owners::address_space,
+        "two devices share an address space of the CPU, which exits in the middle of their DMA",
+    ),
+    small("identity", owners::identity, "a device reaches memory at its own address"),
 ];
