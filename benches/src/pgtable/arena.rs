@@ -192,11 +192,8 @@ impl TableMem for Frames {
     }
 
     #[inline]
-    fn run<W: Word>(&self, table: Phys, range: Range<usize>, mut visit: impl FnMut(usize, &W::Atomic)) {
-        let first = range.start;
-        for (n, a) in self.0.words::<W>(table, range).iter().enumerate() {
-            visit(first + n, a);
-        }
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic)) {
+        portcullis_pgtable::mem::visit(range.start, self.0.words::<W>(table, range), visit);
     }
 
     #[inline]

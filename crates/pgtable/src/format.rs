@@ -218,6 +218,13 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// of several entries `phys` is what this one entry maps.
     fn leaf(&self, template: Self::Word, level: usize, phys: Phys, size_bits: u32) -> Self::Word;
 
+    /// Whether the entries of leaves of one entry each, for memory that continues, differ by the
+    /// same number: then the engine adds where it would compose each.
+    #[inline]
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     /// The entry at `level` that leads to `table`.
     fn table(&self, level: usize, table: Phys) -> Self::Word;
 

@@ -77,7 +77,7 @@ impl<F: Format> Limbo<F> {
     /// Ends lookups that [`Limbo::enter`] announced.
     #[inline]
     pub(crate) fn leave<M: TableMem>(&self, mem: &M, counter: usize) {
-        let before = self.lookups[counter].fetch_sub(1, Ordering::AcqRel);
+        let before = self.lookups[counter & 1].fetch_sub(1, Ordering::AcqRel);
         if before == 1 {
             self.drain(mem);
         }

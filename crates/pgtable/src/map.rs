@@ -149,7 +149,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
         self.map_range(
             &Request { pos, last, template },
-            &mut List::new(pos, segments, self.page_sizes, summary),
+            &mut List::new(pos, segments, self.page_sizes, F::GRANULE_BITS, summary),
         )
     }
 
@@ -394,8 +394,18 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let step = F::shift(level);
         if S::SCATTERED {
             let last = pos + (((n as u64) << step) - 1);
-            let mut words = Words::new(self, request.template, source, pos, last);
-            self.run(table, first..first + n, |_, a| F::Word::store(a, words.next()));
+            if let Some(pages) = source.pages(pos, n) {
+                let mut pages = pages.iter();
+                self.run(table, first..first + n, |_, a| {
+                    if let Some(page) = pages.next() {
+                        let w = self.format.leaf(request.template, 1, page.phys, F::GRANULE_BITS);
+                        F::Word::store(a, w);
+                    }
+                });
+            } else {
+                let mut words = Words::new(self, request.template, source, pos, last);
+                self.run(table, first..first + n, |_, a| F::Word::store(a, words.next()));
+            }
         } else {
             let piece = source.piece(pos);
             let mut done = 0;
@@ -408,9 +418,17 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     let phys = Phys(phys + (((i - start) as u64) << step));
                     self.format.leaf(request.template, level, phys, size_bits)
                 };
-                match count {
-                    1 => self.store(table, start, leaf(start)),
-                    _ => self.run(table, start..start + count, |i, a| F::Word::store(a, leaf(i))),
+                if count == 1 {
+                    self.store(table, start, leaf(start));
+                } else if size_bits == step && self.format.is_linear() {
+                    let mut w = leaf(start);
+                    let more = leaf(start + 1).minus(w);
+                    self.run(table, start..start + count, |_, a| {
+                        F::Word::store(a, w);
+                        w = w.plus(more);
+                    });
+                } else {
+                    self.run(table, start..start + count, |i, a| F::Word::store(a, leaf(i)));
                 }
                 done += count;
             }
@@ -430,9 +448,17 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let step = F::shift(level);
         let n = entries::<F>();
         if S::SCATTERED && level == 1 {
-            let last = start + (((n as u64) << step) - 1);
-            let mut words = Words::new(self, request.template, source, start, last);
-            self.mem.fill_private(frame, 0..n, |_| words.next());
+            if let Some(pages) = source.pages(start, n) {
+                let leaf = |i: usize| {
+                    let phys = pages.get(i).map_or(Phys(0), |page| page.phys);
+                    self.format.leaf(request.template, 1, phys, F::GRANULE_BITS)
+                };
+                self.mem.fill_private(frame, 0..n, leaf);
+            } else {
+                let last = start + (((n as u64) << step) - 1);
+                let mut words = Words::new(self, request.template, source, start, last);
+                self.mem.fill_private(frame, 0..n, |_| words.next());
+            }
             return;
         }
         // Above pages, one piece holds the whole table.
@@ -442,10 +468,21 @@ impl<F: Format, M: TableMem> Table<F, M> {
             let at = start + ((done as u64) << step);
             let (count, size_bits) = chunk::<F>(piece.sizes, level, at, n - done);
             let phys = piece.phys(at).0;
-            self.mem.fill_private(frame, done..done + count, |i| {
+            let leaf = |i: usize| {
                 let phys = Phys(phys + (((i - done) as u64) << step));
                 self.format.leaf(request.template, level, phys, size_bits)
-            });
+            };
+            if size_bits == step && self.format.is_linear() {
+                let mut w = leaf(done);
+                let more = leaf(done + 1).minus(w);
+                self.mem.fill_private(frame, done..done + count, |_| {
+                    let now = w;
+                    w = w.plus(more);
+                    now
+                });
+            } else {
+                self.mem.fill_private(frame, done..done + count, leaf);
+            }
             done += count;
         }
     }

@@ -74,6 +74,29 @@ impl Fresh {
     }
 }
 
+/// Calls `visit` with each entry and its index, of which the first is `first`: what an
+/// implementation of [`TableMem::run`] ends in. Unrolled, which compilers do not do to atomics.
+#[inline]
+pub fn visit<A>(first: usize, entries: &[A], mut visit: impl FnMut(usize, &A)) {
+    let (eights, rest) = entries.as_chunks::<8>();
+    let mut i = first;
+    for [a, b, c, d, e, f, g, h] in eights {
+        visit(i, a);
+        visit(i + 1, b);
+        visit(i + 2, c);
+        visit(i + 3, d);
+        visit(i + 4, e);
+        visit(i + 5, f);
+        visit(i + 6, g);
+        visit(i + 7, h);
+        i += 8;
+    }
+    for a in rest {
+        visit(i, a);
+        i += 1;
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
 }
@@ -99,6 +122,10 @@ pub trait Word:
     type Atomic: Send + Sync + 'static;
     /// Bytes of one entry.
     const BYTES: usize;
+    /// The sum, modulo the width.
+    fn plus(self, n: Self) -> Self;
+    /// The difference, modulo the width.
+    fn minus(self, n: Self) -> Self;
     /// Load with acquire ordering.
     fn load(a: &Self::Atomic) -> Self;
     /// Store with release ordering.
@@ -116,6 +143,14 @@ macro_rules! word {
         impl Word for $w {
             type Atomic = $a;
             const BYTES: usize = size_of::<$w>();
+            #[inline]
+            fn plus(self, n: $w) -> $w {
+                self.wrapping_add(n)
+            }
+            #[inline]
+            fn minus(self, n: $w) -> $w {
+                self.wrapping_sub(n)
+            }
             #[inline]
             fn load(a: &$a) -> $w {
                 a.load(Ordering::Acquire)

@@ -10,7 +10,7 @@ use crate::{
 
 impl<F: Format, M: TableMem> Table<F, M> {
     /// What `iova` translates to. The caller is pinned.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, iova: u64) -> Option<Leaf> {
         let (pos, _) = self.enter(iova, 1)?;
         if let Some(table) = self.hints.find(1, pos) {

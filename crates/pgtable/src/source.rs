@@ -47,6 +47,9 @@ pub(crate) trait Source {
     fn is_small(&self, bits: u32) -> bool;
     /// The piece that holds `pos`, which never goes back.
     fn piece(&mut self, pos: u64) -> Piece;
+    /// The `n` segments from `pos` on, if all of the list are single pages that do not continue one
+    /// another.
+    fn pages(&self, pos: u64, n: usize) -> Option<&[Segment]>;
     /// Lets `pos` go back to the beginning.
     fn rewind(&mut self);
 }
@@ -64,6 +67,9 @@ impl Source for Whole {
     fn piece(&mut self, _: u64) -> Piece {
         self.0
     }
+    fn pages(&self, _: u64, _: usize) -> Option<&[Segment]> {
+        None
+    }
     fn rewind(&mut self) {}
 }
 
@@ -80,6 +86,7 @@ pub(crate) struct Summary {
 pub(crate) struct List<'a> {
     start: u64,
     sizes: u64,
+    granule: u32,
     summary: Summary,
     all: &'a [Segment],
     rest: &'a [Segment],
@@ -89,8 +96,14 @@ pub(crate) struct List<'a> {
 impl<'a> List<'a> {
     /// The list of memory from position `start` on; no segment is empty and the sum is known not
     /// to overflow.
-    pub(crate) fn new(start: u64, all: &'a [Segment], sizes: u64, summary: Summary) -> List<'a> {
-        List { start, sizes, summary, all, rest: all, piece: Piece::SMALL }
+    pub(crate) fn new(
+        start: u64,
+        all: &'a [Segment],
+        sizes: u64,
+        granule: u32,
+        summary: Summary,
+    ) -> List<'a> {
+        List { start, sizes, granule, summary, all, rest: all, piece: Piece::SMALL }
     }
 
     #[inline]
@@ -128,6 +141,15 @@ impl Source for List<'_> {
             self.next(self.piece.last + 1);
         }
         self.piece
+    }
+
+    #[inline]
+    fn pages(&self, pos: u64, n: usize) -> Option<&[Segment]> {
+        if self.summary.joins || self.summary.longest != 1 << self.granule {
+            return None;
+        }
+        let first = ((pos - self.start) >> self.granule) as usize;
+        self.all.get(first..first.checked_add(n)?)
     }
 
     fn rewind(&mut self) {

@@ -249,11 +249,8 @@ impl TableMem for HeapMem {
         }
     }
 
-    fn run<W: Word>(&self, table: Phys, range: Range<usize>, mut visit: impl FnMut(usize, &W::Atomic)) {
-        let first = range.start;
-        for (n, a) in self.live(table).atomics(range).iter().enumerate() {
-            visit(first + n, a);
-        }
+    fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic)) {
+        crate::mem::visit(range.start, self.live(table).atomics(range), visit);
     }
 
     #[inline]

@@ -147,8 +147,14 @@ impl<F: Format, M: TableMem> Table<F, M> {
         sizes: &mut u64,
     ) -> Result<(), Stop> {
         let n = ((last - pos) >> F::GRANULE_BITS) as usize + 1;
-        let mut whole = true;
-        self.run(table, first..first + n, |_, a| whole &= Self::is_present(F::Word::load(a)));
+        // A bit that all have in common says that all are present; most ranges have one.
+        let mut common = F::PRESENT;
+        self.run(table, first..first + n, |_, a| common = common & F::Word::load(a));
+        let mut whole = Self::is_present(common);
+        if !whole {
+            whole = true;
+            self.run(table, first..first + n, |_, a| whole &= Self::is_present(F::Word::load(a)));
+        }
         let begin = self.size_of(table, 1, first).ok_or(Stop::NotMapped(pos))?;
         let start = block_start(pos, begin);
         if start != pos {

@@ -370,6 +370,12 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
         template | self.encode(phys) | kind | contiguous
     }
 
+    /// With 52 bits, address bits are not in order.
+    #[inline]
+    fn is_linear(&self) -> bool {
+        !self.wide
+    }
+
     #[inline]
     fn table(&self, _level: usize, table: Phys) -> u64 {
         self.encode(table) | VALID | TABLE_OR_PAGE

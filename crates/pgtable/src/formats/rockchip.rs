@@ -82,6 +82,12 @@ impl Format for RockchipV2 {
         template | Self::encode(phys)
     }
 
+    /// Address bits are not in order.
+    #[inline]
+    fn is_linear(&self) -> bool {
+        false
+    }
+
     #[inline]
     fn table(&self, _level: usize, table: Phys) -> u32 {
         Self::encode(table) | VALID

@@ -110,12 +110,10 @@ impl Format for VtdSecondStage {
 
     #[inline]
     fn prot(&self, w: u64) -> Prot {
-        let mut prot = Prot::empty();
-        prot.set(Prot::READ, w & R != 0);
-        prot.set(Prot::WRITE, w & W != 0);
-        prot.set(Prot::SNOOP, w & SNP != 0);
-        prot.set(Prot::MMIO, w & SW_MMIO != 0);
-        prot
+        // R and W are where `Prot` has them.
+        const { assert!(R as u32 == Prot::READ.bits() && W as u32 == Prot::WRITE.bits()) }
+        let bit = |bits: u64, prot: Prot| if w & bits != 0 { prot } else { Prot::empty() };
+        Prot::from_bits_retain((w & (R | W)) as u32) | bit(SNP, Prot::SNOOP) | bit(SW_MMIO, Prot::MMIO)
     }
 
     #[inline]
