@@ -11,8 +11,11 @@ const PASID_BITS: u8 = 20;
 const LOOK: u64 = 1_000;
 /// Nanoseconds between two looks at most.
 const LONGEST_LOOK: u64 = 1_000_000;
-/// Nanoseconds until the write is made all the same, as long as PCIe gives a reset.
-const LONGEST_WAIT: u64 = 100_000_000;
+/// Nanoseconds that PCIe gives a reset.
+const RESET: u64 = 100_000_000;
+/// Nanoseconds until page requests are switched on although some have no answer: longer than the
+/// core and a device that does not answer invalidations can hold one up.
+const STOP: u64 = 15_000_000_000;
 
 /// One endpoint's PCIe capabilities, reached through the platform's board.
 pub struct Function<P> {
@@ -33,9 +36,9 @@ impl<P: MachinePlatform> Function<P> {
     }
 
     /// Sleeps while the hardware is not ready, and not for ever.
-    fn wait_while(&self, busy: impl Fn(&Board) -> bool) {
+    fn wait_while(&self, longest: u64, busy: impl Fn(&Board) -> bool) {
         let cx = Sleep::in_sleepable_context();
-        let until = self.platform.now().0.saturating_add(LONGEST_WAIT);
+        let until = self.platform.now().0.saturating_add(longest);
         let mut pause = LOOK;
         while self.platform.hardware::<Board, _>(|b| busy(b)) == Some(true) && self.platform.now().0 < until {
             if self.platform.sleep(&cx, pause) == Woken::Shutdown {
@@ -58,7 +61,9 @@ impl<P: MachinePlatform> DeviceControl for Function<P> {
     fn set_pri(&self, credits: Option<u32>) {
         if credits.is_some() {
             // PCIe: not before the interface has stopped, which it has when all is answered.
-            self.wait_while(|b| b.complex.endpoint(self.place).is_some_and(|e| e.pri_has_open_groups()));
+            self.wait_while(STOP, |b| {
+                b.complex.endpoint(self.place).is_some_and(|e| e.pri_has_open_groups())
+            });
             self.write(Endpoint::reset_pri);
         }
         self.write(|e| e.set_pri(credits));
@@ -68,6 +73,6 @@ impl<P: MachinePlatform> DeviceControl for Function<P> {
         let now = self.platform.now();
         self.platform.hardware::<Board, _>(|b| b.complex.reset(now.0, self.place));
         // The function has forgotten what it sent, so no later invalidation waits for that.
-        self.wait_while(|b| b.complex.pending_from_before(self.place));
+        self.wait_while(RESET, |b| b.complex.pending_from_before(self.place));
     }
 }

@@ -1,5 +1,6 @@
 //! The root complex: units, endpoints, fabric and the accesses in flight, as one step machine.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -98,9 +99,33 @@ impl World {
 /// An endpoint with its place in the fabric.
 struct Slot {
     endpoint: Endpoint,
+    /// Whether it wants a step, and until when that is so unless something happens to it: most
+    /// endpoints are not touched by most steps.
+    wants: Cell<Option<(bool, Option<u64>)>>,
     unit: Option<usize>,
     up: Lane<Upstream>,
     down: Lane<Downstream>,
+}
+
+impl Slot {
+    /// The endpoint, to do something to it.
+    fn endpoint_mut(&mut self) -> &mut Endpoint {
+        self.wants.set(None);
+        &mut self.endpoint
+    }
+
+    /// Whether the endpoint wants a step at `now`, and when that changes by itself.
+    fn wants(&self, now: u64) -> (bool, Option<u64>) {
+        if let Some(known) = self.wants.get()
+            && known.1.is_none_or(|until| now < until)
+        {
+            debug_assert_eq!(known.0, self.endpoint.wants(now), "something happened to it unseen");
+            return known;
+        }
+        let wants = (self.endpoint.wants(now), self.endpoint.deadline(now));
+        self.wants.set(Some(wants));
+        wants
+    }
 }
 
 impl Complex {
@@ -148,7 +173,8 @@ impl Complex {
     pub fn add_endpoint(&mut self, endpoint: Endpoint, unit: Option<usize>) -> usize {
         let place = self.slots.len();
         self.by_id.entry(endpoint.id()).or_insert(place);
-        self.slots.push(Slot { endpoint, unit, up: Lane::default(), down: Lane::default() });
+        let (up, down) = (Lane::default(), Lane::default());
+        self.slots.push(Slot { endpoint, wants: Cell::new(None), unit, up, down });
         place
     }
 
@@ -159,7 +185,7 @@ impl Complex {
 
     /// The endpoint at a place, to configure it or to give it a job.
     pub fn endpoint_mut(&mut self, place: usize) -> Option<&mut Endpoint> {
-        self.slots.get_mut(place).map(|s| &mut s.endpoint)
+        self.slots.get_mut(place).map(Slot::endpoint_mut)
     }
 
     /// Place of the endpoint with this requester id.
@@ -208,7 +234,7 @@ impl Complex {
         self.world.journal.now = now;
         if let Some(slot) = self.slots.get_mut(place) {
             self.world.journal.note(What::Reset { source: slot.endpoint.id() });
-            slot.endpoint.reset(&mut self.world.journal);
+            slot.endpoint_mut().reset(&mut self.world.journal);
         }
     }
 
@@ -222,7 +248,7 @@ impl Complex {
     /// Appends every step that is possible at `now`, in a fixed order.
     pub fn runnable(&self, now: u64, out: &mut Vec<Work>) {
         for (i, slot) in self.slots.iter().enumerate() {
-            if slot.endpoint.wants(now) && !slot.up.is_full() {
+            if slot.wants(now).0 && !slot.up.is_full() {
                 out.push(Work::Endpoint(i));
             }
             if slot.up.is_ready(now) {
@@ -248,7 +274,7 @@ impl Complex {
     /// The next time at which a step becomes possible that [`runnable`](Self::runnable) does not
     /// name at `now`.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let of = |s: &Slot| [s.up.deadline(), s.down.deadline(), s.endpoint.deadline()];
+        let of = |s: &Slot| [s.up.deadline(), s.down.deadline(), s.wants(now).1];
         let lanes = self.slots.iter().flat_map(of).flatten();
         let accesses = self.accesses.values().map(Access::not_before);
         let units = self.units.iter().filter_map(|u| u.next_deadline());
@@ -276,7 +302,7 @@ impl Complex {
         };
         let queue = slot.unit.and_then(|u| self.units.get(u)).map_or(0, |u| u.page_queue_entries());
         let epoch = slot.endpoint.epoch();
-        for tlp in slot.endpoint.step(now, queue, &mut self.world.adversary) {
+        for tlp in slot.endpoint_mut().step(now, queue, &mut self.world.adversary) {
             match tlp {
                 Tlp::Request { ticket, iova, pasid, request } => {
                     let id = self.next_access;
@@ -325,7 +351,7 @@ impl Complex {
             model.finished(id);
         }
         if let Some(slot) = self.slots.get_mut(place) {
-            slot.endpoint.complete(now, ticket, epoch, completion);
+            slot.endpoint_mut().complete(now, ticket, epoch, completion);
         }
         Cost::Move { bytes }
     }
@@ -355,7 +381,7 @@ impl Complex {
         let Some(message) = slot.down.pop(now) else {
             return Cost::Nothing;
         };
-        slot.endpoint.receive(now, message, &mut self.world.journal);
+        slot.endpoint_mut().receive(now, message, &mut self.world.journal);
         Cost::Message
     }
 

@@ -228,9 +228,9 @@ impl Endpoint {
         self.port.wants(now) || self.engine.wants(&self.port)
     }
 
-    /// When it next wants something that it does not want before.
-    pub(crate) fn deadline(&self) -> Option<u64> {
-        self.port.deadline()
+    /// When, after `now`, it may want something that it does not want before.
+    pub(crate) fn deadline(&self, now: u64) -> Option<u64> {
+        self.port.deadline(now)
     }
 
     pub(crate) fn epoch(&self) -> u64 {

@@ -246,10 +246,10 @@ impl Port {
         }
     }
 
-    /// When an access that pauses before its next page request goes on.
-    pub(crate) fn deadline(&self) -> Option<u64> {
+    /// When, after `now`, an access that pauses before its next page request goes on.
+    pub(crate) fn deadline(&self, now: u64) -> Option<u64> {
         let pauses = self.transfers.values().filter_map(|t| match t.state {
-            State::NeedPage { since } => Some(since),
+            State::NeedPage { since } if since > now => Some(since),
             _ => None,
         });
         pauses.min()
