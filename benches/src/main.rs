@@ -3,6 +3,8 @@
 //! Absolute figures move with the machine and its load. All rows are measured in turns within one
 //! run, and the first row, one locked instruction, is the yardstick for the others.
 
+mod inline;
+mod io;
 mod machine;
 mod tables;
 
@@ -49,6 +51,7 @@ fn main() {
     let mut rows = tables::rows();
     let machine = machine::Bench::new();
     rows.extend(machine.rows());
+    rows.extend(io::rows());
     let calls: Vec<u64> = rows.iter_mut().map(Row::calibrate).collect();
     let mut times = vec![Vec::with_capacity(ROUNDS); rows.len()];
     for _ in 0..ROUNDS {
@@ -61,5 +64,6 @@ fn main() {
         times.sort_by(f64::total_cmp);
         println!("{:<44} {:>10.2} {:>10.2}", row.name, times[ROUNDS / 2], times[0]);
     }
+    print!("\n{}", io::counts());
     machine.stop();
 }

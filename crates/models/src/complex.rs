@@ -99,7 +99,7 @@ impl World {
 /// An endpoint with its place in the fabric.
 struct Slot {
     endpoint: Endpoint,
-    /// Whether it wants a step, and until when that is so unless something happens to it: most
+    /// Whether its port wants a step, and until when that is so unless something happens to it: most
     /// endpoints are not touched by most steps.
     wants: Cell<Option<(bool, Option<u64>)>>,
     unit: Option<usize>,
@@ -114,15 +114,20 @@ impl Slot {
         &mut self.endpoint
     }
 
-    /// Whether the endpoint wants a step at `now`, and when that changes by itself.
-    fn wants(&self, now: u64) -> (bool, Option<u64>) {
+    /// Whether the endpoint wants a step at `now`. Its engine may listen to others, and is asked.
+    fn wants(&self, now: u64) -> bool {
+        self.port_wants(now).0 || self.endpoint.engine_wants()
+    }
+
+    /// Whether its port does, and when that changes by itself.
+    fn port_wants(&self, now: u64) -> (bool, Option<u64>) {
         if let Some(known) = self.wants.get()
             && known.1.is_none_or(|until| now < until)
         {
-            debug_assert_eq!(known.0, self.endpoint.wants(now), "something happened to it unseen");
+            debug_assert_eq!(known.0, self.endpoint.port_wants(now), "something happened to it unseen");
             return known;
         }
-        let wants = (self.endpoint.wants(now), self.endpoint.deadline(now));
+        let wants = (self.endpoint.port_wants(now), self.endpoint.deadline(now));
         self.wants.set(Some(wants));
         wants
     }
@@ -248,7 +253,7 @@ impl Complex {
     /// Appends every step that is possible at `now`, in a fixed order.
     pub fn runnable(&self, now: u64, out: &mut Vec<Work>) {
         for (i, slot) in self.slots.iter().enumerate() {
-            if slot.wants(now).0 && !slot.up.is_full() {
+            if slot.wants(now) && !slot.up.is_full() {
                 out.push(Work::Endpoint(i));
             }
             if slot.up.is_ready(now) {
@@ -274,7 +279,7 @@ impl Complex {
     /// The next time at which a step becomes possible that [`runnable`](Self::runnable) does not
     /// name at `now`.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let of = |s: &Slot| [s.up.deadline(), s.down.deadline(), s.wants(now).1];
+        let of = |s: &Slot| [s.up.deadline(), s.down.deadline(), s.port_wants(now).1];
         let lanes = self.slots.iter().flat_map(of).flatten();
         let accesses = self.accesses.values().map(Access::not_before);
         let units = self.units.iter().filter_map(|u| u.next_deadline());

@@ -224,8 +224,12 @@ impl Endpoint {
     }
 
     /// True where [`step`](Self::step) has something to do.
-    pub(crate) fn wants(&self, now: u64) -> bool {
-        self.port.wants(now) || self.engine.wants(&self.port)
+    pub(crate) fn port_wants(&self, now: u64) -> bool {
+        self.port.wants(now)
+    }
+
+    pub(crate) fn engine_wants(&self) -> bool {
+        self.engine.wants(&self.port)
     }
 
     /// When, after `now`, it may want something that it does not want before.
