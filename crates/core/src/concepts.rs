@@ -11,6 +11,7 @@
 //! | [`address_spaces`] | PASIDs, and devices that use a process's pointers |
 //! | [`faults`] | observers, fault records, explanations |
 //! | [`resets`] | resets, quarantine, lost hardware |
+//! | [`storms`] | devices that fault too much |
 
 #[doc = include_str!("../docs/address_spaces.md")]
 pub mod address_spaces {}
@@ -30,3 +31,5 @@ pub mod platform {}
 pub mod resets {}
 #[doc = include_str!("../docs/responses.md")]
 pub mod responses {}
+#[doc = include_str!("../docs/storms.md")]
+pub mod storms {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use portcullis::driver::{DeviceControl, Start};
-use portcullis::{Config, Iommu, Sleep, Window, Woken};
+use portcullis::{Config, Iommu, Sleep, Storms, Window, Woken};
 use portcullis_drivers::vtd::{Msi, Options, Vtd};
 use portcullis_machine::board::{Board, BusMemory};
 use portcullis_machine::function::Function;
@@ -77,7 +77,9 @@ pub fn play(form: Form, seed: u64, mutations: Mutations, scenario: fn(&mut Stage
         desks.insert(who, desk);
     }
     sim.set_hardware(Board::new(complex));
-    let iommu = Iommu::new(sim.platform().clone(), Config::default()).expect("memory");
+    // The scenarios look at each fault.
+    let config = Config { storms: Storms::NEVER, ..Config::default() };
+    let iommu = Iommu::new(sim.platform().clone(), config).expect("memory");
     let core = iommu.clone();
     sim.on_interrupt(move |_, _| {
         if core.interrupt(INSTANCE) {
