@@ -3,8 +3,7 @@
 //! A hint says which table is at a level of the walk for a span of positions. It is one word, so
 //! that it is read whole. Who owns a part of the span writes it, and whoever takes the table out
 //! clears it first, and owns the whole span: ownership orders the two, and so no one who may map
-//! or unmap there finds a table that is gone. A lookup owns nothing, but is announced before it
-//! reads: what it finds is not freed meanwhile.
+//! or unmap there finds a table that is gone. Lookups own nothing and walk.
 
 use crate::{format::Format, mem::Phys};
 use core::marker::PhantomData;

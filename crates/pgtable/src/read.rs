@@ -13,32 +13,21 @@ impl<F: Format, M: TableMem> Table<F, M> {
     #[inline(always)]
     pub(crate) fn find(&self, iova: u64) -> Option<Leaf> {
         let (pos, _) = self.enter(iova, 1)?;
-        if let Some(table) = self.hints.find(1, pos) {
-            let w = self.load(table, index::<F>(1, pos));
-            return match self.format.decode(1, w) {
-                Entry::Leaf { base, size_bits } => Some(self.leaf_at(pos, base, size_bits, w)),
-                _ => None,
-            };
-        }
-        self.find_from_top(pos)
-    }
-
-    fn find_from_top(&self, pos: u64) -> Option<Leaf> {
         let top = self.load_top();
         if !self.reaches(top, pos) {
             return None;
         }
         match top.levels {
-            1 => self.find_below::<1>(top.root, pos),
-            2 => self.find_below::<2>(top.root, pos),
-            3 => self.find_below::<3>(top.root, pos),
             4 => self.find_below::<4>(top.root, pos),
+            3 => self.find_below::<3>(top.root, pos),
             5 => self.find_below::<5>(top.root, pos),
-            _ => self.find_below::<6>(top.root, pos),
+            2 => self.find_below::<2>(top.root, pos),
+            6 => self.find_below::<6>(top.root, pos),
+            _ => self.find_below::<1>(top.root, pos),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn find_below<const LEVELS: usize>(&self, root: Phys, pos: u64) -> Option<Leaf> {
         if LEVELS < F::MIN_LEVELS || LEVELS > F::MAX_LEVELS {
             return None;

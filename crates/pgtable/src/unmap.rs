@@ -8,6 +8,7 @@ use crate::{
     mem::{Phys, TableMem, Word},
     table::{Top, UnmapError},
 };
+use core::ops::Range;
 
 /// Why leaves are not what a call needs, at a position.
 #[derive(Clone, Copy, Debug)]
@@ -206,6 +207,18 @@ impl<F: Format, M: TableMem> Table<F, M> {
     ) -> Result<u64, Stop> {
         let shift = F::shift(level);
         let n = ((end >> shift) - (pos >> shift)) as usize + 1;
+        if self.only_leaves(table, level, first..first + n) {
+            let whole = |at: u64, i: usize| {
+                self.size_of(table, level, i).map(|b| (block_start(at, b), block_end(at, b)))
+            };
+            if let (Some((start, _)), Some((_, leaf_end))) = (whole(pos, first), whole(end, first + n - 1))
+                && start == pos
+                && leaf_end == end
+            {
+                *sizes |= self.sizes_at(level);
+                return Ok(end);
+            }
+        }
         let first_start = block_start(pos, shift);
         let mut next = first;
         let mut stop = None;
@@ -230,6 +243,25 @@ impl<F: Format, M: TableMem> Table<F, M> {
             }
         });
         stop.unwrap_or(Ok(end))
+    }
+
+    /// Whether the entries of a table at a higher level are leaves, all of them.
+    fn only_leaves(&self, table: Phys, level: usize, range: Range<usize>) -> bool {
+        // With the level known, an entry takes a test or two.
+        match level {
+            2 => self.only_leaves_at::<2>(table, range),
+            3 => self.only_leaves_at::<3>(table, range),
+            _ => false,
+        }
+    }
+
+    fn only_leaves_at<const LEVEL: usize>(&self, table: Phys, range: Range<usize>) -> bool {
+        let mut others = 0u32;
+        self.run(table, range, |_, a| {
+            let leaf = matches!(self.format.decode(LEVEL, F::Word::load(a)), Entry::Leaf { .. });
+            others |= u32::from(!leaf);
+        });
+        others == 0
     }
 
     /// Removes what was checked.
@@ -277,7 +309,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
     /// the last position that was cleared.
     fn clear_leaves(&self, table: Phys, level: usize, first: usize, pos: u64, end: u64) -> u64 {
         let n = ((end - pos) >> F::shift(level)) as usize + 1;
-        if level == 1 {
+        if level == 1 || self.only_leaves(table, level, first..first + n) {
             self.clear(table, first..first + n);
             return end;
         }

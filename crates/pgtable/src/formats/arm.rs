@@ -11,6 +11,8 @@
 //! [`Prot::MMIO`] Device-nGnRE. A stage 1 names types by index: the context descriptor's MAIR has
 //! to be [`ARM_MAIR`].
 
+use super::arm_stages::{DBM, SH};
+pub use super::arm_stages::{Stage, Stage1, Stage2};
 use crate::{
     format::{AccessBits, Config, Entry, Format, InPlace},
     mem::Phys,
@@ -26,193 +28,14 @@ pub const ARM_MAIR: u64 = 0x0004_ff44;
 const VALID: u64 = 1;
 /// Bit 1: a table above level 3, a page at level 3 (table D8-48).
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// SH: shareability (table D8-52), address bits 51:50 where DS is set.
-const SH: u64 = 3 << 8;
-/// Inner shareable, for cacheable memory.
-const SH_INNER: u64 = 3 << 8;
-/// Outer shareable, which non-cacheable and device memory is in any case.
-const SH_OUTER: u64 = 2 << 8;
 /// AF: Access flag (table D8-52). Where nobody sets it, an entry without it faults.
 const AF: u64 = 1 << 10;
-/// DBM: Dirty bit modifier: a walker may make the entry writable (D8.4.6).
-const DBM: u64 = 1 << 51;
 /// Contiguous (D8.7.1).
 const CONTIGUOUS: u64 = 1 << 52;
 /// Ours, ignored in tables (58:51) and left to software in leaves (58:55): the entry was cleaned.
 const SW_SETTLED: u64 = 1 << 55;
 /// Ours, in an invalid descriptor: an address is kept in it.
 const SW_PARKED: u64 = 1 << 1;
-
-/// What differs between the stages.
-pub trait Stage: Copy + Send + Sync + 'static {
-    /// Whether it is the second.
-    const SECOND: bool;
-    /// Memory type: an index, or the attributes themselves.
-    const TYPE: u64;
-    /// Everything that says who may do what.
-    const PERMISSIONS: u64;
-    /// Other bits of a leaf that are neither address nor ours.
-    const OTHER: u64;
-    /// The bits of a leaf; with `dirty` writable ones begin clean.
-    fn template(prot: Prot, dirty: bool) -> Option<u64>;
-    /// What a leaf allows.
-    fn prot(w: u64) -> Prot;
-    /// Whether a leaf can be written through now, DBM aside.
-    fn is_writable(w: u64) -> bool;
-    /// A leaf that can or cannot be written through now.
-    fn set_writable(w: u64, on: bool) -> u64;
-}
-
-/// The first stage. Read permission cannot be taken away, so write-only is refused.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage1;
-
-impl Stage1 {
-    /// AttrIndx (table D8-52).
-    const ATTR_INDEX: u64 = 7 << 2;
-    const NON_CACHEABLE: u64 = 0 << 2;
-    const WRITE_BACK: u64 = 1 << 2;
-    const DEVICE: u64 = 2 << 2;
-    /// AP[1]: unprivileged accesses too (D8.4.1).
-    const AP_UNPRIVILEGED: u64 = 1 << 6;
-    /// AP[2]: read-only (D8.4.1).
-    const AP_READ_ONLY: u64 = 1 << 7;
-    /// nG: not global, so that an ASID's invalidation finds it (D8.16.3).
-    const NG: u64 = 1 << 11;
-    /// PXN and UXN: no instruction fetches (D8.4.3).
-    const PXN: u64 = 1 << 53;
-    const UXN: u64 = 1 << 54;
-}
-
-impl Stage for Stage1 {
-    const SECOND: bool = false;
-    const TYPE: u64 = Self::ATTR_INDEX;
-    const PERMISSIONS: u64 = Self::AP_UNPRIVILEGED | Self::AP_READ_ONLY | Self::PXN | Self::UXN | DBM;
-    const OTHER: u64 = Self::NG;
-
-    #[inline]
-    fn template(prot: Prot, dirty: bool) -> Option<u64> {
-        const KNOWN: Prot = Prot::READ
-            .union(Prot::WRITE)
-            .union(Prot::EXEC)
-            .union(Prot::PRIV)
-            .union(Prot::MMIO)
-            .union(Prot::UNCACHED);
-        if !prot.contains(Prot::READ) || !KNOWN.contains(prot) {
-            return None;
-        }
-        let kind = if prot.contains(Prot::MMIO) {
-            Self::DEVICE | SH_OUTER
-        } else if prot.contains(Prot::UNCACHED) {
-            Self::NON_CACHEABLE | SH_OUTER
-        } else {
-            Self::WRITE_BACK | SH_INNER
-        };
-        let write = match (prot.contains(Prot::WRITE), dirty) {
-            (true, true) => Self::AP_READ_ONLY | DBM,
-            (true, false) => 0,
-            (false, _) => Self::AP_READ_ONLY,
-        };
-        let privilege = if prot.contains(Prot::PRIV) { 0 } else { Self::AP_UNPRIVILEGED };
-        let execute = match (prot.contains(Prot::EXEC), prot.contains(Prot::PRIV)) {
-            (false, _) => Self::PXN | Self::UXN,
-            (true, true) => Self::UXN,
-            (true, false) => 0,
-        };
-        Some(kind | write | privilege | execute | Self::NG)
-    }
-
-    #[inline]
-    fn prot(w: u64) -> Prot {
-        let mut prot = Prot::READ;
-        prot.set(Prot::WRITE, w & Self::AP_READ_ONLY == 0 || w & DBM != 0);
-        prot.set(Prot::PRIV, w & Self::AP_UNPRIVILEGED == 0);
-        prot.set(Prot::EXEC, w & Self::PXN == 0);
-        prot.set(Prot::MMIO, w & Self::ATTR_INDEX == Self::DEVICE);
-        prot.set(Prot::UNCACHED, w & Self::ATTR_INDEX == Self::NON_CACHEABLE);
-        prot
-    }
-
-    #[inline]
-    fn is_writable(w: u64) -> bool {
-        w & Self::AP_READ_ONLY == 0
-    }
-
-    #[inline]
-    fn set_writable(w: u64, on: bool) -> u64 {
-        if on { w & !Self::AP_READ_ONLY } else { w | Self::AP_READ_ONLY }
-    }
-}
-
-/// The second stage. It has no privilege, so [`Prot::PRIV`] is refused; nor can it force a device's
-/// accesses to snoop.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage2;
-
-impl Stage2 {
-    /// MemAttr, with FEAT_S2FWB not in use (D8.6.5).
-    const MEM_ATTR: u64 = 15 << 2;
-    const NON_CACHEABLE: u64 = 0b0101 << 2;
-    const WRITE_BACK: u64 = 0b1111 << 2;
-    const DEVICE: u64 = 0b0001 << 2;
-    /// S2AP (D8.4.2).
-    const S2AP_READ: u64 = 1 << 6;
-    const S2AP_WRITE: u64 = 1 << 7;
-    /// XN[1]: no instruction fetches, whatever XN[0] (D8.4.4).
-    const XN: u64 = 1 << 54;
-}
-
-impl Stage for Stage2 {
-    const SECOND: bool = true;
-    const TYPE: u64 = Self::MEM_ATTR;
-    const PERMISSIONS: u64 = Self::S2AP_READ | Self::S2AP_WRITE | Self::XN | DBM;
-    const OTHER: u64 = 0;
-
-    #[inline]
-    fn template(prot: Prot, dirty: bool) -> Option<u64> {
-        const RW: Prot = Prot::READ.union(Prot::WRITE);
-        const KNOWN: Prot = RW.union(Prot::EXEC).union(Prot::MMIO).union(Prot::UNCACHED);
-        if !prot.intersects(RW) || !KNOWN.contains(prot) {
-            return None;
-        }
-        let kind = if prot.contains(Prot::MMIO) {
-            Self::DEVICE | SH_OUTER
-        } else if prot.contains(Prot::UNCACHED) {
-            Self::NON_CACHEABLE | SH_OUTER
-        } else {
-            Self::WRITE_BACK | SH_INNER
-        };
-        let read = if prot.contains(Prot::READ) { Self::S2AP_READ } else { 0 };
-        let write = match (prot.contains(Prot::WRITE), dirty) {
-            (true, true) => DBM,
-            (true, false) => Self::S2AP_WRITE,
-            (false, _) => 0,
-        };
-        let execute = if prot.contains(Prot::EXEC) { 0 } else { Self::XN };
-        Some(kind | read | write | execute)
-    }
-
-    #[inline]
-    fn prot(w: u64) -> Prot {
-        let mut prot = Prot::empty();
-        prot.set(Prot::READ, w & Self::S2AP_READ != 0);
-        prot.set(Prot::WRITE, w & (Self::S2AP_WRITE | DBM) != 0);
-        prot.set(Prot::EXEC, w & Self::XN == 0);
-        prot.set(Prot::MMIO, w & Self::MEM_ATTR == Self::DEVICE);
-        prot.set(Prot::UNCACHED, w & Self::MEM_ATTR == Self::NON_CACHEABLE);
-        prot
-    }
-
-    #[inline]
-    fn is_writable(w: u64) -> bool {
-        w & Self::S2AP_WRITE != 0
-    }
-
-    #[inline]
-    fn set_writable(w: u64, on: bool) -> u64 {
-        if on { w | Self::S2AP_WRITE } else { w & !Self::S2AP_WRITE }
-    }
-}
 
 /// Stage 1 with a granule of 2^`G` bytes: 12, 14 or 16.
 pub type ArmStage1<const G: u32> = Vmsa<Stage1, G>;

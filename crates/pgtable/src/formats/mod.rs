@@ -2,6 +2,7 @@
 
 pub mod amd_v1;
 pub mod arm;
+mod arm_stages;
 pub mod riscv;
 pub mod rockchip;
 pub mod vtd_second_stage;
