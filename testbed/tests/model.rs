@@ -80,6 +80,9 @@ scenarios! {
     unmap_at_attach: "unmap at attach", 20;
     untrusted_rogue: "untrusted rogue", 6;
     flooding_rogue: "flooding rogue", 6;
+    private_data: "private data", 12;
+    storm: "storm", 4;
+    stuck_resolver: "stuck resolver", 12;
     two_devices: "two devices", 12;
     fault_record_overflow: "fault record overflow", 12;
     churn: "churn", 20;

@@ -2,10 +2,10 @@
 //! named scenario, and its unmutated twin passes with the same seeds.
 
 use portcullis::{
-    Answer, At, SourceId, Turn,
+    Answer, At, Intake, RawFault, SourceId, Turn,
     driver::{
-        Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, Offer, PrepareError,
-        Prepared, QueuePos, Start, StartError, SubmitError, TableRequest, Target,
+        Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, Offer, PageRequest,
+        PrepareError, Prepared, QueuePos, Start, StartError, SubmitError, TableRequest, Taken, Target,
     },
 };
 use portcullis_machine::{
@@ -14,9 +14,9 @@ use portcullis_machine::{
     scenario::{
         Scenario, caches,
         copy::{self, CopyConfig},
-        paging,
+        paging, private_data,
         stage::{Setting, Wrap},
-        units,
+        storms, units,
     },
     sim::Pool,
 };
@@ -168,11 +168,43 @@ fn a_drain_that_waits_for_nothing() {
     assert!(found > 0, "quiescence did not catch it in \"page request at detach\"");
 }
 
+/// A driver that keeps 127 of 128 bits.
+#[test]
+fn private_data_that_come_back_changed() {
+    let wrap: Wrap = Arc::new(|platform, driver| {
+        Box::new(Careless { driver, platform: platform.clone(), lacks: Lacks::PrivateData })
+    });
+    let scenario = private_data::private_data;
+    caught(scenario, Invariant::SettledOnce, &Setting::new(0), |s| s.wrap = Some(wrap.clone()));
+}
+
+/// Without a device's share of the workers, four resolvers that take their time have them all.
+#[test]
+fn a_device_that_may_have_every_worker() {
+    let pool = Pool::default();
+    let mut found = 0;
+    for seed in 0..6 {
+        let twin = Setting { pool: pool.clone(), ..Setting::new(seed) };
+        let mut mutated = twin.clone();
+        mutated.core.workers_per_device = u32::MAX;
+        let ending = storms::storm(&twin);
+        assert!(ending.ok(), "unmutated, seed {seed}: {:?} {:?}", ending.problems, ending.verdict);
+        let problems = storms::storm(&mutated).problems;
+        found += u32::from(problems.iter().any(|p| p.starts_with("99 of 100")));
+    }
+    assert!(
+        found >= 4,
+        "the others were served in time with {found} seeds of 6, as if it had its share only"
+    );
+}
+
 /// What a careless driver does without.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lacks {
     /// Its tables free the tables below them as soon as these are empty.
     TablesUntilTheSync,
+    /// One bit of the private data of each request.
+    PrivateData,
     /// Its drain asks the hardware nothing and ends at the first position of the queue.
     Drain,
 }
@@ -353,6 +385,41 @@ impl Driver for Careless {
     }
 
     fn service(&self, turn: &mut Turn<'_>) -> More {
-        self.driver.service(turn)
+        if self.lacks != Lacks::PrivateData {
+            return self.driver.service(turn);
+        }
+        self.driver.service(&mut Turn::new(&mut Forgetful { turn }, 64))
+    }
+}
+
+/// Hands everything on but one bit.
+struct Forgetful<'a, 'b> {
+    turn: &'a mut Turn<'b>,
+}
+
+impl Intake for Forgetful<'_, '_> {
+    fn page_request(&mut self, mut request: PageRequest) -> Taken {
+        request.vendor.0[3] ^= 1 << 63;
+        self.turn.page_request(request)
+    }
+
+    fn malformed(&mut self, request: PageRequest) -> Taken {
+        self.turn.malformed(request)
+    }
+
+    fn fault(&mut self, fault: RawFault) {
+        self.turn.fault(fault);
+    }
+
+    fn passed(&mut self, head: QueuePos) {
+        self.turn.passed(head);
+    }
+
+    fn overflow(&mut self) {
+        self.turn.overflow();
+    }
+
+    fn completed(&mut self) {
+        self.turn.completed();
     }
 }

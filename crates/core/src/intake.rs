@@ -131,7 +131,7 @@ impl<P: Platform> State<P> {
     ) -> Filed<P> {
         let State { sources, requests, .. } = self;
         let free = requests.free_slot();
-        if request.last && free.is_none() {
+        if request.wants_answer() && free.is_none() {
             return Filed::NoRoom;
         }
         let config = instance.config();
@@ -146,8 +146,8 @@ impl<P: Platform> State<P> {
                 device = source.named();
                 source.counters.requests += 1;
                 if source.resetting {
-                    source.counters.groups += u64::from(request.last);
-                    source.counters.void += u64::from(request.last);
+                    source.counters.groups += u64::from(request.wants_answer());
+                    source.counters.void += u64::from(request.wants_answer());
                     return Filed::Void;
                 }
                 let full = source.outstanding >= source.share;
@@ -161,10 +161,13 @@ impl<P: Platform> State<P> {
                     source.counters.quota += 1;
                     spoilt = Some(Reason::Quota);
                 }
-                if !request.last {
+                // One that wants an answer of its own is a group of its own.
+                if !request.wants_answer() {
                     return source.keep(requests, request, spoilt, now + config.partial_deadline);
                 }
-                if let Some(p) = source.take_partial(&request) {
+                if request.last
+                    && let Some(p) = source.take_partial(&request)
+                {
                     if p.spoilt {
                         spoilt = spoilt.or(Some(Reason::Quota));
                     }
@@ -188,7 +191,7 @@ impl<P: Platform> State<P> {
                 }
             }
         }
-        if !request.last {
+        if !request.wants_answer() {
             return Filed::Dropped(spoilt.unwrap_or(Reason::Blocked));
         }
         let Some((slot, generation)) = free.and_then(|f| Some((f, words.get(f as usize)?.arm()?))) else {

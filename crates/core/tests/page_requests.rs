@@ -319,3 +319,19 @@ fn a_deferred_group_outlives_neither_its_attachment_nor_its_device() {
     assert_eq!(g.respond(Response::Success), Err(AlreadyAnswered));
     assert_eq!(w.hw.answers(), [sent(1, 1, Code::Invalid)]);
 }
+
+#[test]
+fn a_request_that_wants_an_answer_of_its_own_gets_one_and_leaves_its_group_alone() {
+    let w = World::new();
+    let (_d, _dom, a, kept) = kept(&w);
+    let own = PageRequest { own_answer: true, ..first(1, 9, 0xb000) };
+    w.sends(&[first(1, 9, 0xa000), own, last(1, 9), own]);
+    w.work();
+    let lens: Vec<usize> = kept.lock().unwrap().iter().map(|g| g.len()).collect();
+    assert_eq!(lens, [1, 2, 1], "alone, then the first and the last, then alone");
+    kept.lock().unwrap().remove(0).respond(Response::Success).unwrap();
+    assert_eq!(w.hw.answers(), [sent(1, 9, Code::Success)]);
+    drop(a.begin_detach(&cx()));
+    let answers = [Code::Success, Code::Invalid, Code::Invalid].map(|code| sent(1, 9, code));
+    assert_eq!(w.hw.answers(), answers, "a detach answers each of the others once");
+}

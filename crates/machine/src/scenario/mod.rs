@@ -9,9 +9,11 @@ pub mod churn;
 pub mod copy;
 pub mod owners;
 pub mod paging;
+pub mod private_data;
 pub mod rogues;
 pub mod room;
 pub mod stage;
+pub mod storms;
 pub mod units;
 
 use self::stage::{Ending, Setting};
@@ -60,7 +62,7 @@ const fn small(name: &'static str, run: Scenario, about: &'static str) -> Listed
 
 /// The scenarios that run on a stage, by name. Each expects a unit in scalable mode unless it sets
 /// its own.
-pub const ALL: [Listed; 23] = [
+pub const ALL: [Listed; 26] = [
     Listed {
         name: "churn",
         about: "devices and PASIDs attached, replaced, detached, reset and unplugged while data flows",
@@ -128,6 +130,17 @@ pub const ALL: [Listed; 23] = [
         rogues::flooding_rogue,
         "a device that floods page requests beside an honest one",
     ),
+    small(
+        "private data",
+        private_data::private_data,
+        "page requests with bits that come back with the answer (VT-d 3.x)",
+    ),
+    small(
+        "storm",
+        storms::storm,
+        "devices that flood and fault beside honest ones, who are served as before",
+    ),
+    small("stuck resolver", storms::stuck_resolver, "a resolver that does not return delays nobody's detach"),
     small("two devices", units::two_devices, "two devices, the same addresses, different memory"),
     small("fault record overflow", units::fault_overflow, "more faults than the unit has records"),
     small("kernel DMA", owners::kernel_dma, "buffers of the DMA API go to a device and back"),
