@@ -163,7 +163,7 @@ pub(crate) async fn replace<P: Platform>(
         return Err(made.undo(e).await);
     }
     old.begin_leaving();
-    old.gate.close();
+    old.close();
     let shown = match how {
         Replaced::ThroughBlocked => through_blocked(&inner).await,
         Replaced::Hitless => show_all(&inner, held).await,
@@ -238,7 +238,7 @@ struct Made<P: Platform> {
 impl<P: Platform> Drop for Made<P> {
     fn drop(&mut self) {
         if let Some(token) = self.token.take() {
-            self.inner.device.shared_slab().fill(self.inner.clone());
+            self.inner.device.shared_slab().fill(&self.inner);
             token.finish(Some(self.inner.key));
             self.inner.replaces.with(|r| r.as_ref().map(|old| old.begin_leaving()));
             drop(Unfinished(Some(self.inner.clone())));
@@ -342,7 +342,7 @@ impl<P: Platform> Made<P> {
     /// The hardware translates: the resolver may run.
     fn publish(mut self) -> Attachment<P> {
         // The key first: a resolver may use it before the caller has the attachment.
-        self.inner.device.shared_slab().fill(self.inner.clone());
+        self.inner.device.shared_slab().fill(&self.inner);
         for at in &self.inner.places {
             self.inner.instance.show(*at, Phase::Attached, &self.inner);
         }
@@ -356,6 +356,7 @@ impl<P: Platform> Made<P> {
     /// Takes back what was allocated; the hardware has seen nothing.
     async fn undo(mut self, why: AttachError) -> AttachError {
         let_go(&self.inner, Ok(())).await;
+        self.inner.finish();
         drop(self.token.take());
         why
     }

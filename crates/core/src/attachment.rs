@@ -8,17 +8,20 @@ use crate::{
     driver::Target,
     ids::{At, DomainTag, Key},
     instance::Instance,
-    intake::Queued,
     op::{Op, block_on},
     platform::{Platform, ShortLock, Sleep},
+    quota::Lease,
+    record::Record,
     reserved::ReservedRegion,
     resolver::{Handler, PageGroup, Resolves},
+    slab::Tenant,
+    turn::Code,
 };
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 use portcullis_sync::{
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
-    gate::Gate,
     slot::Generation,
+    tenants,
 };
 
 /// What an attachment is made of.
@@ -54,10 +57,11 @@ pub(crate) struct Inner<P: Platform> {
     pub(crate) device: Arc<DeviceInner<P>>,
     pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
     pub(crate) domain: Arc<DomainInner<P>>,
-    /// Counts the handlers that run; closed by a detach.
-    pub(crate) gate: Gate,
+    /// Until the attachment is shown.
     handler: P::Lock<Option<Arc<dyn Handler<P>>>>,
-    resolves: Resolves,
+    pub(crate) resolves: Resolves,
+    /// What it has outstanding of its owner's quota.
+    pub(crate) lease: Lease,
     queue: P::Lock<Queue>,
     life: AtomicU32,
     /// For so many of the devices it counts among those that page requests are on for.
@@ -97,9 +101,9 @@ impl<P: Platform> Inner<P> {
             tag,
             instance: device.instance.clone(),
             named,
-            gate: Gate::new(),
             handler: platform.lock(Some(handler)),
             resolves,
+            lease: Lease::default(),
             queue: platform.lock(Queue { pending, scheduled: false }),
             life: AtomicU32::new(LIVE),
             holds_pri: AtomicUsize::new(0),
@@ -133,69 +137,79 @@ impl<P: Platform> Inner<P> {
         self.resolves != Resolves::Nothing
     }
 
-    /// Has the resolver called for what was enqueued, here or on a worker. Service context; the
-    /// caller has been told to ([`Queued::Schedule`]).
-    pub(crate) fn deliver(self: &Arc<Self>) {
-        match self.resolves {
-            Resolves::Immediately => while self.handle_one(Where::Service) {},
-            Resolves::Sleeping | Resolves::Nothing => self.instance.hub.schedule(self.clone()),
-        }
+    /// The handler, for whoever shows the attachment first.
+    pub(crate) fn take_handler(&self) -> Option<Arc<dyn Handler<P>>> {
+        self.handler.with(Option::take)
     }
 
-    /// Keeps a group for the resolver. Service context.
-    pub(crate) fn enqueue(&self, slot: u32, generation: Generation, ready: bool) -> Queued {
-        self.queue.with(|q| {
+    /// Lets nobody begin to use the attachment any more.
+    pub(crate) fn close(&self) {
+        self.instance.hub.attachments.close(self.key);
+    }
+
+    /// Whether nobody begins to use it any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.instance.hub.attachments.is_there(self.key)
+    }
+
+    /// Keeps a group for the resolver, and has a worker call it. False when the queue is full.
+    /// Service context.
+    pub(crate) fn enqueue(self: &Arc<Self>, slot: u32, generation: Generation) -> bool {
+        let wake = self.queue.with(|q| {
             if q.pending.len() == q.pending.capacity() {
-                return Queued::Full;
+                return None;
             }
             q.pending.push_back((slot, generation));
-            if ready && !core::mem::replace(&mut q.scheduled, true) {
-                Queued::Schedule
-            } else {
-                Queued::Waits
-            }
-        })
+            Some(!core::mem::replace(&mut q.scheduled, true))
+        });
+        if wake == Some(true) {
+            self.instance.hub.schedule(self.clone());
+        }
+        wake.is_some()
     }
 
-    /// Schedules what came while the attachment was being made.
-    pub(crate) fn schedule_waiting(self: &Arc<Self>) {
-        let wake = self.queue.with(|q| !q.pending.is_empty() && !core::mem::replace(&mut q.scheduled, true));
-        if wake {
+    /// Has a worker look after the attachment.
+    pub(crate) fn schedule(self: &Arc<Self>) {
+        if self.queue.with(|q| !core::mem::replace(&mut q.scheduled, true)) {
             self.instance.hub.schedule(self.clone());
         }
     }
 
-    /// Runs the resolver for one group. True when another one waits and the caller shall go on.
-    pub(crate) fn handle_one(self: &Arc<Self>, place: Where) -> bool {
-        let mut turn = HandlerTurn { inner: self, place, again: false };
-        if self.gate.enter() {
-            self.instance.hub.resolver_runs(1);
-            let _inside = Inside { inner: self, place };
-            let handler = self.handler.with(|h| h.clone());
-            let next = self.queue.with(|q| q.pending.pop_front());
-            if let (Some(handler), Some((slot, generation))) = (handler, next)
-                && let Some(group) = PageGroup::take(&self.instance, slot, generation, self.key)
-            {
-                handler.handle(&Sleep::in_resolver(self.key), group);
-            }
-        } else if place == Where::Worker {
-            // What a service turn could not end.
-            self.finish();
+    /// The attachment is ready: what came while it was being made goes to its resolver.
+    pub(crate) fn schedule_waiting(&self) {
+        if self.resolves() {
+            self.instance.say_ready();
+            self.instance.service();
         }
-        turn.again = true;
-        turn.end()
     }
 
-    /// Whether the attachment needs another turn; it is marked scheduled if so.
-    fn next_turn(&self, place: Where) -> bool {
-        self.queue.with(|q| {
-            let closed = self.gate.is_closed();
-            if closed {
-                q.pending.clear();
+    /// Runs the resolver for one group. Sleepable context.
+    pub(crate) fn handle_one(self: &Arc<Self>) {
+        let _turn = HandlerTurn { inner: self };
+        let Some(tenant) = self.instance.hub.attachments.enter(self.key) else {
+            return self.refuse_pending();
+        };
+        self.instance.hub.resolver_runs(1);
+        let inside = Inside { inner: self, tenant: Some(tenant) };
+        let next = self.queue.with(|q| q.pending.pop_front());
+        if let (Some((slot, generation)), Some(tenant)) = (next, &inside.tenant)
+            && let Some(words) = self.instance.records.read(slot, generation)
+            && let Some(group) =
+                PageGroup::new(&self.instance, slot, generation, &Record::from_words(&words), false)
+        {
+            tenant.handler.handle(&Sleep::in_resolver(self.key), group);
+        }
+    }
+
+    /// Answers Invalid what a closed attachment's resolver will not be asked any more.
+    fn refuse_pending(&self) {
+        while let Some((slot, generation)) = self.queue.with(|q| q.pending.pop_front()) {
+            if let Some(words) = self.instance.records.read(slot, generation) {
+                let last = Record::from_words(&words).last;
+                self.instance.settle(slot, generation, &last, Code::Invalid);
+                self.instance.say_ended();
             }
-            q.scheduled = !q.pending.is_empty() || (closed && place == Where::Service);
-            q.scheduled
-        })
+        }
     }
 
     /// Claims the right to begin a detach. False if somebody did before.
@@ -211,71 +225,50 @@ impl<P: Platform> Inner<P> {
         self.life.load(Ordering::Acquire) == GONE
     }
 
-    /// Lets go of the caller's data once the gate is closed and empty, and says so. Sleepable
-    /// context.
+    /// Lets go of the caller's data once the attachment is closed and nobody is inside, and says so.
+    /// Sleepable context.
     pub(crate) fn finish(&self) {
-        if !self.gate.is_closed() || self.gate.inside() != 0 {
-            return;
-        }
-        if let Some(handler) = self.handler.with(Option::take) {
-            drop(handler);
+        if let Some(tenant) = self.instance.hub.attachments.empty(self.key) {
+            drop(tenant);
             self.life.store(GONE, Ordering::Release);
             self.instance.hub.progressed();
         }
     }
 }
 
-/// In which context a resolver is run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Where {
-    /// Sleepable.
-    Worker,
-    /// A service turn.
-    Service,
-}
-
-/// Somebody has an attachment's next group in its hands. On drop the next one gets its turn, also
+/// A worker has an attachment's next group in its hands. On drop the next one gets its turn, also
 /// after a resolver that panicked.
 struct HandlerTurn<'a, P: Platform> {
     inner: &'a Arc<Inner<P>>,
-    place: Where,
-    /// The resolver returned: a service turn may go on by itself.
-    again: bool,
-}
-
-impl<P: Platform> HandlerTurn<'_, P> {
-    /// Ends the turn. True when the caller has the next one.
-    fn end(self) -> bool {
-        let more = self.inner.next_turn(self.place);
-        let here = more && self.again && self.place == Where::Service && !self.inner.gate.is_closed();
-        if more && !here {
-            self.inner.instance.hub.schedule(self.inner.clone());
-        }
-        core::mem::forget(self);
-        here
-    }
 }
 
 impl<P: Platform> Drop for HandlerTurn<'_, P> {
     fn drop(&mut self) {
-        if self.inner.next_turn(self.place) {
+        let more = self.inner.queue.with(|q| {
+            q.scheduled = !q.pending.is_empty();
+            q.scheduled
+        });
+        if more {
             self.inner.instance.hub.schedule(self.inner.clone());
+        } else {
+            // Also for a service turn that left last while the attachment was scheduled.
+            self.inner.finish();
         }
     }
 }
 
-/// Somebody is inside an attachment's gate. Leaves on drop, so that a resolver that panics does
-/// not hang the detach. The caller's data is let go of in sleepable context only: what a service
-/// turn leaves last, a worker ends.
+/// A worker is inside an attachment. Leaves on drop, so that a resolver that panics does not hang
+/// the detach.
 struct Inside<'a, P: Platform> {
     inner: &'a Inner<P>,
-    place: Where,
+    tenant: Option<tenants::Inside<'a, Tenant<P>>>,
 }
 
 impl<P: Platform> Drop for Inside<'_, P> {
     fn drop(&mut self) {
         self.inner.instance.hub.resolver_runs(-1);
-        if self.inner.gate.leave() && self.place == Where::Worker {
+        let last = self.tenant.take().and_then(|tenant| tenant.leave(|_| ()));
+        if last.is_some() {
             self.inner.finish();
         }
     }

@@ -2,8 +2,8 @@
 
 #[cfg(feature = "planted")]
 pub use crate::planted::Plant;
-use crate::storm::Storms;
-use core::time::Duration;
+use crate::{error::ConfigError, storm::Storms};
+use core::{ops::RangeInclusive, time::Duration};
 
 /// The limits of one [`Iommu`](crate::Iommu). What they size is allocated when it is made or when
 /// a device is added, and never grows.
@@ -18,6 +18,15 @@ pub struct Config {
     /// Page requests a device may have outstanding at most; its own limit may be lower. The shares
     /// of all devices together never exceed the hardware's queue less `credit_reserve`.
     pub credits_per_device: u32,
+    /// Page requests that one attachment may have outstanding: a PASID, or the requester id.
+    pub credits_per_attachment: u32,
+    /// Page requests that all attachments of one domain may have outstanding, unless its options
+    /// say otherwise. Instances lease them eight at a time.
+    pub credits_per_owner: u32,
+    /// Groups of one device of which the last request has not come.
+    pub partials_per_device: u32,
+    /// The same of all attachments of one domain.
+    pub partials_per_owner: u32,
     /// Entries of the hardware's page-request queue kept out of the shares, for requests that
     /// nobody has a right to make, and for those that come again.
     pub credit_reserve: u32,
@@ -60,6 +69,18 @@ pub enum DuringReset {
     Refuse,
 }
 
+/// The shortest time that a page-request group waits for its answer, and the longest.
+const GROUP_DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(100);
+
+impl Config {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        match self.group_deadline {
+            Some(d) if !GROUP_DEADLINE.contains(&d) => Err(ConfigError::GroupDeadline(d)),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -67,6 +88,10 @@ impl Default for Config {
             attachments: 1024,
             attachments_per_device: 64,
             credits_per_device: 32,
+            credits_per_attachment: 32,
+            credits_per_owner: 1024,
+            partials_per_device: 32,
+            partials_per_owner: 256,
             credit_reserve: 8,
             workers_per_device: 2,
             group_deadline: Some(Duration::from_secs(10)),

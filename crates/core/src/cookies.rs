@@ -183,7 +183,7 @@ impl<P: Platform> Cookies<P> {
     /// groups that were. For after a detach, which has answered them itself: what this frees is
     /// their places.
     pub fn release(&self, attachment: Key) -> usize {
-        self.release_all(|group| group.attachment() == Some(attachment))
+        self.release_all(|group| group.attachment() == attachment)
     }
 
     /// Answers Invalid everything in the table.
@@ -253,8 +253,8 @@ impl Claimant {
     fn may_answer<P: Platform>(self, group: &Deferred<P>) -> bool {
         match self {
             Claimant::Holder => true,
-            Claimant::OfDevice(device) => group.device() == Some(device),
-            Claimant::OfAttachment(key) => group.attachment() == Some(key),
+            Claimant::OfDevice(device) => group.device() == device,
+            Claimant::OfAttachment(key) => group.attachment() == key,
         }
     }
 }

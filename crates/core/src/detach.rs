@@ -76,7 +76,6 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         return;
     };
     inner.places.iter().for_each(|at| instance.set_draining(*at, inner.key));
-    inner.gate.close();
     let drained = to_rest(&inner).await;
     settle_rest(&inner).await;
     // What a replacement that was given up half-way would have ended.
@@ -150,7 +149,7 @@ pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), Hw
         }
     }
     inner.domain.count_attachment(false);
-    inner.device.shared_slab().forget(inner.key);
+    inner.close();
 }
 
 /// Runs service turns until `done`. Hardware that does not let it come to that in time is lost,

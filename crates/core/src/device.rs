@@ -309,7 +309,7 @@ impl<P: Platform> DeviceInner<P> {
     }
 
     pub(crate) fn shared_slab(&self) -> &Slab<P> {
-        &self.shared.attachments
+        &self.shared.hub.attachments
     }
 
     /// Whether its DMA and the walks of its IOMMU see what the CPU's caches hold.

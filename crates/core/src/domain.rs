@@ -17,6 +17,7 @@ use crate::{
     pins::Pins,
     platform::{Platform, ShortLock},
     provenance::History,
+    quota::Quota,
     reserved::{RegionKind, ReservedRegion},
     resolver::Bind,
     sync::Parked,
@@ -40,6 +41,9 @@ pub struct DomainOptions {
     pub coherent: bool,
     /// Where the doorbells of interrupt controllers are mapped, on machines that translate MSIs.
     pub msi_window: Option<MsiWindow>,
+    /// Page requests that all its attachments together may have outstanding, where that is not
+    /// [`Config::credits_per_owner`](crate::Config::credits_per_owner).
+    pub page_requests: Option<u32>,
 }
 
 /// A domain. A counted handle; the table lives until the last handle and the last attachment are
@@ -80,6 +84,8 @@ pub(crate) struct DomainInner<P: Platform> {
     /// See [`DomainOptions::coherent`].
     pub(crate) coherent: bool,
     pub(crate) tags: TagList<P>,
+    /// What all its attachments together may have outstanding.
+    pub(crate) quota: Quota,
     pub(crate) parked: Parked<P>,
     pub(crate) pins: Pins<P>,
     pub(crate) shared: Arc<Shared<P>>,
@@ -128,7 +134,9 @@ impl<P: Platform> DomainInner<P> {
             never_output.try_reserve(caps.never_output.len()).map_err(|_| OutOfMemory)?;
             never_output.extend_from_slice(caps.never_output);
         }
+        let config = &shared.hub.config;
         Ok(DomainInner {
+            quota: Quota::new(config.credits_per_owner, config.partials_per_owner),
             id: shared.next_domain(),
             kind,
             pasid_only,

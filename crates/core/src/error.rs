@@ -26,6 +26,18 @@ pub enum ObserveError {
     OutOfMemory,
 }
 
+/// Why there is no [`Iommu`](crate::Iommu).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No memory for what the configuration sizes.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A page-request group waits 1 to 100 s for its answer, or for ever.
+    #[error("a page-request group cannot wait {0:?} for its answer: 1 s to 100 s, or none")]
+    GroupDeadline(core::time::Duration),
+}
+
 /// Why an instance was not registered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

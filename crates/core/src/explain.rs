@@ -46,7 +46,7 @@ impl<P: Platform> Iommu<P> {
     /// Says what is known of a fault. The domain is found while something is attached to it; who
     /// holds the domain asks [`Domain::explain`]. Sleepable context.
     pub fn explain(&self, record: &FaultRecord) -> Explanation {
-        let domain = record.domain.and_then(|id| self.shared.attachments.domain(id));
+        let domain = record.domain.and_then(|id| self.shared.hub.attachments.domain(id));
         Explanation::new(record, domain.as_deref())
     }
 }

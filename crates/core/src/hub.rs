@@ -8,6 +8,7 @@ use crate::{
     fault::FaultRecord,
     observer::{Desk, Listener},
     platform::{Platform, ShortLock},
+    slab::Slab,
 };
 use alloc::{collections::VecDeque, sync::Arc};
 use portcullis_sync::{
@@ -19,6 +20,7 @@ use portcullis_sync::{
 pub(crate) struct Hub<P: Platform> {
     pub(crate) platform: P,
     pub(crate) config: Config,
+    pub(crate) attachments: Slab<P>,
     /// Notified after a record was offered to observers.
     pub(crate) told: P::Event,
     /// Notified when a service turn read requests, an invalidation completed, an answer went out,
@@ -95,6 +97,7 @@ impl<P: Platform> Hub<P> {
         dropped.try_reserve_exact(config.attachments).map_err(|_| OutOfMemory)?;
         let work = Work { handlers: Fair::new(config.attachments, config.workers_per_device)?, dropped };
         Ok(Hub {
+            attachments: Slab::new(&platform, config.attachments)?,
             told: platform.event(),
             progress: platform.event(),
             running: AtomicU32::new(0),

@@ -1,44 +1,50 @@
 //! One IOMMU instance: its driver, its service turns, and what it knows of its requesters.
 
 use crate::{
+    account::Account,
+    books::{Books, Ledger, SOON},
     config::Config,
     credits::Credits,
-    driver::{Caps, Driver, More, QueuePos},
+    driver::{Caps, Driver, QueuePos},
     error::OutOfMemory,
     fault::{FaultKind, FaultRecord, RawFault, Reason},
     faultlog::FaultLog,
     hub::Hub,
     ids::{At, DomainTag, InstanceId, SourceId},
     intake::TurnIntake,
-    platform::{Platform, ShortLock},
+    platform::{Platform, ShortLock, Time},
     quell::Watch,
-    requests::Requests,
+    record::Records,
     sources::Sources,
     turn::Turn,
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::time::Duration;
 use portcullis_sync::{
-    atomic::{AtomicBool, AtomicU32, Ordering},
-    slot::SlotWord,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+    lookup::{Lookup, Writer},
+    turnstile::Turnstile,
 };
-
-const IDLE: u32 = 0;
-const RUNNING: u32 = 1;
-const AGAIN: u32 = 2;
-
-/// How soon a turn that left work behind is followed by another.
-const NEXT_TURN: Duration = Duration::from_micros(10);
 
 pub(crate) struct Instance<P: Platform> {
     id: InstanceId,
     driver: Box<dyn Driver>,
     caps: Caps,
     pub(crate) hub: Arc<Hub<P>>,
-    /// One word for each page-request group that can wait for an answer.
-    pub(crate) words: Box<[SlotWord]>,
+    /// One for each page-request group that can wait for an answer.
+    pub(crate) records: Records,
+    /// From a requester, or a place of one, to its account and what is attached there: written
+    /// under the short lock, read without.
+    pub(crate) places: Lookup,
+    pub(crate) accounts: Box<[Account]>,
     pub(crate) state: P::Lock<State<P>>,
-    turn: AtomicU32,
+    /// What the service turn owns.
+    turn: Turnstile<Ledger>,
+    head: AtomicU64,
+    head_awaited: AtomicBool,
+    ended: AtomicBool,
+    unsent: AtomicBool,
+    ready: AtomicBool,
+    sweep: AtomicBool,
     lost: AtomicBool,
     /// Something is to be done about a storm.
     pub(crate) restless: AtomicBool,
@@ -47,9 +53,8 @@ pub(crate) struct Instance<P: Platform> {
 /// What the short lock of an instance guards.
 pub(crate) struct State<P: Platform> {
     pub(crate) sources: Sources<P>,
-    pub(crate) requests: Requests,
+    pub(crate) places: Writer,
     pub(crate) credits: Credits,
-    pub(crate) head: QueuePos,
     /// Devices that are marked and not cut off yet.
     suspects: u32,
     pub(crate) watch: Watch,
@@ -66,18 +71,21 @@ impl<P: Platform> Instance<P> {
     ) -> Result<Self, OutOfMemory> {
         let caps = driver.caps();
         let slots = caps.page_requests as usize;
-        let mut words = Vec::new();
-        words.try_reserve_exact(slots).map_err(|_| OutOfMemory)?;
-        words.resize_with(slots, SlotWord::new);
+        let (devices, attachments) = (hub.config.devices, hub.config.attachments);
+        let mut accounts = Vec::new();
+        accounts.try_reserve_exact(devices).map_err(|_| OutOfMemory)?;
+        accounts.resize_with(devices, Account::new);
+        // So many requesters as devices, at least, and two places for each attachment.
+        let most = devices.saturating_add(attachments.saturating_mul(2));
+        let (places, writer) = Lookup::new(most).map_err(|_| OutOfMemory)?;
         let mut tags = Vec::new();
         let count = caps.tags.len().div_ceil(64);
         tags.try_reserve_exact(count).map_err(|_| OutOfMemory)?;
         tags.resize(count, 0);
         let state = State {
             sources: Sources::new(hub.config.devices)?,
-            requests: Requests::new(slots)?,
+            places: writer,
             credits: Credits::new(caps.page_requests, &hub.config),
-            head: QueuePos(0),
             suspects: 0,
             watch: Watch::new(&hub.config.storms),
             sequence: 0,
@@ -88,10 +96,18 @@ impl<P: Platform> Instance<P> {
             id,
             driver,
             caps,
-            words: words.into_boxed_slice(),
+            records: Records::new(slots, slots).map_err(|_| OutOfMemory)?,
+            places,
+            accounts: accounts.into_boxed_slice(),
             state: hub.platform.lock(state),
             hub,
-            turn: AtomicU32::new(IDLE),
+            turn: Turnstile::new(Ledger::new(slots)?),
+            head: AtomicU64::new(0),
+            head_awaited: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            unsent: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
+            sweep: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             restless: AtomicBool::new(false),
         })
@@ -133,38 +149,111 @@ impl<P: Platform> Instance<P> {
     /// Reads the hardware's queues once, unless a turn runs already: then that one goes round
     /// again. Service context.
     pub(crate) fn service(self: &Arc<Self>) {
-        if self.turn.swap(AGAIN, Ordering::AcqRel) != IDLE {
-            return;
-        }
+        let Some(mut turn) = self.turn.enter() else { return };
         loop {
-            // A swap, so that what a second caller saw before it asked is seen by this turn.
-            self.turn.swap(RUNNING, Ordering::AcqRel);
-            let mut intake = TurnIntake::new(self);
-            let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget.max(1)));
-            let full = !self.send_unsent();
-            self.expire();
+            turn.with(|ledger| {
+                let mut intake = TurnIntake::new(self, ledger);
+                intake.begin();
+                let more = self.driver.service(&mut Turn::new(&mut intake, self.config().turn_budget.max(1)));
+                intake.end(more);
+            });
             self.quell();
-            if more == More::Yes || full {
-                self.turn_soon();
+            match turn.end() {
+                Ok(()) => return,
+                Err(again) => turn = again,
             }
-            if self.turn.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                return;
-            }
+        }
+    }
+
+    /// Brings the books up to date, if no turn runs.
+    pub(crate) fn tidy(&self) {
+        let Some(mut turn) = self.turn.try_enter() else { return };
+        turn.with(|ledger| {
+            let mut books = Books::open(self, ledger);
+            books.sweep();
+            books.search();
+        });
+        if turn.end().is_err() {
+            self.turn_soon();
         }
     }
 
     /// Asks for another turn, for work that no interrupt will announce.
     pub(crate) fn turn_soon(&self) {
-        self.platform().timer_at(self.platform().now() + NEXT_TURN);
+        self.platform().timer_at(self.platform().now() + SOON);
+    }
+
+    /// Something was answered outside a turn: its charge is to be taken back.
+    pub(crate) fn say_ended(&self) {
+        self.ended.store(true, Ordering::Release);
+        if self.unsent.load(Ordering::Acquire) {
+            self.turn_soon();
+        }
+    }
+
+    pub(crate) fn take_ended(&self) -> bool {
+        taken(&self.ended)
+    }
+
+    /// A decided answer found no room.
+    pub(crate) fn leave_unsent(&self) {
+        self.unsent.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_unsent(&self) -> bool {
+        taken(&self.unsent)
+    }
+
+    /// An attachment that groups may wait for is ready.
+    pub(crate) fn say_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_ready(&self) -> bool {
+        taken(&self.ready)
+    }
+
+    /// Partial groups of a device or an attachment are void.
+    pub(crate) fn ask_sweep(&self) {
+        self.sweep.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn take_sweep(&self) -> bool {
+        taken(&self.sweep)
+    }
+
+    /// The head of the page-request queue has passed a position. Only a drain waits for that.
+    pub(crate) fn pass(&self, head: QueuePos) {
+        if self.head.load(Ordering::Relaxed) < head.0 {
+            self.head.store(head.0, Ordering::Release);
+            if taken(&self.head_awaited) {
+                self.hub.progressed();
+            }
+        }
+    }
+
+    /// Whether the head of a service turn has passed a position of the page-request queue. Where it
+    /// has not, whoever asked hears of it when it moves, or looks again after a pause.
+    pub(crate) fn has_passed(&self, tail: QueuePos) -> bool {
+        let passed = self.head.load(Ordering::Acquire) >= tail.0;
+        if !passed {
+            self.head_awaited.store(true, Ordering::Release);
+        }
+        passed
     }
 
     /// Completes a driver's record and tells the observers.
     pub(crate) fn report(&self, raw: RawFault) {
-        self.report_with(raw, 0);
+        self.report_at(raw, self.platform().now());
+    }
+
+    /// [`report`](Self::report) in a turn, which has read the clock.
+    pub(crate) fn report_at(&self, raw: RawFault, at: Time) {
+        self.report_with(raw, 0, at);
     }
 
     /// The same of a record that stands for others before it.
-    pub(crate) fn report_with(&self, raw: RawFault, untold: u64) {
+    pub(crate) fn report_with(&self, raw: RawFault, untold: u64, at: Time) {
         let mut record = FaultRecord {
             instance: self.id,
             source: raw.source,
@@ -182,7 +271,7 @@ impl<P: Platform> Instance<P> {
             code: raw.code,
             raw: raw.raw,
             stalled: raw.stalled,
-            at: self.platform().now(),
+            at,
             untold,
             sequence: 0,
         };
@@ -206,8 +295,11 @@ impl<P: Platform> Instance<P> {
     /// any other work of the hardware, in a service turn at the latest.
     pub(crate) fn quarantine(&self, source: SourceId, why: Reason) {
         let first = self.state.with(|s| {
-            let first =
-                s.sources.get_mut(source).is_some_and(|src| !core::mem::replace(&mut src.quarantined, true));
+            let src = s.sources.get_mut(source);
+            let first = src.is_some_and(|src| {
+                self.account_of(src).set_quarantined(true);
+                !core::mem::replace(&mut src.quarantined, true)
+            });
             s.suspects += u32::from(first);
             first
         });
@@ -248,6 +340,7 @@ impl<P: Platform> Instance<P> {
             if let Some(src) = s.sources.get_mut(source) {
                 s.suspects -= u32::from(src.quarantined && !src.cut);
                 (src.quarantined, src.cut) = (false, false);
+                self.account_of(src).set_quarantined(false);
             }
         });
         self.forgive(source);
@@ -286,4 +379,9 @@ impl<P: Platform> Instance<P> {
     pub(crate) fn may_cache(&self, at: At) -> bool {
         self.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.ats && !src.cut))
     }
+}
+
+/// Takes back what was said, if it was.
+pub(crate) fn taken(said: &AtomicBool) -> bool {
+    said.load(Ordering::Relaxed) && said.swap(false, Ordering::AcqRel)
 }

@@ -1,86 +1,387 @@
-//! What the core does with a record, in service context: file it, and say who must act.
+//! What the core does with a record, in service context: file it, and say who must act. One turn
+//! at a time runs for an instance; it holds no lock.
 
-use crate::attachment::Inner;
 use crate::{
-    driver::{PageRequest, QueuePos, Taken},
+    books::{Books, Ledger, SOON},
+    driver::{More, PageRequest, QueuePos, Taken},
     fault::{Access, FaultKind, RawFault, Reason},
-    instance::{Instance, State},
-    platform::{Platform, ShortLock, Time},
-    requests::{Chain, Group},
-    sources::{Partial, Phase},
+    flight::Entry,
+    ids::{Key, Pasid, SourceId},
+    instance::Instance,
+    platform::{Platform, Sleep, Time},
+    record::{Chain, Record},
+    resolver::{PageGroup, Resolves},
+    slab::{Tenant, leave},
     turn::{Code, Intake},
 };
 use alloc::sync::Arc;
-use portcullis_sync::slot::{Generation, SlotWord};
+use portcullis_sync::{slot::Generation, slot::State as Slot, tenants::Inside};
 
-/// One service turn's way into an instance.
+/// One round of a service turn.
 pub(crate) struct TurnIntake<'a, P: Platform> {
     instance: &'a Arc<Instance<P>>,
+    books: Books<'a, P>,
+    tenants: Used<'a, P>,
+    /// The clock is read once a round.
+    now: Time,
+    /// Where the last request came from, and what was found there.
+    last: Option<Hint>,
+}
+
+/// What stands for a place that requests come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// The number of the device's account.
+    pub(crate) account: u32,
+    /// What is attached there.
+    pub(crate) tenant: Option<Key>,
+}
+
+struct Hint {
+    source: SourceId,
+    pasid: Option<Pasid>,
+    version: u64,
+    place: Option<Place>,
+}
+
+/// Attachments that the round is inside of. Each is gone in to once, and left at the end of the
+/// round, or before the head of the queue is told to have passed.
+struct Used<'a, P: Platform> {
+    instance: &'a Instance<P>,
+    inside: [Option<(Key, Inside<'a, Tenant<P>>)>; USED],
+}
+
+/// Attachments that a round stays inside of at once.
+const USED: usize = 8;
+
+impl<'a, P: Platform> Used<'a, P> {
+    fn enter(&mut self, key: Key) -> Option<&Inside<'a, Tenant<P>>> {
+        let at = key.index as usize % USED;
+        if self.inside[at].as_ref().is_none_or(|(k, _)| *k != key) {
+            self.leave(at);
+            let inside = self.instance.hub.attachments.enter(key)?;
+            self.inside[at] = Some((key, inside));
+        }
+        self.inside[at].as_ref().map(|(_, inside)| inside)
+    }
+
+    fn leave(&mut self, at: usize) {
+        if let Some((_, inside)) = self.inside[at].take() {
+            inside.inner.lease.trim(&inside.inner.domain.quota);
+            leave(inside);
+        }
+    }
+
+    fn leave_all(&mut self) {
+        (0..USED).for_each(|at| self.leave(at));
+    }
+}
+
+impl<P: Platform> Drop for Used<'_, P> {
+    fn drop(&mut self) {
+        self.leave_all();
+    }
 }
 
 impl<'a, P: Platform> TurnIntake<'a, P> {
-    pub(crate) fn new(instance: &'a Arc<Instance<P>>) -> Self {
-        TurnIntake { instance }
+    pub(crate) fn new(instance: &'a Arc<Instance<P>>, ledger: &'a mut Ledger) -> Self {
+        TurnIntake {
+            instance,
+            books: Books::open(instance, ledger),
+            tenants: Used { instance, inside: [const { None }; USED] },
+            now: instance.platform().now(),
+            last: None,
+        }
     }
 
-    fn file(&mut self, request: PageRequest, wellformed: bool) -> Taken {
-        let now = self.instance.platform().now();
-        let filed = self
-            .instance
-            .state
-            .with(|s| s.file(&self.instance.words, request, wellformed, now, self.instance));
-        match filed {
-            Filed::Kept | Filed::Void => {}
-            Filed::NoRoom => return Taken::NoRoom,
-            Filed::Answer(slot, generation, why) => {
-                if let Some(reason) = why {
-                    self.instance.report(refused(&request, reason));
-                }
-                self.instance.settle(slot, generation, Code::Invalid);
-            }
-            Filed::Dropped(reason) => self.instance.report(refused(&request, reason)),
-            Filed::Deliver(inner) => inner.deliver(),
-            Filed::Waits => {}
+    /// What is due before the hardware's queues are read.
+    pub(crate) fn begin(&mut self) {
+        self.books.look_around();
+        self.books.sweep();
+        if self.instance.take_ready() && self.books.ledger.waiting > 0 {
+            self.deliver_waiting();
         }
-        let until = self.instance.state.with(|s| s.requests.next_deadline);
-        if let Some(t) = until {
+    }
+
+    /// What is due after: answers that found no room, deadlines, and the timer for what comes next.
+    pub(crate) fn end(mut self, more: More) {
+        self.tenants.leave_all();
+        let sent = self.send_unsent();
+        self.books.drop_late(self.now);
+        self.end_late();
+        let soon = match (sent, more) {
+            (_, More::Yes) => Some(self.now + SOON),
+            (false, More::No) => Some(self.now + self.books.next_retry()),
+            (true, More::No) => None,
+        };
+        if sent {
+            self.books.ledger.retry = SOON;
+        }
+        // Asked for again in every round, since a timer that fired may have replaced it.
+        let next = [soon, self.books.next_deadline()].into_iter().flatten().min();
+        if let Some(t) = next {
             self.instance.platform().timer_at(t);
         }
+    }
+
+    /// Takes in one request: everything that a device sends is counted here.
+    fn file(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
+        let wants_answer = request.wants_answer();
+        if wants_answer && !self.books.has_room() {
+            return Taken::NoRoom;
+        }
+        let instance = self.instance;
+        let Some(place) = self.place(request) else { return self.stray(request) };
+        let Some(account) = instance.accounts.get(place.account as usize) else { return Taken::Yes };
+        account.counts.requests.add(1);
+        let standing = account.standing();
+        if standing.resetting {
+            account.counts.groups.add(wants_answer.into());
+            account.counts.void.add(wants_answer.into());
+            return Taken::Yes;
+        }
+        let refused = if standing.share == 0 || standing.quarantined {
+            account.counts.unauthorised.add(1);
+            Some(Reason::RequestType)
+        } else if !wellformed {
+            account.counts.malformed.add(1);
+            Some(Reason::BadEntry)
+        } else {
+            None
+        };
+        let TurnIntake { books, tenants, now, .. } = self;
+        let tenant = place.tenant.and_then(|key| Some((key, tenants.enter(key)?)));
+        let inner = tenant.as_ref().map(|(_, t)| &*t.inner);
+        let refused = refused.or_else(|| {
+            let fits = books.charge(account, standing.share, inner);
+            account.counts.quota.add((!fits).into());
+            (!fits).then_some(Reason::Quota)
+        });
+        if !wants_answer {
+            let until = *now + instance.config().partial_deadline;
+            let tenant = tenant.as_ref().map(|(key, t)| (*key, &*t.inner));
+            if let Err(why) = books.keep(request, (place.account, account), tenant, until, refused) {
+                instance.report_at(raw(request, why), *now);
+            }
+            return Taken::Yes;
+        }
+        let charged = u32::from(refused.is_none());
+        // One that is answered by itself is a group of its own; the rest of its group goes on.
+        let partial = if request.last { books.complete(request, place.tenant) } else { None };
+        let first = partial.map_or(Chain::default(), |p| p.first);
+        let refused = refused.or(partial.filter(|p| p.spoilt).map(|_| Reason::Quota));
+        account.counts.groups.add(1);
+        let entry = |generation| Entry {
+            generation,
+            account: Some((place.account, account.holder())),
+            tenant: place.tenant,
+            // What was kept for the group stays charged until it is settled.
+            charge: first.len + charged,
+            tenant_charge: first.len + if inner.is_some() { charged } else { 0 },
+            first,
+            until: instance.config().group_deadline.map(|d| *now + d),
+            waits: false,
+            counted: false,
+        };
+        let serves = match (&tenant, place.tenant) {
+            _ if refused.is_some() => Err(refused),
+            // Nobody could say which device asks.
+            _ if standing.device.is_none() => Err(Some(Reason::Blocked)),
+            (Some((_, t)), _) if !t.inner.resolves() => Err(Some(Reason::Blocked)),
+            // The entry is gone: what still comes out of the fabric is answered Invalid.
+            (Some((_, t)), _) if t.is_closed() => Err(None),
+            (Some((key, t)), _) => Ok((*key, *t)),
+            (None, Some(_)) => Err(None),
+            (None, None) => Err(Some(Reason::Blocked)),
+        };
+        let owner = serves.ok().map(|(key, _)| key);
+        let record = Record { last: *request, first, device: standing.device, owner };
+        let Some((slot, generation)) = books.put(&record, entry) else { return Taken::NoRoom };
+        let filed = Filed { books, slot };
+        let refused = match serves {
+            Ok((_, t)) if t.is_waiting() => {
+                filed.books.wait(slot);
+                return Taken::Yes;
+            }
+            Ok((key, t)) => hand_over(instance, t, key, slot, generation, &record).err().map(Some),
+            Err(why) => Some(why),
+        };
+        if let Some(why) = refused {
+            if let Some(reason) = why {
+                instance.report_at(raw(request, reason), *now);
+            }
+            instance.settle(slot, generation, request, Code::Invalid);
+        }
         Taken::Yes
+    }
+
+    /// Refuses a request of a requester that nobody knows.
+    fn stray(&mut self, request: &PageRequest) -> Taken {
+        self.instance.report_at(raw(request, Reason::Blocked), self.now);
+        if !request.wants_answer() {
+            return Taken::Yes;
+        }
+        let record = Record { last: *request, first: Chain::default(), device: None, owner: None };
+        let entry = |generation| Entry {
+            generation,
+            account: None,
+            tenant: None,
+            charge: 0,
+            tenant_charge: 0,
+            first: Chain::default(),
+            until: None,
+            waits: false,
+            counted: false,
+        };
+        let Some((slot, generation)) = self.books.put(&record, entry) else { return Taken::NoRoom };
+        let _filed = Filed { books: &mut self.books, slot };
+        self.instance.settle(slot, generation, request, Code::Invalid);
+        Taken::Yes
+    }
+
+    /// What stands for the place that a request came from; looked up once for requests in a row.
+    fn place(&mut self, request: &PageRequest) -> Option<Place> {
+        let PageRequest { source, pasid, .. } = *request;
+        match &self.last {
+            Some(hint)
+                if hint.source == source
+                    && hint.pasid == pasid
+                    && self.instance.places.unchanged(hint.version) =>
+            {
+                hint.place
+            }
+            _ => {
+                let version = self.instance.places.version();
+                let place = self.instance.place(source, pasid);
+                self.last = Some(Hint { source, pasid, version, place });
+                place
+            }
+        }
+    }
+
+    /// Groups that waited for their attachments to be ready.
+    fn deliver_waiting(&mut self) {
+        let mut next = self.books.ledger.flight.first();
+        while let Some(slot) = next {
+            next = self.books.ledger.flight.after(slot);
+            let Some(entry) = self.books.ledger.flight.get(slot).filter(|e| e.waits) else { continue };
+            let generation = entry.generation;
+            let record = self.instance.records.read(slot, generation).map(|w| Record::from_words(&w));
+            let Some((record, key)) = record.and_then(|r| Some((r, r.owner?))) else { continue };
+            let done = match self.tenants.enter(key) {
+                Some(t) if t.is_waiting() => continue,
+                Some(t) => {
+                    self.books.waits_no_more(slot);
+                    hand_over(self.instance, t, key, slot, generation, &record).is_ok()
+                }
+                None => false,
+            };
+            if !done {
+                self.instance.settle(slot, generation, &record.last, Code::Invalid);
+            }
+            self.books.settled(slot);
+        }
+    }
+
+    /// Sends what found no room before. False if some still finds none.
+    fn send_unsent(&mut self) -> bool {
+        if !self.instance.take_unsent() {
+            return true;
+        }
+        let mut next = self.books.ledger.flight.first();
+        while let Some(slot) = next {
+            next = self.books.ledger.flight.after(slot);
+            let live = self.instance.records.live(slot);
+            let Some((generation, Slot::Answered(_), words)) = live else { continue };
+            if !self.instance.offer(slot, generation, &Record::from_words(&words).last) {
+                return false;
+            }
+            self.books.settled(slot);
+        }
+        true
+    }
+
+    /// Answers Invalid what nobody answered in time: the oldest groups, since all have the same
+    /// time.
+    fn end_late(&mut self) {
+        let mut next = self.books.ledger.flight.first();
+        while let Some(slot) = next {
+            next = self.books.ledger.flight.after(slot);
+            let Some(entry) = self.books.ledger.flight.get(slot) else { continue };
+            let Some(until) = entry.until else { continue };
+            if until > self.now {
+                return;
+            }
+            let words = self.instance.records.read(slot, entry.generation);
+            if let Some(last) = words.map(|w| Record::from_words(&w).last)
+                && !entry.counted
+                && self.instance.settle(slot, entry.generation, &last, Code::Invalid)
+            {
+                self.books.count_late(&entry);
+                self.instance.report_at(raw(&last, Reason::Deadline), self.now);
+            }
+            self.books.settled(slot);
+        }
+    }
+}
+
+/// Gives a group to its attachment's resolver, here or through its queue.
+fn hand_over<P: Platform>(
+    instance: &Arc<Instance<P>>,
+    tenant: &Tenant<P>,
+    key: Key,
+    slot: u32,
+    generation: Generation,
+    record: &Record,
+) -> Result<(), Reason> {
+    match tenant.inner.resolves {
+        Resolves::Immediately => {
+            if let Some(group) = PageGroup::new(instance, slot, generation, record, true) {
+                tenant.handler.handle(&Sleep::in_resolver(key), group);
+            }
+            Ok(())
+        }
+        _ if tenant.inner.enqueue(slot, generation) => Ok(()),
+        _ => Err(Reason::Quota),
+    }
+}
+
+/// A group that was put into a slot. On drop it is over or left behind, also after a resolver that
+/// panicked.
+struct Filed<'b, 'a, P: Platform> {
+    books: &'b mut Books<'a, P>,
+    slot: u32,
+}
+
+impl<P: Platform> Drop for Filed<'_, '_, P> {
+    fn drop(&mut self) {
+        self.books.filed(self.slot);
     }
 }
 
 impl<P: Platform> Intake for TurnIntake<'_, P> {
     fn page_request(&mut self, request: PageRequest) -> Taken {
-        self.file(request, true)
+        self.file(&request, true)
     }
 
     fn malformed(&mut self, request: PageRequest) -> Taken {
-        self.file(request, false)
+        self.file(&request, false)
     }
 
     fn fault(&mut self, fault: RawFault) {
-        self.instance.report(fault);
+        self.instance.report_at(fault, self.now);
     }
 
     fn passed(&mut self, head: QueuePos) {
-        // Only what is new wakes anybody: waiters run service turns themselves.
-        let new = self.instance.state.with(|s| {
-            let new = s.head < head;
-            s.head = s.head.max(head);
-            new
-        });
-        if new {
-            self.instance.hub.progressed();
-        }
+        // What is filed from now on is filed for what is attached then: a drain that sees the head
+        // finds every group of the attachment that it closed.
+        self.tenants.leave_all();
+        self.instance.pass(head);
     }
 
     fn overflow(&mut self) {
-        self.instance.state.with(|s| {
-            let State { sources, requests, .. } = s;
-            sources.iter_mut().for_each(|source| source.drop_partials(requests, |_| true));
-        });
-        self.instance.report(RawFault::new(FaultKind::Overflow, Reason::QueueOverflow));
+        self.books.drop_partials(|_| true);
+        self.instance.report_at(RawFault::new(FaultKind::Overflow, Reason::QueueOverflow), self.now);
     }
 
     fn completed(&mut self) {
@@ -88,7 +389,7 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
     }
 }
 
-fn refused(request: &PageRequest, reason: Reason) -> RawFault {
+fn raw(request: &PageRequest, reason: Reason) -> RawFault {
     RawFault {
         source: Some(request.source),
         pasid: request.pasid,
@@ -100,172 +401,5 @@ fn refused(request: &PageRequest, reason: Reason) -> RawFault {
         privileged: request.privileged,
         address: Some(request.address),
         ..RawFault::new(FaultKind::PageRequest, reason)
-    }
-}
-
-enum Filed<P: Platform> {
-    /// A first request of a group, kept until the last one comes.
-    Kept,
-    /// Of a device that is being reset: nobody waits for it any more.
-    Void,
-    /// A group, kept for an attachment that is still being made or whose resolver is at work.
-    Waits,
-    /// A group, and its resolver must be woken.
-    Deliver(Arc<Inner<P>>),
-    /// A group that is answered Invalid at once.
-    Answer(u32, Generation, Option<Reason>),
-    /// Not the last of its group, and nothing keeps it: no answer is due.
-    Dropped(Reason),
-    /// Leave it in the hardware's queue.
-    NoRoom,
-}
-
-impl<P: Platform> State<P> {
-    fn file(
-        &mut self,
-        words: &[SlotWord],
-        request: PageRequest,
-        wellformed: bool,
-        now: Time,
-        instance: &Instance<P>,
-    ) -> Filed<P> {
-        let State { sources, requests, .. } = self;
-        let free = requests.free_slot();
-        if request.wants_answer() && free.is_none() {
-            return Filed::NoRoom;
-        }
-        let config = instance.config();
-        let mut deliver = None;
-        let mut spoilt = None;
-        let mut first = Chain::default();
-        let mut device = None;
-        let mut charge = 0;
-        match sources.get_mut(request.source) {
-            None => spoilt = Some(Reason::Blocked),
-            Some(source) => {
-                device = source.named();
-                source.counters.requests += 1;
-                if source.resetting {
-                    source.counters.groups += u64::from(request.wants_answer());
-                    source.counters.void += u64::from(request.wants_answer());
-                    return Filed::Void;
-                }
-                let full = source.outstanding >= source.share;
-                if source.share == 0 || source.quarantined {
-                    source.counters.unauthorised += 1;
-                    spoilt = Some(Reason::RequestType);
-                } else if !wellformed {
-                    source.counters.malformed += 1;
-                    spoilt = Some(Reason::BadEntry);
-                } else if full {
-                    source.counters.quota += 1;
-                    spoilt = Some(Reason::Quota);
-                }
-                // One that wants an answer of its own is a group of its own.
-                if !request.wants_answer() {
-                    return source.keep(requests, request, spoilt, now + config.partial_deadline);
-                }
-                if request.last
-                    && let Some(p) = source.take_partial(&request)
-                {
-                    if p.spoilt {
-                        spoilt = spoilt.or(Some(Reason::Quota));
-                    }
-                    first = p.chain;
-                    charge = first.len;
-                }
-                source.counters.groups += 1;
-                // What was kept for the group stays charged until it is settled; the last request
-                // is charged like the others, unless the group reaches nobody anyway.
-                if spoilt.is_none() {
-                    charge += 1;
-                    source.outstanding += 1;
-                }
-                let slot = source.slots.iter().find(|s| s.pasid == request.pasid);
-                match slot {
-                    Some(s) if s.phase != Phase::Draining && s.inner.resolves() => {
-                        deliver = Some((s.inner.clone(), s.phase));
-                    }
-                    Some(s) if s.phase == Phase::Draining => {}
-                    _ => spoilt = spoilt.or(Some(Reason::Blocked)),
-                }
-            }
-        }
-        if !request.wants_answer() {
-            return Filed::Dropped(spoilt.unwrap_or(Reason::Blocked));
-        }
-        let Some((slot, generation)) = free.and_then(|f| Some((f, words.get(f as usize)?.arm()?))) else {
-            return Filed::NoRoom;
-        };
-        let deliver = deliver.filter(|_| spoilt.is_none());
-        let owner = deliver.as_ref().map(|(inner, _)| inner.key);
-        requests.occupy(Group {
-            generation,
-            last: request,
-            first,
-            device,
-            owner,
-            unsent: false,
-            charge,
-            until: config.group_deadline.filter(|_| owner.is_some()).map(|d| now + d),
-        });
-        match deliver {
-            Some((inner, phase)) => match inner.enqueue(slot, generation, phase == Phase::Attached) {
-                Queued::Schedule => Filed::Deliver(inner),
-                Queued::Waits => Filed::Waits,
-                Queued::Full => Filed::Answer(slot, generation, Some(Reason::Quota)),
-            },
-            None => Filed::Answer(slot, generation, spoilt),
-        }
-    }
-}
-
-/// What became of a group offered to an attachment's queue.
-pub(crate) enum Queued {
-    /// The resolver must be scheduled; the queue is marked so.
-    Schedule,
-    /// It is scheduled, or the attachment is not ready.
-    Waits,
-    /// The queue is full.
-    Full,
-}
-
-impl<P: Platform> crate::sources::Source<P> {
-    /// Keeps a request that is not the last of its group.
-    fn keep(
-        &mut self,
-        requests: &mut crate::requests::Requests,
-        request: PageRequest,
-        refused: Option<Reason>,
-        until: Time,
-    ) -> Filed<P> {
-        let same = |p: &Partial| p.pasid == request.pasid && p.index == request.index;
-        let at = match self.partials.iter().position(same) {
-            Some(i) => i,
-            None if self.share > 0 && self.partials.len() < self.partials.capacity() => {
-                self.partials.push(Partial {
-                    pasid: request.pasid,
-                    index: request.index,
-                    chain: Chain::default(),
-                    spoilt: false,
-                    until,
-                });
-                requests.sooner(Some(until));
-                self.partials.len() - 1
-            }
-            None => return Filed::Dropped(refused.unwrap_or(Reason::Quota)),
-        };
-        let partial = &mut self.partials[at];
-        if let Some(reason) = refused {
-            partial.spoilt = true;
-            return Filed::Dropped(reason);
-        }
-        if !requests.store(&mut partial.chain, request) {
-            partial.spoilt = true;
-            self.counters.quota += 1;
-            return Filed::Dropped(Reason::Quota);
-        }
-        self.outstanding += 1;
-        Filed::Kept
     }
 }

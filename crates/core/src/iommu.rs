@@ -2,13 +2,13 @@
 
 use crate::{
     attach::{Gap, Replaced, Wanted, attach, replace},
-    attachment::{Attachment, Where},
+    attachment::Attachment,
     config::Config,
     detach::{Detaching, detach},
     device::{Device, DeviceSpec},
     domain::Domain,
     driver::{Caps, Driver, Start},
-    error::{AddDeviceError, AttachError, ObserveError, OutOfMemory, RegisterError, Stale},
+    error::{AddDeviceError, AttachError, ConfigError, ObserveError, RegisterError, Stale},
     hub::{Hub, Job, Load},
     ids::{InstanceId, Key, Pasid},
     observer::{ImmediateObserver, Observation, Observer, Scope, Subscription},
@@ -21,14 +21,12 @@ use crate::{
     platform::{Platform, Sleep},
     registry::{self, Instances, Roster},
     resolver::{Keeps, Resolves},
-    slab::Slab,
 };
 use alloc::{boxed::Box, sync::Arc};
 use portcullis_sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) struct Shared<P: Platform> {
     pub(crate) hub: Arc<Hub<P>>,
-    pub(crate) attachments: Slab<P>,
     pub(crate) instances: Instances<P>,
     pub(crate) spaces: Spaces<P>,
     pub(crate) devices: Roster<P>,
@@ -51,11 +49,10 @@ impl<P: Platform> Iommu<P> {
     /// An empty subsystem. Allocates what `config` sizes.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
-    pub fn new(platform: P, config: Config) -> Result<Self, OutOfMemory> {
-        let attachments = Slab::new(&platform, config.attachments)?;
+    /// See [`ConfigError`].
+    pub fn new(platform: P, config: Config) -> Result<Self, ConfigError> {
+        config.check()?;
         let shared = Shared {
-            attachments,
             instances: Instances::new(&platform)?,
             spaces: Spaces::new(&platform),
             devices: Roster::new(&platform),
@@ -241,7 +238,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// [`Stale`] when it is detached already.
     pub fn begin_detach_by_key(&self, cx: &Sleep<'_>, key: Key) -> Result<Detaching<P>, Stale> {
-        let inner = self.shared.attachments.get(key).ok_or(Stale(key))?;
+        let inner = self.shared.hub.attachments.get(key).ok_or(Stale(key))?;
         if !inner.begin_leaving() {
             return Err(Stale(key));
         }
@@ -314,7 +311,7 @@ impl<P: Platform> Iommu<P> {
         match self.shared.hub.next_job() {
             None => false,
             Some(Job::Handle(inner, _turn)) => {
-                inner.handle_one(Where::Worker);
+                inner.handle_one();
                 true
             }
             Some(Job::Tell(desk)) => {

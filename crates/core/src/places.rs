@@ -2,17 +2,20 @@
 //! names a requester or a place of one goes through here; sleepable context.
 
 use crate::{
+    account::Account,
     attachment::Inner,
-    driver::{Features, QueuePos},
+    driver::Features,
     error::AddDeviceError,
     faultlog::FaultLog,
-    ids::{At, DeviceId, GroupId, Key, SourceId},
+    ids::{At, DeviceId, GroupId, Key, Pasid, SourceId},
     instance::Instance,
+    intake::Place,
     platform::{Platform, ShortLock},
     quell::Weather,
     sources::{Counters, Phase, Slot, Source},
 };
 use alloc::sync::Arc;
+use portcullis_sync::lookup::Found;
 
 impl<P: Platform> Instance<P> {
     /// Takes a requester in that nobody has. Allocates what the fault path needs for it.
@@ -24,19 +27,26 @@ impl<P: Platform> Instance<P> {
         features: Features,
     ) -> Result<(), AddDeviceError> {
         let config = self.config();
-        let share = config.credits_per_device as usize;
         let faults = FaultLog::new(config.last_faults)?;
-        let places = config.attachments_per_device;
         let weather = Weather::new(&config.storms);
-        let mut new = Some(Source::new(id, device, group, features, places, share, faults, weather)?);
+        let places = config.attachments_per_device;
+        let mut new = Some(Source::new(id, device, group, features, places, faults, weather)?);
         self.state.with(|s| {
             if s.sources.get(id).is_some() {
                 return Err(AddDeviceError::Duplicate(device));
             }
-            if s.sources.room() == 0 {
+            let used = |n: u32| s.sources.iter().any(|src| src.account == n);
+            let account = (0..self.accounts.len() as u32).find(|n| !used(*n));
+            let (Some(account), true) = (account, s.sources.room() > 0) else {
                 return Err(AddDeviceError::TooMany(self.id()));
+            };
+            self.accounts[account as usize].open(Some(device));
+            // The table has places enough for every requester.
+            s.places.set(&self.places, source_key(id), [value(account, 0), 0]);
+            if let Some(mut source) = new.take() {
+                source.account = account;
+                s.sources.insert(source);
             }
-            new.take().into_iter().for_each(|src| s.sources.insert(src));
             Ok(())
         })
     }
@@ -46,6 +56,7 @@ impl<P: Platform> Instance<P> {
         self.state.with(|s| {
             let src = s.sources.get_mut(source).ok_or(AddDeviceError::Duplicate(device))?;
             src.sharers += 1;
+            self.account_of(src).name(src.named());
             Ok(())
         })
     }
@@ -55,12 +66,16 @@ impl<P: Platform> Instance<P> {
         self.with_source(source, |src| {
             src.sharers = src.sharers.saturating_sub(1);
             src.device = other.unwrap_or(src.device);
+            self.account_of(src).name(src.named());
         });
     }
 
     /// Lets a requester go, after everything of it was made void.
     pub(crate) fn forget(&self, source: SourceId) {
-        let gone = self.state.with(|s| s.sources.remove(source));
+        let gone = self.state.with(|s| {
+            s.places.remove(&self.places, source_key(source));
+            s.sources.remove(source)
+        });
         drop(gone);
     }
 
@@ -76,7 +91,14 @@ impl<P: Platform> Instance<P> {
 
     /// What was counted of a device since it was added.
     pub(crate) fn counters(&self, source: SourceId) -> Counters {
-        self.state.with(|s| s.sources.get(source).map(|src| src.counters)).unwrap_or_default()
+        self.tidy();
+        let known = self.state.with(|s| s.sources.get(source).map(|src| (src.account, src.fault_count)));
+        let mut counters = Counters::default();
+        if let Some((account, faults)) = known {
+            self.accounts[account as usize].read(&mut counters);
+            counters.faults = faults;
+        }
+        counters
     }
 
     /// Credits for a device that can have `wanted` requests outstanding; `None` when none are left.
@@ -92,14 +114,17 @@ impl<P: Platform> Instance<P> {
     /// Lets a requester have so many page requests outstanding; 0 while it may make none.
     pub(crate) fn set_share(&self, source: SourceId, share: u32) {
         self.with_source(source, |src| {
-            src.share = share;
+            self.account_of(src).set_share(share);
             src.asked |= share > 0;
         });
     }
 
     /// Between the block and the end of a reset what a requester sends is void.
     pub(crate) fn set_resetting(&self, source: SourceId, resetting: bool) {
-        self.with_source(source, |src| src.resetting = resetting);
+        self.with_source(source, |src| {
+            src.resetting = resetting;
+            self.account_of(src).set_resetting(resetting);
+        });
     }
 
     /// Whether a requester may have sent page requests that did not arrive. Also when they are off
@@ -108,38 +133,44 @@ impl<P: Platform> Instance<P> {
         self.state.with(|s| s.sources.get(source).is_some_and(|src| src.features.pri || src.asked))
     }
 
-    /// Whether the head of a service turn has passed a position of the page-request queue.
-    pub(crate) fn has_passed(&self, tail: QueuePos) -> bool {
-        self.state.with(|s| s.head >= tail)
-    }
-
     /// Puts an attachment where the fault path finds it, in the place of one that it replaces.
     /// False when there is no room, or the requester is not known.
     pub(crate) fn show(&self, at: At, phase: Phase, inner: &Arc<Inner<P>>) -> bool {
+        let attachments = &self.hub.attachments;
+        attachments.fill(inner);
         let (shown, old) = self.state.with(|s| {
             let Some(src) = s.sources.get_mut(at.source) else { return (false, None) };
-            let new = Slot { pasid: at.pasid, phase, inner: inner.clone() };
-            if let Some(slot) = src.slot(at.pasid) {
-                return (true, Some(core::mem::replace(slot, new)));
-            }
-            if src.slots.len() == src.slots.capacity() {
+            let new = Slot { pasid: at.pasid, inner: inner.clone() };
+            let slot = src.slots.iter().position(|s| s.pasid == at.pasid);
+            if slot.is_none() && src.slots.len() == src.slots.capacity() {
                 return (false, Some(new));
             }
-            src.slots.push(new);
-            (true, None)
+            let Key { index, generation } = inner.key;
+            let found = [value(src.account, index), generation];
+            // What is left of the table is for requesters.
+            let full = s.places.len() >= self.config().attachments.saturating_mul(2);
+            if full && slot.is_none() || !s.places.set(&self.places, place_key(at.source, at.pasid), found) {
+                return (false, Some(new));
+            }
+            match slot {
+                Some(n) => (true, Some(core::mem::replace(&mut src.slots[n], new))),
+                None => {
+                    src.slots.push(new);
+                    (true, None)
+                }
+            }
         });
         drop(old);
+        if shown && phase == Phase::Attached {
+            attachments.open(inner.key);
+        }
         shown
     }
 
     /// What comes for an attachment from now on is answered Invalid. Nothing happens when another
     /// one stands at the place.
-    pub(crate) fn set_draining(&self, at: At, key: Key) {
-        self.with_source(at.source, |src| {
-            if let Some(slot) = src.slot(at.pasid).filter(|slot| slot.inner.key == key) {
-                slot.phase = Phase::Draining;
-            }
-        });
+    pub(crate) fn set_draining(&self, _: At, key: Key) {
+        self.hub.attachments.close(key);
     }
 
     /// Takes an attachment out of a place, unless another one stands there.
@@ -147,9 +178,35 @@ impl<P: Platform> Instance<P> {
         let slot = self.state.with(|s| {
             let src = s.sources.get_mut(at.source)?;
             let i = src.slots.iter().position(|slot| slot.pasid == at.pasid && slot.inner.key == key)?;
+            s.places.remove(&self.places, place_key(at.source, at.pasid));
             Some(src.slots.swap_remove(i))
         });
         drop(slot);
+    }
+
+    /// What stands for the place that a request came from. `None` for a requester that nobody
+    /// knows. Service context.
+    pub(crate) fn place(&self, source: SourceId, pasid: Option<Pasid>) -> Option<Place> {
+        let found = |key| match self.places.find(key) {
+            Found::Value(v) => Some(v),
+            Found::Nothing => None,
+            Found::Changing => self.state.with(|s| s.places.get(&self.places, key)),
+        };
+        if let Some([numbers, generation]) = found(place_key(source, pasid)) {
+            let tenant = Key { index: numbers as u32, generation };
+            return Some(Place { account: (numbers >> 32) as u32, tenant: Some(tenant) });
+        }
+        let [numbers, _] = found(source_key(source))?;
+        Some(Place { account: (numbers >> 32) as u32, tenant: None })
+    }
+
+    pub(crate) fn account_of(&self, source: &Source<P>) -> &Account {
+        &self.accounts[source.account as usize]
+    }
+
+    pub(crate) fn account(&self, source: SourceId) -> Option<&Account> {
+        let n = self.state.with(|s| s.sources.get(source).map(|src| src.account))?;
+        self.accounts.get(n as usize)
     }
 
     /// The attachment at a requester's next place after `last`.
@@ -169,4 +226,18 @@ impl<P: Platform> Instance<P> {
             }
         });
     }
+}
+
+/// The key of a requester in the table of places.
+fn source_key(source: SourceId) -> u64 {
+    1 << 60 | u64::from(source.0)
+}
+
+/// The key of a place.
+fn place_key(source: SourceId, pasid: Option<Pasid>) -> u64 {
+    u64::from(source.0) << 21 | pasid.map_or(0, |p| 1 << 20 | u64::from(p.get()))
+}
+
+fn value(account: u32, index: u32) -> u64 {
+    u64::from(account) << 32 | u64::from(index)
 }

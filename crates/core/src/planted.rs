@@ -27,13 +27,11 @@ impl<P: Platform> Instance<P> {
     /// [`Instance::offer`] with the code taken out of the slot before the queue's lock is held.
     pub(crate) fn offer_taken_early(
         &self,
-        slot: u32,
         generation: Generation,
         word: &SlotWord,
         last: &PageRequest,
     ) -> bool {
         let code = word.take(generation);
-        self.release(slot, generation);
         let stale = SlotWord::new();
         if let (Some(code), Some(g)) = (code, stale.arm()) {
             stale.answer(g, code);

@@ -6,7 +6,7 @@ use crate::{
     driver::{InvError, InvSeq, MuteError, SubmitError},
     fault::{FaultKind, FaultRecord, RawFault, Reason},
     ids::{InstanceId, SourceId},
-    instance::{Instance, State},
+    instance::{Instance, State, taken},
     iommu::Iommu,
     platform::{Platform, ShortLock, Time},
     sources::Source,
@@ -166,7 +166,7 @@ impl<P: Platform> Source<P> {
     /// Whether a record is of a place that is being left, or of a device that is being reset.
     fn is_leaving(&self, record: &FaultRecord) -> bool {
         let at = self.slots.iter().find(|s| s.pasid == record.pasid);
-        self.resetting || at.is_some_and(|s| s.phase == crate::sources::Phase::Draining)
+        self.resetting || at.is_some_and(|s| s.inner.is_closed())
     }
 }
 
@@ -176,7 +176,7 @@ impl<P: Platform> Instance<P> {
         let Change { source, rung, untold } = change;
         let kind = if rung == Rung::AskReset { FaultKind::ResetWanted } else { FaultKind::Storm };
         let raw = RawFault { source, code: rung as u32, ..RawFault::new(kind, Reason::Storm) };
-        self.report_with(raw, untold);
+        self.report_with(raw, untold, self.platform().now());
         if let (Some(source), Rung::Quarantine) = (source, rung) {
             self.quarantine(source, Reason::Storm);
         }
@@ -186,7 +186,7 @@ impl<P: Platform> Instance<P> {
 
     /// Does what there is to do about storms, in a service turn. One load when there is nothing.
     pub(crate) fn quell(&self) {
-        if !self.restless.swap(false, Ordering::AcqRel) {
+        if !taken(&self.restless) {
             return;
         }
         let now = self.platform().now();

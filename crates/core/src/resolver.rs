@@ -5,11 +5,12 @@ use crate::{
     error::AlreadyAnswered,
     ids::{At, DeviceId, Key, Pasid},
     instance::Instance,
-    platform::{Platform, ShortLock, Sleep},
+    platform::{Platform, Sleep},
+    record::{Chain, Record, from_page},
     turn::Code,
 };
 use alloc::sync::Arc;
-use core::{fmt, marker::PhantomData};
+use core::fmt;
 use portcullis_sync::slot::{Generation, SlotWord, State};
 
 /// Decides what becomes of page requests. At most one per domain, given when the domain is built,
@@ -158,34 +159,64 @@ pub struct Request {
 }
 
 /// The answer that a group still owes, in whoever's hands.
-struct Token<P: Platform> {
-    instance: Arc<Instance<P>>,
+struct Token {
     slot: u32,
     generation: Generation,
     last: PageRequest,
-    len: u32,
+    first: Chain,
     device: DeviceId,
     owner: Key,
+    /// The service turn that brought it looks after it itself.
+    in_turn: bool,
+    /// It was answered here, or is in other hands.
+    done: bool,
 }
 
-impl<P: Platform> Token<P> {
-    fn respond(&self, response: Response) -> Result<(), AlreadyAnswered> {
+impl Token {
+    fn respond<P: Platform>(
+        &mut self,
+        instance: &Instance<P>,
+        response: Response,
+    ) -> Result<(), AlreadyAnswered> {
         let code = match response {
             Response::Success => Code::Success,
             Response::Invalid => Code::Invalid,
         };
-        if self.instance.settle(self.slot, self.generation, code) { Ok(()) } else { Err(AlreadyAnswered) }
+        self.done = true;
+        if !instance.settle(self.slot, self.generation, &self.last, code) {
+            return Err(AlreadyAnswered);
+        }
+        if !self.in_turn {
+            instance.say_ended();
+        }
+        Ok(())
     }
 
-    fn is_pending(&self) -> bool {
-        let word = self.instance.words.get(self.slot as usize).map(SlotWord::peek);
+    fn end<P: Platform>(&mut self, instance: &Instance<P>) {
+        if !self.done {
+            // Whoever answered before has settled it.
+            let _ = self.respond(instance, Response::Invalid);
+        }
+    }
+
+    fn is_pending<P: Platform>(&self, instance: &Instance<P>) -> bool {
+        let word = instance.records.word(self.slot).map(SlotWord::peek);
         word == Some((self.generation, State::Pending))
     }
 
-    fn request(&self, n: usize) -> Option<Request> {
+    fn request<P: Platform>(&self, instance: &Instance<P>, n: usize) -> Option<Request> {
         let n = u32::try_from(n).ok()?;
-        let r = self.instance.state.with(|s| s.requests.request(self.slot, self.generation, n))?;
-        Some(Request {
+        let records = &instance.records;
+        let r = if n == self.first.len {
+            self.last
+        } else {
+            let mut page = (n < self.first.len).then_some(self.first.head)?;
+            for _ in 0..n {
+                page = (records.page(page)?[1] >> 32) as u32;
+            }
+            from_page(records.page(page)?, &self.last)
+        };
+        records.still_live(self.slot, self.generation).then_some(Request {
             address: r.address,
             read: r.read,
             write: r.write,
@@ -196,33 +227,33 @@ impl<P: Platform> Token<P> {
 }
 
 macro_rules! reply {
-    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?>) => {
+    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?> in $instance:ty) => {
         $(#[$doc])*
         #[must_use = "a group that is dropped is answered Invalid"]
         pub struct $name<$($life,)? P: Platform> {
-            token: Option<Token<P>>,
-            _borrow: PhantomData<$(&$life)? ()>,
+            instance: $instance,
+            token: Token,
         }
 
         impl<$($life,)? P: Platform> $name<$($life,)? P> {
             /// Number of requests in the group, at least one.
             pub fn len(&self) -> usize {
-                self.token.as_ref().map_or(0, |t| t.len as usize)
+                self.token.first.len as usize + 1
             }
 
             /// Never: a group has a last request.
             pub fn is_empty(&self) -> bool {
-                self.len() == 0
+                false
             }
 
             /// Whether nobody has answered it so far.
             pub fn is_pending(&self) -> bool {
-                self.token.as_ref().is_some_and(Token::is_pending)
+                self.token.is_pending(&self.instance)
             }
 
             /// The `n`th request. `None` past the end, and once somebody else answered the group.
             pub fn request(&self, n: usize) -> Option<Request> {
-                self.token.as_ref()?.request(n)
+                self.token.request(&self.instance, n)
             }
 
             /// The requests, first to last; ends early if somebody else answers the group.
@@ -231,28 +262,28 @@ macro_rules! reply {
             }
 
             /// The device that asks.
-            pub fn device(&self) -> Option<DeviceId> {
-                Some(self.token.as_ref()?.device)
+            pub fn device(&self) -> DeviceId {
+                self.token.device
             }
 
             /// Where the requests came from.
-            pub fn at(&self) -> Option<At> {
-                self.token.as_ref().map(|t| At { source: t.last.source, pasid: t.last.pasid })
+            pub fn at(&self) -> At {
+                At { source: self.token.last.source, pasid: self.token.last.pasid }
             }
 
             /// The PASID of the requests.
             pub fn pasid(&self) -> Option<Pasid> {
-                self.token.as_ref()?.last.pasid
+                self.token.last.pasid
             }
 
             /// Page request group index.
-            pub fn index(&self) -> Option<u16> {
-                Some(self.token.as_ref()?.last.index)
+            pub fn index(&self) -> u16 {
+                self.token.last.index
             }
 
             /// The attachment that the group belongs to, for a detach from inside a resolver.
-            pub fn attachment(&self) -> Option<Key> {
-                Some(self.token.as_ref()?.owner)
+            pub fn attachment(&self) -> Key {
+                self.token.owner
             }
 
             /// Answers the group. Never waits; any context.
@@ -261,19 +292,13 @@ macro_rules! reply {
             /// [`AlreadyAnswered`] when a deadline, a detach or a reset came first. Nothing
             /// changed then.
             pub fn respond(mut self, response: Response) -> Result<(), AlreadyAnswered> {
-                match self.token.take() {
-                    Some(t) => t.respond(response),
-                    None => Err(AlreadyAnswered),
-                }
+                self.token.respond(&self.instance, response)
             }
         }
 
         impl<$($life,)? P: Platform> Drop for $name<$($life,)? P> {
             fn drop(&mut self) {
-                if let Some(t) = self.token.take() {
-                    // Whoever answered before has settled it.
-                    let _ = t.respond(Response::Invalid);
-                }
+                self.token.end(&self.instance);
             }
         }
 
@@ -292,33 +317,36 @@ macro_rules! reply {
 reply! {
     /// A page-request group in a resolver's hands. Answered once: by [`respond`](Self::respond),
     /// or Invalid when dropped.
-    PageGroup<'a>
+    PageGroup<'a> in &'a Arc<Instance<P>>
 }
 
 reply! {
     /// A group that is answered after its resolver returned. It does not keep the attachment alive:
     /// a detach answers it, and a later [`respond`](Self::respond) is told so.
-    Deferred<>
+    Deferred<> in Arc<Instance<P>>
 }
 
-impl<P: Platform> PageGroup<'_, P> {
+impl<'a, P: Platform> PageGroup<'a, P> {
     /// Takes the group out of the resolver, to be answered later from anywhere.
     pub fn defer(mut self) -> Deferred<P> {
-        Deferred { token: self.token.take(), _borrow: PhantomData }
+        self.token.done = true;
+        let Token { slot, generation, last, first, device, owner, .. } = self.token;
+        let token = Token { slot, generation, last, first, device, owner, in_turn: false, done: false };
+        Deferred { instance: self.instance.clone(), token }
     }
 
-    /// The token for a group that is pending; `None` when it was answered meanwhile.
-    pub(crate) fn take(
-        instance: &Arc<Instance<P>>,
+    /// The token for a group that goes to an attachment.
+    #[inline]
+    pub(crate) fn new(
+        instance: &'a Arc<Instance<P>>,
         slot: u32,
         generation: Generation,
-        owner: Key,
+        record: &Record,
+        in_turn: bool,
     ) -> Option<Self> {
-        let (last, len, device) = instance.state.with(|s| {
-            let g = s.requests.group(slot, generation)?;
-            Some((g.last, g.first.len + 1, g.device?))
-        })?;
-        let token = Token { instance: instance.clone(), slot, generation, last, len, device, owner };
-        Some(PageGroup { token: Some(token), _borrow: PhantomData })
+        let Record { last, first, device, owner } = *record;
+        let (device, owner) = (device?, owner?);
+        let token = Token { slot, generation, last, first, device, owner, in_turn, done: false };
+        Some(PageGroup { instance, token })
     }
 }

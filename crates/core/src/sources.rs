@@ -1,16 +1,15 @@
-//! What the fault path knows of the requesters of one instance: found without a search through
-//! devices, read and changed under the instance's short lock.
+//! The requesters of one instance and what is attached to them, under the instance's short lock.
+//! What the fault path needs of them is published beside, where it is read without the lock.
 
 use crate::{
     attachment::Inner,
-    driver::{Features, PageRequest},
+    driver::Features,
     error::OutOfMemory,
     fault::FaultRecord,
     faultlog::FaultLog,
     ids::{DeviceId, GroupId, Pasid, SourceId},
-    platform::{Platform, ShortLock, Time},
+    platform::{Platform, ShortLock},
     quell::Weather,
-    requests::{Chain, Requests},
 };
 use alloc::{sync::Arc, vec::Vec};
 
@@ -20,7 +19,7 @@ use alloc::{sync::Arc, vec::Vec};
 pub struct Counters {
     /// Page requests taken from the hardware's queue.
     pub requests: u64,
-    /// Groups whose last request was taken.
+    /// Groups whose last request was taken, and requests that are answered by themselves.
     pub groups: u64,
     /// Groups answered with Success.
     pub success: u64,
@@ -50,24 +49,11 @@ pub(crate) enum Phase {
     Attaching,
     /// Groups go to the resolver.
     Attached,
-    /// The entry is gone: what still comes out of the fabric is answered Invalid.
-    Draining,
 }
 
 pub(crate) struct Slot<P: Platform> {
     pub(crate) pasid: Option<Pasid>,
-    pub(crate) phase: Phase,
     pub(crate) inner: Arc<Inner<P>>,
-}
-
-/// A group of which the last request has not come.
-pub(crate) struct Partial {
-    pub(crate) pasid: Option<Pasid>,
-    pub(crate) index: u16,
-    pub(crate) chain: Chain,
-    /// A request of it was refused: the group is answered Invalid as a whole.
-    pub(crate) spoilt: bool,
-    pub(crate) until: Time,
 }
 
 pub(crate) struct Source<P: Platform> {
@@ -82,19 +68,17 @@ pub(crate) struct Source<P: Platform> {
     pub(crate) quarantined: bool,
     /// The IOMMU refuses whatever it sends, so that nothing need be asked of its TLB.
     pub(crate) cut: bool,
-    /// Between the block and the end of a reset: what the device sent before is void.
+    /// Between the block and the end of a reset.
     pub(crate) resetting: bool,
     /// Page requests were on at some time: there may be some on their way, even if they are off.
     pub(crate) asked: bool,
-    /// The device's share of outstanding page requests; 0 while it may make none.
-    pub(crate) share: u32,
-    /// Requests of it that are kept now, in groups and in partials.
-    pub(crate) outstanding: u32,
-    pub(crate) counters: Counters,
+    /// The number of the device's account.
+    pub(crate) account: u32,
+    /// Fault records, all that came and the last ones.
+    pub(crate) fault_count: u64,
     pub(crate) faults: FaultLog,
     pub(crate) weather: Weather,
     pub(crate) slots: Vec<Slot<P>>,
-    pub(crate) partials: Vec<Partial>,
 }
 
 impl<P: Platform> Source<P> {
@@ -104,14 +88,11 @@ impl<P: Platform> Source<P> {
         group: GroupId,
         features: Features,
         attachments: usize,
-        share: usize,
         faults: FaultLog,
         weather: Weather,
     ) -> Result<Self, OutOfMemory> {
         let mut slots = Vec::new();
         slots.try_reserve_exact(attachments).map_err(|_| OutOfMemory)?;
-        let mut partials = Vec::new();
-        partials.try_reserve_exact(share).map_err(|_| OutOfMemory)?;
         Ok(Source {
             id,
             device,
@@ -122,18 +103,12 @@ impl<P: Platform> Source<P> {
             cut: false,
             resetting: false,
             asked: false,
-            share: 0,
-            outstanding: 0,
-            counters: Counters::default(),
+            account: 0,
+            fault_count: 0,
             faults,
             weather,
             slots,
-            partials,
         })
-    }
-
-    pub(crate) fn slot(&mut self, pasid: Option<Pasid>) -> Option<&mut Slot<P>> {
-        self.slots.iter_mut().find(|s| s.pasid == pasid)
     }
 
     /// The device, where no other has this id: else nobody can say which it was.
@@ -148,32 +123,11 @@ impl<P: Platform> Source<P> {
         let domain = slot.map(|s| &s.inner.domain);
         (record.device, record.group) = (self.named(), Some(self.group));
         record.domain = domain.map(|d| d.id);
-        self.counters.faults += 1;
+        self.fault_count += 1;
         self.faults.note(record);
         if let Some(domain) = domain {
             domain.faults.with(|log| log.note(record));
         }
-    }
-
-    /// Drops collected first requests of groups.
-    pub(crate) fn drop_partials(&mut self, requests: &mut Requests, which: impl Fn(&Partial) -> bool) {
-        let Source { partials, counters, outstanding, .. } = self;
-        partials.retain(|p| {
-            let goes = which(p);
-            if goes {
-                counters.partials_dropped += u64::from(p.chain.len);
-                *outstanding = outstanding.saturating_sub(p.chain.len);
-                requests.drop_chain(p.chain);
-            }
-            !goes
-        });
-    }
-
-    /// Takes out the collected first requests of a group.
-    pub(crate) fn take_partial(&mut self, request: &PageRequest) -> Option<Partial> {
-        let same = |p: &Partial| p.pasid == request.pasid && p.index == request.index;
-        let i = self.partials.iter().position(same)?;
-        Some(self.partials.swap_remove(i))
     }
 }
 
@@ -210,6 +164,10 @@ impl<P: Platform> Sources<P> {
     /// How many more fit.
     pub(crate) fn room(&self) -> usize {
         self.0.capacity() - self.0.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Source<P>> {
+        self.0.iter()
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Source<P>> {

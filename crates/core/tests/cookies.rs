@@ -167,7 +167,7 @@ impl Run {
             self.expected.push(common::sent(device, index, Code::Invalid));
             return;
         };
-        let attachment = group.attachment().expect("not answered");
+        let attachment = group.attachment();
         let live = |h: &Held| !h.gone && !h.answered;
         let full = self.held.iter().filter(|(_, h)| live(h)).count() == CAPACITY;
         let crowded = self.held.iter().filter(|(_, h)| !h.gone).count() == CAPACITY;

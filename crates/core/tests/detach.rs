@@ -126,7 +126,7 @@ fn a_resolver_detaches_itself_by_key() {
     let (told, late) = (outcome.clone(), Arc::new(Mutex::new(None)));
     let keeps = late.clone();
     let dom = w.resolved_by(&d, move |cx, _, g| {
-        let key = g.attachment().expect("it has one");
+        let key = g.attachment();
         let gone = iommu.begin_detach_by_key(cx, key).expect("still attached");
         told.lock().unwrap().push(gone.wait(cx, None));
         assert!(!gone.is_gone());
@@ -156,7 +156,7 @@ fn a_resolver_may_detach_itself_before_attach_has_returned() {
     let count = ran.clone();
     let dom = w.resolved_by(&d, move |cx, _, g| {
         count.fetch_add(1, SeqCst);
-        let gone = iommu.begin_detach_by_key(cx, g.attachment().unwrap()).expect("its key is known");
+        let gone = iommu.begin_detach_by_key(cx, g.attachment()).expect("its key is known");
         assert_eq!(gone.wait(cx, None), Waited::InsideResolver);
     });
     w.hw.state().hold = true;

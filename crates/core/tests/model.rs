@@ -140,7 +140,7 @@ impl Run {
 
     /// What holds at any time.
     fn holds(&self) {
-        let mut by_device: BTreeMap<Option<portcullis::DeviceId>, usize> = BTreeMap::new();
+        let mut by_device: BTreeMap<portcullis::DeviceId, usize> = BTreeMap::new();
         for g in self.kept.lock().unwrap().iter().filter(|g| g.request(0).is_some()) {
             *by_device.entry(g.device()).or_default() += g.len();
         }

@@ -286,7 +286,7 @@ impl Resolver<AnyPlatform, Space> for Paging {
     fn resolve(&self, cx: &Sleep<'_>, space: &Arc<Space>, group: PageGroup<'_, AnyPlatform>) {
         let platform = &self.0;
         space.oracle.handler_enters(space.place, space.attachment);
-        let prgi = group.index().unwrap_or(0);
+        let prgi = group.index();
         space.life.resolving(platform.now().0, space.place.0, prgi, group.len());
         let taken = space.pager.lock().take();
         if let Some(mut pager) = taken {

@@ -8,11 +8,20 @@ extern crate alloc;
 
 pub mod atomic;
 mod cell;
+pub mod census;
 pub mod errand;
-pub mod gate;
 #[cfg(feature = "hook")]
 pub mod hook;
+pub mod lookup;
+#[cfg(portcullis_loom)]
+pub mod mutate;
+#[cfg(not(portcullis_loom))]
+#[allow(dead_code, reason = "a list for loom's tests")]
+mod mutate;
+pub mod records;
 pub mod ring;
 pub mod roster;
 pub mod slot;
+pub mod tenants;
+pub mod turnstile;
 pub mod wide;

@@ -7,11 +7,14 @@
 //! slot has a new owner.
 //!
 //! ```text
-//! Free --arm--> Pending --answer--> Answered(code) --take--> Sent --free--> Free
-//!                  \----------------void------------------------^
+//! free --arm--> Pending --answer--> Answered(code) --take--> Sent(code), which is free
+//!                  \---------------------\----void---------> Void, which is free
 //! ```
 
-use crate::atomic::{AtomicU64, Ordering};
+use crate::{
+    atomic::{AtomicU64, Ordering},
+    mutate::{Line, without},
+};
 
 /// The generation of a slot: 56 bits, so that it does not wrap in the life of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,23 +35,40 @@ impl Generation {
 /// Where a slot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// In nobody's hands.
-    Free,
+    /// Was never used.
+    Unused,
     /// A group waits for its answer.
     Pending,
-    /// The answer is decided (the code is the caller's, below 64), and not sent yet.
+    /// The answer is decided (the code is the caller's, below 62), and not sent yet.
     Answered(u8),
-    /// The answer is in the hardware's queue, or will never be needed.
-    Sent,
+    /// The answer was taken for sending: it is in the hardware's queue before that queue's lock is
+    /// released.
+    Sent(u8),
+    /// The answer will never be needed.
+    Void,
+}
+
+impl State {
+    /// Whether the slot may be armed again.
+    pub fn is_free(self) -> bool {
+        !matches!(self, State::Pending | State::Answered(_))
+    }
+
+    /// Whether nobody can decide the answer any more.
+    pub fn is_decided(self) -> bool {
+        self != State::Pending
+    }
 }
 
 const GENERATION_MASK: u64 = (1 << 56) - 1;
-const FREE: u64 = 0;
-const PENDING: u64 = 1;
-const SENT: u64 = 2;
-const ANSWERED: u64 = 64;
+const UNUSED: u64 = 0;
+const VOID: u64 = 1;
+const PENDING: u64 = 2;
+const SENT: u64 = 64;
+const ANSWERED: u64 = 128;
+const MOST: u8 = 61;
 
-/// One slot's word: generation and state, changed by compare-and-swap only.
+/// One slot's word: generation and state.
 #[derive(Debug)]
 pub struct SlotWord(AtomicU64);
 
@@ -58,10 +78,20 @@ impl Default for SlotWord {
     }
 }
 
+fn state(word: u64) -> State {
+    match word & 0xff {
+        UNUSED => State::Unused,
+        VOID => State::Void,
+        PENDING => State::Pending,
+        s if s < ANSWERED => State::Sent((s - SENT) as u8),
+        s => State::Answered((s - ANSWERED) as u8),
+    }
+}
+
 impl SlotWord {
-    /// A free slot of generation 0.
+    /// A slot that was never used.
     pub fn new() -> SlotWord {
-        SlotWord(AtomicU64::new(0))
+        SlotWord(AtomicU64::new(UNUSED))
     }
 
     fn word(generation: Generation, state: u64) -> u64 {
@@ -73,61 +103,86 @@ impl SlotWord {
     }
 
     /// Where the slot stands, and its generation.
+    #[inline]
     pub fn peek(&self) -> (Generation, State) {
         let w = self.0.load(Ordering::Acquire);
-        let state = match w & 0xff {
-            FREE => State::Free,
-            PENDING => State::Pending,
-            SENT => State::Sent,
-            a => State::Answered((a - ANSWERED) as u8),
-        };
-        (Generation(w >> 8), state)
+        (Generation(w >> 8), state(w))
     }
 
-    /// Free to Pending, under a new generation. `None` if the slot is not free.
+    /// Whether the slot is still a group's whose answer was not sent.
+    #[inline]
+    pub fn is_live(&self, generation: Generation) -> bool {
+        let (g, state) = self.peek();
+        g == generation && !state.is_free()
+    }
+
+    /// [`arm_with`](Self::arm_with) nothing to prepare.
     pub fn arm(&self) -> Option<Generation> {
+        self.arm_with(|| ())
+    }
+
+    /// Free to Pending, under a new generation; what `prepare` wrote before is seen by whoever sees
+    /// the slot pending. `None` if it is not free. Called by one at a time: a free slot is changed
+    /// by nobody else, so that a store is enough.
+    #[inline]
+    pub fn arm_with(&self, prepare: impl FnOnce()) -> Option<Generation> {
         let w = self.0.load(Ordering::Acquire);
-        if w & 0xff != FREE {
+        if !state(w).is_free() {
             return None;
         }
         let generation = Generation(((w >> 8) + 1) & GENERATION_MASK);
-        self.swap(w, Self::word(generation, PENDING)).then_some(generation)
+        prepare();
+        self.0.store(Self::word(generation, PENDING), Ordering::Release);
+        Some(generation)
     }
 
     /// Decides the answer: Pending to Answered. False if somebody else decided, or the slot
     /// belongs to another group by now.
+    #[inline]
     pub fn answer(&self, generation: Generation, code: u8) -> bool {
-        let code = u64::from(code.min(63));
-        self.swap(Self::word(generation, PENDING), Self::word(generation, ANSWERED + code))
+        let answered = ANSWERED + u64::from(code.min(MOST));
+        if without(Line::AnswerChecksGeneration) {
+            let now = self.peek().0;
+            return self.swap(Self::word(now, PENDING), Self::word(now, answered));
+        }
+        if without(Line::AnswerSwaps) {
+            let pending = self.peek() == (generation, State::Pending);
+            if pending {
+                self.0.store(Self::word(generation, answered), Ordering::Release);
+            }
+            return pending;
+        }
+        self.swap(Self::word(generation, PENDING), Self::word(generation, answered))
     }
 
     /// Takes the decided answer for sending: Answered to Sent. Called inside the lock of the
     /// hardware's queue. `None` if it was taken before or is not decided.
+    #[inline]
     pub fn take(&self, generation: Generation) -> Option<u8> {
         let w = self.0.load(Ordering::Acquire);
         if w >> 8 != generation.0 || w & 0xff < ANSWERED {
             return None;
         }
-        self.swap(w, Self::word(generation, SENT)).then_some(((w & 0xff) - ANSWERED) as u8)
+        let code = (w & 0xff) - ANSWERED;
+        if without(Line::TakeSwaps) {
+            self.0.store(Self::word(generation, SENT + code), Ordering::Release);
+            return Some(code as u8);
+        }
+        self.swap(w, Self::word(generation, SENT + code)).then_some(code as u8)
     }
 
-    /// The device forgot the group (reset, removal): Pending or Answered to Sent, and nothing will
+    /// The device forgot the group (reset, removal): Pending or Answered to Void, and nothing will
     /// be sent. False if it was sent already or belongs to another group.
     pub fn void(&self, generation: Generation) -> bool {
         loop {
             let w = self.0.load(Ordering::Acquire);
-            if w >> 8 != generation.0 || matches!(w & 0xff, FREE | SENT) {
+            if w >> 8 != generation.0 || state(w).is_free() {
                 return false;
             }
-            if self.swap(w, Self::word(generation, SENT)) {
+            if self.swap(w, Self::word(generation, VOID)) {
                 return true;
             }
         }
-    }
-
-    /// Sent to Free. False if it was not sent, or belongs to another group.
-    pub fn free(&self, generation: Generation) -> bool {
-        self.swap(Self::word(generation, SENT), Self::word(generation, FREE))
     }
 }
 
@@ -141,25 +196,25 @@ mod tests {
         let g = slot.arm().unwrap();
         assert_eq!(slot.arm(), None);
         assert_eq!(slot.take(g), None, "nothing is decided");
-        assert!(!slot.free(g), "nothing is sent");
         assert!(slot.answer(g, 2));
         assert!(!slot.answer(g, 1), "decided already");
         assert_eq!(slot.peek(), (g, State::Answered(2)));
+        assert!(slot.is_live(g));
         assert_eq!(slot.take(g), Some(2));
         assert_eq!(slot.take(g), None);
         assert!(!slot.void(g), "sent already");
-        assert!(slot.free(g));
-        assert_eq!(slot.peek(), (g, State::Free));
+        assert_eq!(slot.peek(), (g, State::Sent(2)));
+        assert!(!slot.is_live(g));
     }
 
     #[test]
     fn an_old_generation_moves_nothing() {
         let slot = SlotWord::new();
         let old = slot.arm().unwrap();
-        assert!(slot.void(old) && slot.free(old));
+        assert!(slot.void(old));
         let new = slot.arm().unwrap();
         assert_ne!(old, new);
-        assert!(!slot.answer(old, 0) && !slot.void(old) && !slot.free(old));
+        assert!(!slot.answer(old, 0) && !slot.void(old));
         assert!(slot.answer(new, 0));
         assert_eq!(slot.take(old), None);
         assert_eq!(slot.peek(), (new, State::Answered(0)));

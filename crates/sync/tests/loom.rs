@@ -1,4 +1,4 @@
-//! Every interleaving of the slot word, the gate and the ring, up to a bound on preemptions.
+//! Every interleaving of the slot word and the ring, up to a bound on preemptions.
 //!
 //! Each property is shown to be able to fail: a twin of the test does one thing wrong and must be
 //! caught. Run with
@@ -7,17 +7,15 @@
 #![cfg(portcullis_loom)]
 
 use loom::{
-    cell::UnsafeCell,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
 };
 use portcullis_sync::{
-    gate::Gate,
     ring::Ring,
-    slot::{Generation, SlotWord, State},
+    slot::{Generation, SlotWord},
 };
 
 /// How a claimant may go wrong.
@@ -88,9 +86,8 @@ fn slot_settles_once(fault: Fault) {
         let detached = wire.slot.answer(g, 5);
         wire.offer(FIRST, g, Fault::None);
         // A claimant may hold the answer without having queued it only if it is broken.
-        assert_eq!(wire.slot.peek(), (g, State::Sent));
+        assert!(!wire.slot.is_live(g));
         assert_eq!(wire.queue.lock().unwrap().len(), 1, "freed before sent");
-        assert!(wire.slot.free(g));
         let next = wire.slot.arm().unwrap();
         assert!(wire.slot.answer(next, NEXT_CODE), "decided by a stranger");
         wire.offer(NEXT, next, Fault::None);
@@ -137,109 +134,8 @@ fn slot_is_void_or_taken() {
         let void = wire.slot.void(g);
         resolver.join().unwrap();
         assert_eq!(wire.queue.lock().unwrap().is_empty(), void);
-        assert_eq!(wire.slot.peek(), (g, State::Sent));
+        assert!(!wire.slot.is_live(g));
     });
-}
-
-/// What the gate test needs of a gate.
-trait Door: Default + Send + Sync + 'static {
-    fn enter(&self) -> bool;
-    fn leave(&self) -> bool;
-    fn close(&self) -> bool;
-}
-
-impl Door for Gate {
-    fn enter(&self) -> bool {
-        Gate::enter(self)
-    }
-    fn leave(&self) -> bool {
-        Gate::leave(self)
-    }
-    fn close(&self) -> bool {
-        Gate::close(self)
-    }
-}
-
-/// Looks whether it is closed and counts itself in, in two steps.
-#[derive(Default)]
-struct TwoStepDoor(AtomicU64);
-
-const CLOSED: u64 = 1 << 63;
-
-impl Door for TwoStepDoor {
-    fn enter(&self) -> bool {
-        let open = self.0.load(Ordering::Acquire) & CLOSED == 0;
-        if open {
-            self.0.fetch_add(1, Ordering::AcqRel);
-        }
-        open
-    }
-    fn leave(&self) -> bool {
-        self.0.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1
-    }
-    fn close(&self) -> bool {
-        self.0.fetch_or(CLOSED, Ordering::AcqRel) & !CLOSED == 0
-    }
-}
-
-/// What the gate guards. loom reports a use that is not ordered with the destruction; the flag
-/// catches one that is ordered after it.
-struct Guarded {
-    memory: UnsafeCell<()>,
-    destroyed: AtomicBool,
-}
-
-impl Guarded {
-    fn use_it(&self) {
-        assert!(!self.destroyed.load(Ordering::Relaxed), "used after close");
-        self.memory.with(|_| ());
-    }
-    fn destroy(&self) {
-        self.memory.with_mut(|_| ());
-        assert!(!self.destroyed.swap(true, Ordering::Relaxed));
-    }
-}
-
-/// Two handlers run with an attachment while it is torn down: whoever is told that the gate is
-/// empty (the closer, or the last to leave) destroys what they use, and is told once.
-fn nobody_inside_after_close<D: Door>() {
-    loom::model(|| {
-        let guarded = Guarded { memory: UnsafeCell::new(()), destroyed: AtomicBool::new(false) };
-        let shared = Arc::new((D::default(), guarded));
-        let handlers: Vec<_> = (0..2)
-            .map(|_| {
-                let shared = shared.clone();
-                thread::spawn(move || {
-                    let (door, guarded) = &*shared;
-                    if door.enter() {
-                        guarded.use_it();
-                        if door.leave() {
-                            guarded.destroy();
-                        }
-                    }
-                })
-            })
-            .collect();
-        let (door, guarded) = &*shared;
-        if door.close() {
-            guarded.destroy();
-        }
-        for h in handlers {
-            h.join().unwrap();
-        }
-        assert!(guarded.destroyed.load(Ordering::Relaxed));
-    });
-}
-
-#[test]
-fn gate_is_empty_once_it_says_so() {
-    nobody_inside_after_close::<Gate>();
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn gate_entered_in_two_steps_is_caught() {
-    nobody_inside_after_close::<TwoStepDoor>();
 }
 
 /// What the ring test needs of a queue.

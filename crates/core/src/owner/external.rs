@@ -9,6 +9,7 @@ use crate::{
     error::DomainError,
     iommu::{Iommu, Shared},
     platform::Platform,
+    quota::Quota,
     resolver::{Bind, Bound, BoundImmediate, ImmediateResolver, Resolver},
 };
 use alloc::{boxed::Box, sync::Arc};
@@ -84,6 +85,9 @@ pub(crate) fn mapped<P: Platform>(
     }
     let mut inner = DomainInner::of_table(shared, table, options.pasid_only, &served_by)?;
     inner.coherent = options.coherent;
+    if let Some(requests) = options.page_requests {
+        inner.quota = Quota::new(requests, shared.hub.config.partials_per_owner);
+    }
     if let Some(window) = options.msi_window {
         inner.open_window(window)?;
     }

@@ -351,9 +351,7 @@ impl Resolver<AnyPlatform, Tenant> for Host {
     fn resolve(&self, cx: &Sleep<'_>, tenant: &Arc<Tenant>, group: PageGroup<'_, AnyPlatform>) {
         let Stage { platform, oracle, .. } = &self.0;
         oracle.handler_enters(tenant.place, tenant.number);
-        if let Some(index) = group.index() {
-            oracle.delivered(tenant.place, tenant.epoch, index);
-        }
+        oracle.delivered(tenant.place, tenant.epoch, group.index());
         let inside = &tenant.room.inside;
         *inside.entered.lock() += 1;
         let manner = *inside.manner.lock();

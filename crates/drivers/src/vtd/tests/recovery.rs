@@ -9,7 +9,7 @@ use portcullis_spec::vtd::{
     qi::{Desc, DescType},
     regs::offset,
 };
-use portcullis_sync::slot::SlotWord;
+use portcullis_sync::slot::{SlotWord, State};
 use std::vec::Vec;
 
 const A: SourceId = SourceId(0x0100);
@@ -76,12 +76,13 @@ fn respond(vtd: &Vtd<Fake>, slot: &SlotWord) -> Offer {
         own_answer: false,
         vendor: VendorBits([0x0200_0001, 0x1d, 0, 0]),
     };
-    let generation = match slot.arm() {
-        Some(g) => {
+    let generation = match slot.peek() {
+        (_, State::Unused) => {
+            let g = slot.arm().unwrap();
             assert!(slot.answer(g, 0));
             g
         }
-        None => slot.peek().0,
+        (g, _) => g,
     };
     let answer = Answer::new(&request, slot, generation);
     vtd.page_response(&answer)
@@ -143,7 +144,7 @@ fn a_full_queue_takes_nothing_until_something_completed() {
     let (first, second) = (SlotWord::new(), SlotWord::new());
     assert_eq!(respond(&vtd, &first), Offer::Done);
     assert_eq!(respond(&vtd, &second), Offer::Full);
-    assert!(matches!(second.peek().1, portcullis_sync::slot::State::Answered(0)));
+    assert!(matches!(second.peek().1, State::Answered(0)));
     fake.complete_all();
     assert_eq!(respond(&vtd, &second), Offer::Done);
     assert!(submit(&vtd, &[A]).is_ok());

@@ -1,0 +1,199 @@
+//! Groups of which the last request has not come: found by requester, PASID and index without a
+//! search, ended in order of arrival. The service turn alone uses it.
+
+use crate::{
+    driver::PageRequest,
+    error::OutOfMemory,
+    ids::{Key, Pasid, SourceId},
+    links::List,
+    platform::Time,
+    record::{Chain, Records, to_page},
+};
+use alloc::vec::Vec;
+
+/// A group of which the last request has not come.
+#[derive(Clone, Copy)]
+pub(crate) struct Partial {
+    key: GroupKey,
+    /// The device's account, and its life then.
+    pub(crate) account: u32,
+    pub(crate) life: u32,
+    /// What was attached when its first request came; its requests are charged there.
+    pub(crate) tenant: Option<Key>,
+    pub(crate) first: Chain,
+    tail: u32,
+    /// A request of it was refused: the group is answered Invalid as a whole.
+    pub(crate) spoilt: bool,
+    pub(crate) until: Time,
+}
+
+/// What tells groups apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct GroupKey {
+    place: u64,
+    index: u16,
+}
+
+impl GroupKey {
+    fn of(r: &PageRequest) -> GroupKey {
+        let SourceId(source) = r.source;
+        GroupKey { place: u64::from(source) << 32 | u64::from(r.pasid.map_or(0, Pasid::get)), index: r.index }
+    }
+
+    fn hash(self) -> usize {
+        let mixed = (self.place ^ u64::from(self.index) << 21).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 32) as usize
+    }
+}
+
+const NONE: u32 = u32::MAX;
+
+/// All partial groups of an instance, and the pages that requests are kept in.
+pub(crate) struct Assembly {
+    partials: Vec<Option<Partial>>,
+    free: Vec<u32>,
+    order: List,
+    /// Partials by hash; at least half of it is empty.
+    index: Vec<u32>,
+    free_pages: Vec<u32>,
+    len: usize,
+}
+
+impl Assembly {
+    /// Room for so many groups, and as many requests.
+    pub(crate) fn new(slots: usize) -> Result<Assembly, OutOfMemory> {
+        let fits = |_| OutOfMemory;
+        let (mut partials, mut index) = (Vec::new(), Vec::new());
+        let (mut free, mut free_pages) = (Vec::new(), Vec::new());
+        let hashes = slots.max(1).checked_mul(2).and_then(usize::checked_next_power_of_two);
+        let hashes = hashes.ok_or(OutOfMemory)?;
+        partials.try_reserve_exact(slots).map_err(fits)?;
+        index.try_reserve_exact(hashes).map_err(fits)?;
+        free.try_reserve_exact(slots).map_err(fits)?;
+        free_pages.try_reserve_exact(slots).map_err(fits)?;
+        partials.resize(slots, None);
+        index.resize(hashes, NONE);
+        free.extend((0..slots as u32).rev());
+        free_pages.extend((0..slots as u32).rev());
+        Ok(Assembly { partials, free, order: List::new(slots)?, index, free_pages, len: 0 })
+    }
+
+    /// The partial group that a request belongs to.
+    #[inline]
+    pub(crate) fn find(&self, request: &PageRequest) -> Option<u32> {
+        if self.len == 0 {
+            return None;
+        }
+        let key = GroupKey::of(request);
+        let mask = self.index.len() - 1;
+        let mut at = key.hash() & mask;
+        loop {
+            match self.index[at] {
+                NONE => return None,
+                n if self.get(n).is_some_and(|p| p.key == key) => return Some(n),
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+
+    /// Begins a group that is not found. `None` when there is no room.
+    pub(crate) fn begin(
+        &mut self,
+        request: &PageRequest,
+        (account, life): (u32, u32),
+        tenant: Option<Key>,
+        until: Time,
+    ) -> Option<u32> {
+        let n = self.free.pop()?;
+        let key = GroupKey::of(request);
+        let first = Chain::default();
+        self.partials[n as usize] =
+            Some(Partial { key, account, life, tenant, first, tail: NONE, spoilt: false, until });
+        let mask = self.index.len() - 1;
+        let mut at = key.hash() & mask;
+        while self.index[at] != NONE {
+            at = (at + 1) & mask;
+        }
+        self.index[at] = n;
+        self.order.push(n);
+        self.len += 1;
+        Some(n)
+    }
+
+    /// Keeps a request of a partial group. False when there is no room.
+    #[inline]
+    pub(crate) fn keep(&mut self, n: u32, request: &PageRequest, records: &Records) -> bool {
+        let Some(partial) = self.partials.get_mut(n as usize).and_then(Option::as_mut) else { return false };
+        let Some(page) = self.free_pages.pop() else { return false };
+        let words = to_page(request);
+        records.write_page(page, words);
+        match records.page(partial.tail) {
+            Some([_, low]) if partial.first.len > 0 => {
+                records.link_page(partial.tail, low | u64::from(page) << 32);
+            }
+            _ => partial.first.head = page,
+        }
+        partial.tail = page;
+        partial.first.len += 1;
+        true
+    }
+
+    pub(crate) fn get(&self, n: u32) -> Option<&Partial> {
+        self.partials.get(n as usize)?.as_ref()
+    }
+
+    pub(crate) fn spoil(&mut self, n: u32) {
+        if let Some(Some(p)) = self.partials.get_mut(n as usize) {
+            p.spoilt = true;
+        }
+    }
+
+    /// Takes a partial group out. Its pages are the caller's.
+    pub(crate) fn end(&mut self, n: u32) -> Option<Partial> {
+        let partial = self.partials.get_mut(n as usize)?.take()?;
+        self.unhash(partial.key, n);
+        self.order.remove(n);
+        self.free.push(n);
+        self.len -= 1;
+        Some(partial)
+    }
+
+    /// Gives a chain's pages back, once nobody reads them.
+    pub(crate) fn free_chain(&mut self, chain: Chain, records: &Records) {
+        let mut page = chain.head;
+        for _ in 0..chain.len {
+            let Some([_, next]) = records.page(page) else { return };
+            self.free_pages.push(page);
+            page = (next >> 32) as u32;
+        }
+    }
+
+    /// The oldest partial group.
+    pub(crate) fn first(&self) -> Option<u32> {
+        self.order.first()
+    }
+
+    /// The next younger one.
+    pub(crate) fn after(&self, n: u32) -> Option<u32> {
+        self.order.after(n)
+    }
+
+    fn unhash(&mut self, key: GroupKey, n: u32) {
+        let mask = self.index.len() - 1;
+        let mut hole = key.hash() & mask;
+        while self.index[hole] != n {
+            hole = (hole + 1) & mask;
+        }
+        let mut next = (hole + 1) & mask;
+        while let Some(p) = self.partials.get(self.index[next] as usize) {
+            // The partial taken out is the only hole in the list of what is hashed.
+            let home = p.as_ref().map_or(next, |p| p.key.hash() & mask);
+            if next.wrapping_sub(home) & mask >= next.wrapping_sub(hole) & mask {
+                self.index[hole] = self.index[next];
+                hole = next;
+            }
+            next = (next + 1) & mask;
+        }
+        self.index[hole] = NONE;
+    }
+}
