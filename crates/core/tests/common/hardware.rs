@@ -340,7 +340,8 @@ impl Driver for Hardware {
         if self.state().fails() {
             return Err(PrepareError::NoMem);
         }
-        let (vendor, marks) = (self.state().vendor, self.state().marks);
+        let vendor = self.state().vendor;
+        let marks = self.state().marks;
         vendor.new_table(&self.board, request, marks)
     }
 
