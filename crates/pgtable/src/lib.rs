@@ -7,6 +7,7 @@ extern crate std;
 mod access;
 mod change;
 mod cursor;
+pub mod dump;
 pub mod engine;
 mod fill;
 pub mod format;

@@ -122,6 +122,8 @@ pub trait Word:
     type Atomic: Send + Sync + 'static;
     /// Bytes of one entry.
     const BYTES: usize;
+    /// The low bits of `bits`, as many as the width.
+    fn from_bits(bits: u64) -> Self;
     /// The sum, modulo the width.
     fn plus(self, n: Self) -> Self;
     /// The difference, modulo the width.
@@ -143,6 +145,10 @@ macro_rules! word {
         impl Word for $w {
             type Atomic = $a;
             const BYTES: usize = size_of::<$w>();
+            #[inline]
+            fn from_bits(bits: u64) -> $w {
+                bits as $w
+            }
             #[inline]
             fn plus(self, n: $w) -> $w {
                 self.wrapping_add(n)

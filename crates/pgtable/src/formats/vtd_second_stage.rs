@@ -104,7 +104,8 @@ impl Format for VtdSecondStage {
         } else if level > 1 && w & PS == 0 {
             Entry::Table(addr)
         } else {
-            Entry::Leaf { base: addr, size_bits: Self::shift(level) }
+            let size_bits = Self::shift(level);
+            Entry::Leaf { base: Phys(addr.0 & !((1 << size_bits) - 1)), size_bits }
         }
     }
 
