@@ -86,6 +86,7 @@ scenarios! {
     two_devices: "two devices", 12;
     fault_record_overflow: "fault record overflow", 12;
     churn: "churn", 20;
+    register: "register", 20;
     kernel_dma: "kernel DMA", 12;
     user_object: "user object", 12;
     address_space: "address space", 12;

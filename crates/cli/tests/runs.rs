@@ -131,7 +131,7 @@ fn listed_scenarios_run() {
     let ended = portcullis(&here, "sim --list").assert().success();
     let list = String::from_utf8_lossy(&ended.get_output().stdout).into_owned();
     let words: Vec<&str> = list.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert!(words.len() > 10 && words[..2] == ["copy", "churn"], "{list}");
+    assert!(words.len() > 10 && words[..3] == ["copy", "churn", "register"], "{list}");
     for word in words.iter().filter(|word| **word != "copy") {
         let report = json(&here, &format!("sim --scenario {word} --seed 5 --adversary mild --json"));
         assert_eq!((&report["ok"], &report["seed"]), (&Value::Bool(true), &Value::from(5)), "{word}");
@@ -158,6 +158,23 @@ fn churn_is_reported_with_what_happened() {
     let text = String::from_utf8_lossy(&ended.get_output().stdout).into_owned();
     for part in ["Churn: devices and PASIDs", "What happened", "reads compared", "no invariant is broken"] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+}
+
+/// Regions by key: what is deregistered is out of reach when that returns, and who tries is told of.
+#[test]
+fn registered_memory_is_out_of_reach_afterwards() {
+    let here = folder("register");
+    for more in ["", " --threads 2"] {
+        let arguments = format!("sim --scenario register --size 8 --seed 2 --adversary hostile{more} --json");
+        let counts = &json(&here, &arguments)["counts"];
+        let count = |what: &str| counts[what].as_u64().unwrap_or(0);
+        assert_eq!(count("registrations"), 16, "{counts}");
+        assert_eq!(count("deregistrations"), 16, "{counts}");
+        assert_eq!(count("accesses after deregistration, blocked and told of"), 16, "{counts}");
+        let bad = count("stale keys refused") + count("foreign keys refused");
+        assert!(bad > 0 && count("accesses without a key, blocked") == bad, "{counts}");
+        assert!(count("pieces compared") >= 16, "{counts}");
     }
 }
 

@@ -10,6 +10,7 @@ pub mod copy;
 pub mod owners;
 pub mod paging;
 pub mod private_data;
+pub mod register;
 pub mod rogues;
 pub mod room;
 pub mod stage;
@@ -62,13 +63,20 @@ const fn small(name: &'static str, run: Scenario, about: &'static str) -> Listed
 
 /// The scenarios that run on a stage, by name. Each expects a unit in scalable mode unless it sets
 /// its own.
-pub const ALL: [Listed; 26] = [
+pub const ALL: [Listed; 27] = [
     Listed {
         name: "churn",
         about: "devices and PASIDs attached, replaced, detached, reset and unplugged while data flows",
         run: churn::churn,
         size: Some(churn::SIZE),
         devices: Some(churn::DEVICES),
+    },
+    Listed {
+        name: "register",
+        about: "memory registered by key and deregistered while devices work, beside a user of bad keys",
+        run: register::register,
+        size: Some(register::SIZE),
+        devices: Some(register::USERS),
     },
     small(
         "page requests",
