@@ -24,7 +24,7 @@ usage: cargo xtask COMMAND
   boot                           build the freestanding image and boot it in QEMU
   bench pgtable|core [ARGUMENTS] what page tables, or core and machine, cost; pgtable takes --rounds N, --json FILE
   fuzz [--seconds N]             run each fuzzer for N seconds (default 60)
-  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom, fuzzers
+  soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom, shuttle, fuzzers
   help                           print this
 
 Output of the steps is kept in target/xtask/logs.";

@@ -15,6 +15,12 @@ const LOOM: &str = "--cfg portcullis_loom";
 const LOOM_TEST: &[&str] =
     &["test", "--release", "-p", "portcullis-sync", "-p", "portcullis-pgtable", "--test", "loom*"];
 
+/// Shuttle's scheduler replaces the atomics in the same way.
+#[cfg(target_arch = "x86_64")]
+const SHUTTLE: &str = "--cfg portcullis_shuttle -C target-feature=+cmpxchg16b";
+#[cfg(not(target_arch = "x86_64"))]
+const SHUTTLE: &str = "--cfg portcullis_shuttle";
+
 /// The steps of `cargo xtask test`.
 pub fn test() -> Vec<Step> {
     let mut table = vec![
@@ -94,6 +100,7 @@ pub fn test() -> Vec<Step> {
             Action::Cargo { args: &["run", "-p", "portcullis-machine", "--example", "copy"], env: vec![] },
         ),
         loom(2),
+        shuttle(2000),
         step(
             "conformance",
             "the driver over our model and over QEMU",
@@ -158,6 +165,7 @@ pub fn soak(seeds: u64) -> Vec<Step> {
             },
         ),
         loom(3),
+        shuttle(200_000),
     ]);
     table.extend(fuzz(120));
     table
@@ -193,6 +201,23 @@ fn loom(preemptions: u32) -> Step {
                 ("RUSTFLAGS", LOOM.into()),
                 ("LOOM_MAX_PREEMPTIONS", preemptions.to_string()),
                 ("CARGO_TARGET_DIR", "loom".into()),
+            ],
+            qemu: false,
+        },
+    )
+}
+
+/// Random schedules of the whole core over the scripted driver.
+fn shuttle(schedules: u32) -> Step {
+    step(
+        "shuttle",
+        format!("the core on scheduled threads, {schedules} schedules a scenario"),
+        Action::Tests {
+            args: &["test", "-p", "portcullis", "--features", "planted", "--test", "shuttle"],
+            env: vec![
+                ("RUSTFLAGS", SHUTTLE.into()),
+                ("PORTCULLIS_SCHEDULES", schedules.to_string()),
+                ("CARGO_TARGET_DIR", "shuttle".into()),
             ],
             qemu: false,
         },

@@ -1,6 +1,6 @@
 //! The scripted instance: its driver, its queues, and what its devices do.
 
-use super::{Board, Sent, Vendor};
+use super::{Board, Mutex, MutexGuard, Sent, Vendor};
 use portcullis::driver::{
     Batch, CacheTag, Caps, Change, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError,
     InvSeq, More, MuteError, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError,
@@ -10,7 +10,7 @@ use portcullis::{Answer, At, Platform, RawFault, SourceId, Time, Turn};
 use portcullis_pgtable::{FormatDesc, IoTable, Phys, TableMem};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -97,6 +97,8 @@ pub struct State {
     pub gaps: bool,
     /// The calls until one fails; counts down.
     pub fail_after: Option<u32>,
+    /// A service turn runs: the core allows one at a time.
+    in_turn: bool,
     /// A frame that an entry needs, as a vendor's table on the way to it would.
     spare: Option<Phys>,
 }
@@ -163,6 +165,7 @@ impl Hardware {
             completed: false,
             gaps: false,
             fail_after: None,
+            in_turn: false,
             spare: None,
         };
         Hardware { board: board.clone(), state: Arc::new(Mutex::new(state)) }
@@ -528,6 +531,16 @@ impl Driver for Hardware {
     }
 
     fn service(&self, turn: &mut Turn<'_>) -> More {
+        let second = core::mem::replace(&mut self.state().in_turn, true);
+        assert!(!second, "two service turns of one instance at once");
+        let more = self.read_queues(turn);
+        self.state().in_turn = false;
+        more
+    }
+}
+
+impl Hardware {
+    fn read_queues(&self, turn: &mut Turn<'_>) -> More {
         let overflowed = core::mem::take(&mut self.state().overflowed);
         loop {
             let next = self.state().requests.front().copied();

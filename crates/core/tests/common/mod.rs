@@ -4,24 +4,26 @@
 
 pub mod board;
 pub mod hardware;
+pub mod requests;
 pub mod vendors;
 
 pub use board::Board;
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use hardware::{Call, Hardware};
 #[allow(unused_imports, reason = "each test file uses its part")]
+pub use requests::{Sent, first, last, pasid, sent};
+#[allow(unused_imports, reason = "each test file uses its part")]
 pub use vendors::Vendor;
 
 use portcullis::driver::{PageRequest, Start};
 use portcullis::{
-    Attachment, Code, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
-    InstanceId, Iommu, PageGroup, Pasid, Platform, ReservedRegion, Response, Sleep, SourceId, Upstream,
+    Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
+    InstanceId, Iommu, PageGroup, Platform, ReservedRegion, Response, Sleep, SourceId, Upstream,
 };
 use portcullis_pgtable::{Phys, Prot};
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+/// The locks of the scripted driver: the standard library's here, a scheduler's elsewhere.
+pub use std::sync::{Mutex, MutexGuard};
+use std::{sync::Arc, time::Duration};
 
 /// What tests hang on attachments.
 pub type Data = Mutex<Vec<String>>;
@@ -35,10 +37,6 @@ pub const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// The one sleepable context of the test's thread.
 pub fn cx() -> Sleep<'static> {
     Sleep::in_sleepable_context()
-}
-
-pub fn pasid(n: u32) -> Option<Pasid> {
-    Some(Pasid::new(n).expect("a PASID"))
 }
 
 pub fn data() -> Arc<Data> {
@@ -155,39 +153,4 @@ impl World {
         domain.map_range(iova, Phys(0x10_0000 + iova), 0x1000, RW).expect("mapped");
         iova
     }
-}
-
-/// The last request of a group that consists of it alone.
-pub fn last(source: u32, index: u16) -> PageRequest {
-    PageRequest {
-        source: SourceId(source),
-        pasid: None,
-        index,
-        address: 0x1000 * u64::from(index),
-        read: true,
-        write: false,
-        exec: false,
-        privileged: false,
-        last: true,
-        own_answer: false,
-        vendor: portcullis::VendorBits([u64::from(index), 1, 2, 3]),
-    }
-}
-
-/// A request that is not the last of its group.
-pub fn first(source: u32, index: u16, address: u64) -> PageRequest {
-    PageRequest { last: false, address, ..last(source, index) }
-}
-
-/// An answer as the hardware sent it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    pub source: SourceId,
-    pub pasid: Option<Pasid>,
-    pub index: u16,
-    pub code: Code,
-}
-
-pub fn sent(source: u32, index: u16, code: Code) -> Sent {
-    Sent { source: SourceId(source), pasid: None, index, code }
 }
