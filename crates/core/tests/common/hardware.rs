@@ -532,7 +532,8 @@ impl Driver for Hardware {
 
     fn service(&self, turn: &mut Turn<'_>) -> More {
         let second = core::mem::replace(&mut self.state().in_turn, true);
-        assert!(!second, "two service turns of one instance at once");
+        // Elsewhere one thread does everything, and a resolver's panic may have ended a turn.
+        assert!(!second || cfg!(not(portcullis_shuttle)), "two service turns of one instance at once");
         let more = self.read_queues(turn);
         self.state().in_turn = false;
         more
