@@ -46,6 +46,9 @@ impl<P: Platform> Wanted<P> {
         })?;
         // Looked at again: it may have gone before the place was ours.
         self.device.member.up()?;
+        if !group.lets(self.device.owner) {
+            return Err(AttachError::NotOwner(group.id));
+        }
         let plan = group.plan(device.id, self.pasid)?;
         plan.devices.iter().try_for_each(|d| self.check(d))?;
         Ok((token, plan))
@@ -69,7 +72,7 @@ impl<P: Platform> Wanted<P> {
         }
         match &domain.kind {
             Kind::Blocked => {
-                if self.pasid.is_none() && device.spec.has_direct() {
+                if self.pasid.is_none() && self.device.keeps_direct(&device.spec) {
                     return Err(AttachError::NotHitless(at));
                 }
             }
@@ -86,7 +89,7 @@ impl<P: Platform> Wanted<P> {
             Kind::Foreign(_) if self.pasid.is_none() && domain.pasid_only => {
                 return Err(AttachError::PasidOnly(at));
             }
-            Kind::Foreign(_) if self.pasid.is_none() && device.spec.has_direct() => {
+            Kind::Foreign(_) if self.pasid.is_none() && self.device.keeps_direct(&device.spec) => {
                 return unfit(Incompatible::Other("nobody can map the device's direct regions there"));
             }
             Kind::Foreign(f) => {

@@ -119,7 +119,8 @@ impl<P: Platform> Inner<P> {
 
     /// The direct regions of all devices that take part.
     pub(crate) fn direct(&self) -> impl Iterator<Item = &ReservedRegion> + Clone {
-        self.devices.iter().flat_map(|d| d.spec.direct())
+        let handle = &self.named;
+        self.devices.iter().flat_map(move |d| handle.direct_of(&d.spec))
     }
 
     /// Whether it is where some device expects its direct regions.

@@ -1,5 +1,6 @@
 //! Bounds and deadlines. Everything that a device can make grow has its limit here.
 
+use crate::claim::DefaultKind;
 #[cfg(feature = "planted")]
 pub use crate::planted::Plant;
 use crate::{error::ConfigError, storm::Storms};
@@ -51,6 +52,8 @@ pub struct Config {
     /// Events of a domain's history that are kept to explain faults with: maps, unmaps and
     /// invalidations. 0 keeps none, and costs nothing.
     pub provenance: usize,
+    /// What a group translates through while kernel drivers have it, where no device says otherwise.
+    pub default_domain: DefaultKind,
     /// What becomes of an attach to a group of which a device is being reset.
     pub during_reset: DuringReset,
     /// Records that one service turn hands over at most.
@@ -101,6 +104,7 @@ impl Default for Config {
             observers: 64,
             last_faults: 8,
             provenance: 0,
+            default_domain: DefaultKind::Translating,
             during_reset: DuringReset::Wait,
             turn_budget: 64,
             #[cfg(feature = "planted")]

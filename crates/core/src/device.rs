@@ -1,12 +1,13 @@
 //! Devices: what the embedder says of them, and the handles that stand for them.
 
 use crate::{
+    claim::DefaultKind,
     driver::{DeviceControl, Features, Incompatible},
     error::{AttachError, OutOfMemory},
     features::Pri,
     group::Group,
     hub::Lane,
-    ids::{DeviceId, GroupId, InstanceId, Pasid, SourceId},
+    ids::{DeviceId, GroupId, InstanceId, OwnerId, Pasid, SourceId},
     instance::Instance,
     iommu::Shared,
     member::{DeviceState, Member},
@@ -70,6 +71,8 @@ pub struct DeviceSpec {
     pub regions: Vec<ReservedRegion>,
     /// The group of devices that it cannot be isolated from; `None` for a device that stands alone.
     pub group: Option<Membership>,
+    /// The default domain that it asks for; `None` leaves that to the configuration.
+    pub default_domain: Option<DefaultKind>,
 }
 
 /// A device's place in a group of several.
@@ -93,6 +96,7 @@ impl DeviceSpec {
             control,
             regions: Vec::new(),
             group: None,
+            default_domain: None,
         }
     }
 
@@ -142,6 +146,8 @@ impl DeviceSpec {
 pub struct Device<P: Platform> {
     pub(crate) member: Arc<Member<P>>,
     pub(crate) group: Arc<Group<P>>,
+    /// Whose it is, where it came from a claim.
+    pub(crate) owner: Option<OwnerId>,
 }
 
 /// A group, as it is now.
@@ -233,6 +239,20 @@ impl<P: Platform> Device<P> {
             regions_of(&member, &mut list)?;
         }
         Ok(list.finish())
+    }
+
+    /// The direct regions of a member that this handle's holder must map: an owner outside the
+    /// kernel drops the relaxable ones.
+    pub(crate) fn direct_of<'s>(
+        &self,
+        spec: &'s DeviceSpec,
+    ) -> impl Iterator<Item = &'s ReservedRegion> + Clone + use<'s, P> {
+        let relaxed = self.owner.is_some();
+        spec.direct().filter(move |r| r.kind == RegionKind::Direct || !relaxed)
+    }
+
+    pub(crate) fn keeps_direct(&self, spec: &DeviceSpec) -> bool {
+        self.direct_of(spec).next().is_some()
     }
 
     /// What was counted since it was added: of its own id, and the faults of its aliases.

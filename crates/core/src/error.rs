@@ -2,7 +2,7 @@
 
 use crate::{
     driver::{HwLost, Incompatible, PrepareError, StartError},
-    ids::{At, DeviceId, GroupId, InstanceId, Key, Pasid, SourceId},
+    ids::{At, DeviceId, GroupId, InstanceId, Key, OwnerId, Pasid, SourceId},
 };
 use portcullis_pgtable::{DirtyError, MapError, Phys};
 
@@ -199,6 +199,10 @@ pub enum AttachError {
     /// Something is attached there: replace it instead.
     #[error("{0} has an attachment already")]
     Occupied(At),
+    /// Somebody outside the kernel has claimed the group, or has not: it attaches through the handle
+    /// of its claim, and nobody else does.
+    #[error("{0} is not this caller's to attach")]
+    NotOwner(GroupId),
     /// A member of the group is being reset, and the configuration says not to wait for that.
     #[error("{0} is being reset")]
     Parked(DeviceId),
@@ -271,6 +275,30 @@ pub enum DirtyTrackingError {
     /// Devices may go on writing without a mark.
     #[error("the caches were not invalidated: {0}")]
     Unsynced(SyncError),
+}
+
+/// Why a group was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// Kernel drivers have it.
+    #[error("kernel drivers have {0}")]
+    Drivers(GroupId),
+    /// Somebody outside the kernel has it.
+    #[error("{1} has claimed {0}")]
+    Owned(GroupId, OwnerId),
+    /// Something is attached that no claim covers.
+    #[error("{0} has an attachment already")]
+    Attached(At),
+    /// The default domain could not be attached.
+    #[error("the default domain: {0}")]
+    Attach(#[from] AttachError),
+    /// The default domain could not be made.
+    #[error("the default domain: {0}")]
+    Domain(#[from] DomainError),
+    /// No memory for its records.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
 }
 
 /// Why no PASID was given out.

@@ -2,6 +2,7 @@
 //! attached to them.
 
 use crate::{
+    claim::Claims,
     config::DuringReset,
     device::DeviceInner,
     error::{AddDeviceError, AttachError, NotUp, OutOfMemory},
@@ -22,6 +23,8 @@ pub(crate) struct Group<P: Platform> {
     pub(crate) id: GroupId,
     /// Where requester ids go while nothing is attached.
     pub(crate) rest: P::Lock<Rest<P>>,
+    /// Who has it.
+    pub(crate) claims: P::Lock<Claims<P>>,
     state: P::Lock<State<P>>,
 }
 
@@ -83,7 +86,8 @@ impl<P: Platform> Group<P> {
         places.try_reserve_exact(hub.config.attachments_per_device).map_err(|_| OutOfMemory)?;
         let state = State { members: Vec::new(), places, frozen: false };
         let rest = hub.platform.lock(Rest::default());
-        Ok(Group { hub: hub.clone(), id, rest, state: hub.platform.lock(state) })
+        let claims = hub.platform.lock(Claims::Nobody);
+        Ok(Group { hub: hub.clone(), id, rest, claims, state: hub.platform.lock(state) })
     }
 
     /// Takes a member in, unless it stands behind another instance than the others.

@@ -23,6 +23,16 @@ impl fmt::Display for DeviceId {
     }
 }
 
+/// An owner of devices outside the kernel, in the embedder's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OwnerId(pub u64);
+
+impl fmt::Display for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "owner {:#x}", self.0)
+    }
+}
+
 /// A group of devices that cannot be isolated from one another, named after the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);

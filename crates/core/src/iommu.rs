@@ -132,7 +132,7 @@ impl<P: Platform> Iommu<P> {
         Op::new(registry::remove_device(&self.shared, device))
     }
 
-    fn wanted<O: Owner>(
+    pub(crate) fn wanted<O: Owner>(
         domain: &Domain<P, O>,
         device: &Device<P>,
         pasid: Option<Pasid>,

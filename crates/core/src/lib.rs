@@ -26,6 +26,7 @@ mod assembly;
 mod attach;
 mod attachment;
 mod books;
+mod claim;
 mod cookies;
 mod credits;
 mod detach;
@@ -71,6 +72,7 @@ mod wait;
 
 pub use attach::{Gap, Replaced};
 pub use attachment::Attachment;
+pub use claim::{Claim, DecidedBy, DefaultChoice, DefaultKind, DriverUse};
 pub use config::{Config, DuringReset};
 pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
@@ -80,7 +82,9 @@ pub use explain::{DomainState, Explanation};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
 pub use faultlog::FaultCounts;
 pub use hub::Load;
-pub use ids::{At, DeviceId, DomainTag, GroupId, InstanceId, Key, Pasid, SourceId, StallId, VendorBits};
+pub use ids::{
+    At, DeviceId, DomainTag, GroupId, InstanceId, Key, OwnerId, Pasid, SourceId, StallId, VendorBits,
+};
 pub use iommu::Iommu;
 pub use member::DeviceState;
 pub use observer::{ImmediateObserver, Observation, Observer, Scope, Subscription, Told};

@@ -122,7 +122,7 @@ async fn park<P: Platform>(device: &Device<P>) -> Result<Parked<P>, AttachError>
 }
 
 async fn end<P: Platform>(mut parked: Parked<P>) -> Result<(), AttachError> {
-    let Device { member, group } = &parked.device;
+    let Device { member, group, .. } = &parked.device;
     let _frozen = poll_fn(|_| group.freeze()).await;
     let served = member.up()?;
     if member.parked.depth.load(Ordering::Acquire) == 1 {

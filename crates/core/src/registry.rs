@@ -165,7 +165,7 @@ impl<P: Platform> Roster<P> {
             if let (Some(member), Some(group)) = (member, group)
                 && member.upstream() == Some(instance)
             {
-                return Some(Device { member, group });
+                return Some(Device { member, group, owner: None });
             }
         }
     }
@@ -215,7 +215,7 @@ pub(crate) async fn add_device<P: Platform>(
     let group = Arc::new(Group::new(&shared.hub, spec.group_id())?);
     let member = Arc::new(Member::new(&shared.hub.platform, spec));
     let group = shared.devices.enter(&member, group)?;
-    let device = Device { member, group };
+    let device = Device { member, group, owner: None };
     let entering = Entering { shared, device: &device, done: false };
     device.group.join(&device.member)?;
     bring_up(shared, &device).await?;
@@ -251,7 +251,7 @@ pub(crate) async fn bring_up<P: Platform>(
     shared: &Arc<Shared<P>>,
     device: &Device<P>,
 ) -> Result<(), AddDeviceError> {
-    let Device { member, group } = device;
+    let Device { member, group, .. } = device;
     let instance = member.upstream().and_then(|id| shared.instances.get(id));
     let Some(instance) = instance else { return Ok(()) };
     if !member.begin() {
@@ -327,7 +327,7 @@ pub(crate) async fn remove_device<P: Platform>(
     shared: &Shared<P>,
     device: &Device<P>,
 ) -> Result<(), AttachError> {
-    let Device { member, group } = device;
+    let Device { member, group, .. } = device;
     poll_fn(|_| if member.is_starting() { Poll::Pending } else { Poll::Ready(()) }).await;
     let _frozen = poll_fn(|_| group.freeze()).await;
     if let Ok(served) = member.up() {

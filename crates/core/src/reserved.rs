@@ -12,8 +12,8 @@ pub enum RegionKind {
     /// The device accesses it at addresses equal to physical ones, whatever it is attached to
     /// (RMRR and the like): mapped before every attach and never interrupted.
     Direct,
-    /// The same while its kernel driver has the device (graphics memory, USB keyboards of firmware).
-    /// Dropped while somebody outside the kernel has claimed it.
+    /// The same for firmware and for kernel drivers (graphics memory, USB keyboards). Not mapped in
+    /// what an owner outside the kernel attaches who has claimed the device.
     DirectRelaxable,
     /// Nothing may be mapped there: the device cannot reach it, or it means something else.
     Reserved,
