@@ -9,7 +9,7 @@ use crate::{
     platform::{Platform, ShortLock},
 };
 use alloc::{sync::Arc, vec::Vec};
-use portcullis_sync::atomic::{Ordering, fence};
+use portcullis_sync::census::Census;
 
 struct Entry<P: Platform> {
     instance: Arc<Instance<P>>,
@@ -46,11 +46,13 @@ impl<P: Platform> Chunk<P> {
 /// The cache tags of a domain.
 pub(crate) struct TagList<P: Platform> {
     entries: P::Lock<Vec<Entry<P>>>,
+    /// How many there are, asked without the lock.
+    census: Census,
 }
 
 impl<P: Platform> TagList<P> {
     pub(crate) fn new(platform: &P) -> TagList<P> {
-        TagList { entries: platform.lock(Vec::new()) }
+        TagList { entries: platform.lock(Vec::new()), census: Census::new() }
     }
 
     /// Makes a tag visible to every unmap whose entries are cleared after this returns. Called
@@ -70,11 +72,11 @@ impl<P: Platform> TagList<P> {
                 if let Some(e) = entry.take() {
                     let at = list.partition_point(|x| x.place() < e.place());
                     list.insert(at, e);
+                    self.census.publish(list.len());
                 }
                 (Some(core::mem::take(&mut room)), 0)
             });
             if old.is_some() {
-                fence(Ordering::SeqCst);
                 return Ok(());
             }
             room.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
@@ -87,18 +89,23 @@ impl<P: Platform> TagList<P> {
             let i = list
                 .iter()
                 .position(|e| e.instance.id() == instance && (e.tag.at, e.tag.tag) == (at, tag))?;
-            Some(list.remove(i))
+            let gone = list.remove(i);
+            self.census.publish(list.len());
+            Some(gone)
         });
         drop(gone);
     }
 
     /// Orders the clearing of entries before the reading of tags: once per sync.
     pub(crate) fn fence_before_collect(&self) {
-        fence(Ordering::SeqCst);
+        self.census.fence();
     }
 
     /// The next tags after `cursor`, all of one instance.
     pub(crate) fn collect(&self, cursor: Cursor) -> Option<Chunk<P>> {
+        if !self.census.anybody() {
+            return None;
+        }
         self.entries.with(|list| {
             let start = list.partition_point(|e| Some(e.place()) <= cursor);
             let first = list.get(start)?;

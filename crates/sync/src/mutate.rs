@@ -37,8 +37,6 @@ pub enum Line {
     CensusPublishFence,
     /// The list is read after a fence, and entries were cleared before it.
     CensusCollectFence,
-    /// A ring's entry is complete before a consumer may see it.
-    RingFillReleases,
 }
 
 #[cfg(portcullis_loom)]

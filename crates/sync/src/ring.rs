@@ -9,7 +9,6 @@
 use crate::{
     atomic::{AtomicUsize, Ordering},
     cell::UnsafeCell,
-    mutate::{Line, without},
 };
 use alloc::vec::Vec;
 use core::{fmt, mem::MaybeUninit};
@@ -89,8 +88,7 @@ impl<T: Copy + Send> Ring<T> {
             // touches the value until `turn` changes below.
             unsafe { v.write(MaybeUninit::new(value)) }
         });
-        let order = if without(Line::RingFillReleases) { Ordering::Relaxed } else { Ordering::Release };
-        cell.turn.store(at.wrapping_add(1), order);
+        cell.turn.store(at.wrapping_add(1), Ordering::Release);
         Ok(())
     }
 
