@@ -80,3 +80,26 @@ fn what_a_service_turn_leaves_last_is_let_go_of_by_a_worker() {
     drop(DETACH.take());
     w.work();
 }
+
+/// However many groups a turn brings, quotas, deadlines and the arbitration of answers on: one look
+/// at the clock, and no short lock but that of the list of instances.
+#[test]
+fn a_turn_takes_no_lock_for_a_group_and_looks_at_the_clock_once() {
+    let w = World::new();
+    let (d, e) = (w.device(1), w.device(2));
+    let dom = immediate(&w, &d, |_, g| g.respond(Response::Success).unwrap());
+    let (_a, _b) = (w.attach(&dom, &d), w.attach(&dom, &e));
+    for n in [1u16, 2, 8] {
+        let singles = (0..n).map(|i| last(1 + u32::from(i) % 2, i));
+        let pairs = (0..n).flat_map(|i| [first(1, 100 + i, 0xa000), last(1, 100 + i)]);
+        let requests: Vec<_> = singles.chain(pairs).collect();
+        w.hw.sends(&requests);
+        w.hw.take_log();
+        let (locks, looks) = w.board.costs();
+        w.iommu.service(IOMMU);
+        let (locks_after, looks_after) = w.board.costs();
+        assert_eq!((locks_after - locks, looks_after - looks), (1, 1), "with {n} groups");
+        assert_eq!(w.hw.answers().len(), 2 * usize::from(n));
+        assert!(w.hw.answers().iter().all(|a| a.code == Code::Success));
+    }
+}

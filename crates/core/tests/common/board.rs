@@ -23,6 +23,10 @@ struct Inner {
     random: AtomicU64,
     /// Short locks that are held now.
     held: Arc<AtomicUsize>,
+    /// Short locks taken since the start.
+    taken: Arc<AtomicUsize>,
+    /// Looks at the clock since the start.
+    looks: AtomicUsize,
     kicks: AtomicUsize,
     shutdown: AtomicBool,
     /// Stands for another CPU: runs whenever somebody waits.
@@ -50,6 +54,8 @@ impl Board {
             timer: AtomicU64::new(NEVER),
             random: AtomicU64::new(1),
             held: Arc::default(),
+            taken: Arc::default(),
+            looks: AtomicUsize::new(0),
             kicks: AtomicUsize::new(0),
             shutdown: AtomicBool::new(false),
             on_wait: Mutex::default(),
@@ -65,6 +71,11 @@ impl Board {
 
     pub fn frames(&self) -> usize {
         self.0.mem.in_use()
+    }
+
+    /// Short locks taken, and looks at the clock, since the start.
+    pub fn costs(&self) -> (usize, usize) {
+        (self.0.taken.load(SeqCst), self.0.looks.load(SeqCst))
     }
 
     pub fn kicks(&self) -> usize {
@@ -136,6 +147,7 @@ impl Board {
 pub struct Lock<T> {
     value: Mutex<T>,
     held: Arc<AtomicUsize>,
+    taken: Arc<AtomicUsize>,
 }
 
 impl<T: Send> ShortLock<T> for Lock<T> {
@@ -146,6 +158,7 @@ impl<T: Send> ShortLock<T> for Lock<T> {
             Err(TryLockError::WouldBlock) => panic!("a short lock is taken by its holder"),
         };
         self.held.fetch_add(1, SeqCst);
+        self.taken.fetch_add(1, SeqCst);
         let r = f(&mut value);
         self.held.fetch_sub(1, SeqCst);
         r
@@ -157,7 +170,7 @@ impl Platform for Board {
     type Event = AtomicU64;
 
     fn lock<T: Send + 'static>(&self, value: T) -> Lock<T> {
-        Lock { value: Mutex::new(value), held: self.0.held.clone() }
+        Lock { value: Mutex::new(value), held: self.0.held.clone(), taken: self.0.taken.clone() }
     }
 
     fn event(&self) -> AtomicU64 {
@@ -198,6 +211,7 @@ impl Platform for Board {
     }
 
     fn now(&self) -> Time {
+        self.0.looks.fetch_add(1, SeqCst);
         Time(self.0.now.load(SeqCst))
     }
 
