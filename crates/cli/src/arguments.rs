@@ -23,6 +23,104 @@ pub enum Command {
         arg_required_else_help = false
     )]
     Model(Model),
+    /// Read a page table out of an image of memory.
+    #[command(
+        subcommand,
+        verbatim_doc_comment,
+        disable_help_subcommand = true,
+        arg_required_else_help = false
+    )]
+    Pgtable(Pgtable),
+}
+
+#[derive(Subcommand)]
+pub enum Pgtable {
+    Dump(TableImage),
+    Check(TableImage),
+}
+
+/// Tell what a page table maps, or what is wrong with it.
+///
+/// FILE is a raw image of memory, such as the file that QEMU's pmemsave writes. dump prints a line
+/// for leaves of the same size and permissions that continue one another; check prints a line for
+/// each entry that the format would not have written, that leads out of the image or to a table
+/// that is in the tree already, or that is torn. Addresses are input addresses without the bits
+/// above the table's width.
+///
+/// Exit status: 0, 1 if check found something, 2 if an argument is wrong or FILE is of no use.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct TableImage {
+    /// Image of memory
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Format of the table
+    #[arg(long, value_name = "FORMAT")]
+    pub format: TableFormat,
+
+    /// Physical address of the root table
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub root: u64,
+
+    /// Physical address of the first byte of FILE
+    #[arg(long, value_name = "ADDRESS", value_parser = address, default_value = "0")]
+    pub base: u64,
+
+    /// Levels of the walk, as many as the format has at most
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub levels: u8,
+
+    /// Width of the input address [default: what the levels hold]
+    #[arg(long, value_name = "BITS")]
+    pub input_bits: Option<u8>,
+
+    /// Width of the output address
+    #[arg(long, value_name = "BITS", default_value_t = 48)]
+    pub output_bits: u8,
+
+    /// Print a JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum TableFormat {
+    /// VT-d second stage
+    VtdSs,
+    /// VT-d first stage
+    X86Fs,
+    /// AMD host tables
+    AmdV1,
+    /// AMD guest tables
+    AmdV2,
+    #[value(name = "arm-s1-4k")]
+    ArmS1K4,
+    #[value(name = "arm-s1-16k")]
+    ArmS1K16,
+    #[value(name = "arm-s1-64k")]
+    ArmS1K64,
+    #[value(name = "arm-s2-4k")]
+    ArmS2K4,
+    #[value(name = "arm-s2-16k")]
+    ArmS2K16,
+    #[value(name = "arm-s2-64k")]
+    ArmS2K64,
+    /// RISC-V Sv39, Sv48, Sv57
+    RiscvFs,
+    /// RISC-V Sv39x4, Sv48x4, Sv57x4
+    RiscvSs,
+    /// Rockchip, second version
+    RockchipV2,
+}
+
+/// An address, in decimal or, after 0x, in hexadecimal.
+fn address(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "no address of up to 64 bits".into())
 }
 
 #[derive(Subcommand)]

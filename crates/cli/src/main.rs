@@ -4,13 +4,14 @@
 mod arguments;
 mod files;
 mod model;
+mod pgtable;
 mod progress;
 mod sim;
 mod staged;
 mod table;
 mod text;
 
-use arguments::{Command, Model, Portcullis};
+use arguments::{Command, Model, Pgtable, Portcullis};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use std::{
     io::{self, Write},
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         None => print(&Portcullis::command().render_help().to_string()),
         Some(Command::Sim(arguments)) => sim::run(&arguments),
         Some(Command::Model(Model::Vtd(arguments))) => model::vtd(&arguments),
+        Some(Command::Pgtable(Pgtable::Dump(arguments))) => pgtable::dump(&arguments),
+        Some(Command::Pgtable(Pgtable::Check(arguments))) => pgtable::check(&arguments),
     })
 }
 
