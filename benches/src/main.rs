@@ -5,6 +5,7 @@
 
 mod inline;
 mod io;
+mod live;
 mod machine;
 mod tables;
 
@@ -65,5 +66,6 @@ fn main() {
         println!("{:<44} {:>10.2} {:>10.2}", row.name, times[ROUNDS / 2], times[0]);
     }
     print!("\n{}", io::counts());
+    print!("\n{}{}", live::faults(), live::detaches());
     machine.stop();
 }

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use portcullis::{
     Attachment, Config, Device, Domain, DomainOptions, External, Iommu, Platform, Scope, Sleep, Waited,
     driver::{Stage, Start, TableRequest},
+    error::AttachError,
 };
 pub use portcullis_models::adversary::{Action, Level};
 use portcullis_models::{
@@ -332,8 +333,16 @@ impl Scene {
         let place = (actor.id, actor.pasid);
         self.watch.oracle.attach(place, domain.id());
         let pasid = actor.pasid.and_then(|x| portcullis::Pasid::new(x.get()));
-        let attachment =
-            self.iommu.attach(cx, &domain, &device, pasid, space.clone()).map_err(|e| e.to_string())?;
+        let attachment = loop {
+            match self.iommu.attach(cx, &domain, &device, pasid, space.clone()) {
+                Ok(attachment) => break attachment,
+                // Rogues do not wait to be attached: one that was cut off for it meanwhile begins anew.
+                Err(AttachError::Quarantined(_)) if actor.role != Role::Engine => {
+                    device.reset(cx).map_err(|e| e.to_string())?;
+                }
+                Err(e) => return Err(e.to_string()),
+            }
+        };
         if actor.role == Role::Engine {
             let job = Job { source: SOURCE, destination: DESTINATION, len: self.input.len() as u64 };
             let begun =
