@@ -182,20 +182,15 @@ fn private_data_that_come_back_changed() {
 #[test]
 fn a_device_that_may_have_every_worker() {
     let pool = Pool::default();
-    let mut found = 0;
-    for seed in 0..6 {
+    for seed in 0..3 {
         let twin = Setting { pool: pool.clone(), ..Setting::new(seed) };
         let mut mutated = twin.clone();
         mutated.core.workers_per_device = u32::MAX;
         let ending = storms::storm(&twin);
         assert!(ending.ok(), "unmutated, seed {seed}: {:?} {:?}", ending.problems, ending.verdict);
         let problems = storms::storm(&mutated).problems;
-        found += u32::from(problems.iter().any(|p| p.starts_with("99 of 100")));
+        assert!(problems.iter().any(|p| p.starts_with("99 of 100")), "seed {seed}: {problems:?}");
     }
-    assert!(
-        found >= 4,
-        "the others were served in time with {found} seeds of 6, as if it had its share only"
-    );
 }
 
 /// What a careless driver does without.

@@ -23,7 +23,7 @@ const PAGES: u64 = 8;
 /// Times that each honest device asks for each page, with the storm and without.
 const ROUNDS: u64 = 10;
 /// How long the resolvers of the storm take, and of the others.
-const SLOW: u64 = 400_000;
+const SLOW: u64 = 2_000_000;
 const QUICK: u64 = 2_000;
 /// How much worse the others may fare.
 const FACTOR: u64 = 3;
