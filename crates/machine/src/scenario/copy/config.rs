@@ -110,7 +110,7 @@ impl CopyConfig {
     /// two an engine, at most what memory has.
     ///
     /// # Errors
-    /// As [`run`], for what can be told before it begins.
+    /// As [`run`](super::run), for what can be told before it begins.
     pub fn budget(&self) -> Result<usize, CopyError> {
         if self.threads.is_some_and(|n| n == 0 || n > MOST_THREADS) {
             return Err(CopyError::Threads(self.threads.unwrap_or(0)));
