@@ -3,6 +3,7 @@
 //! Absolute figures move with the machine and its load. All rows are measured in turns within one
 //! run, and the first row, one locked instruction, is the yardstick for the others.
 
+mod faults;
 mod inline;
 mod io;
 mod live;
@@ -50,6 +51,7 @@ impl Row {
 
 fn main() {
     let mut rows = tables::rows();
+    rows.extend(faults::rows());
     let machine = machine::Bench::new();
     rows.extend(machine.rows());
     rows.extend(io::rows());
