@@ -18,11 +18,11 @@ use std::{
     time::Instant,
 };
 
-/// Invalidation Queue Tail ([V] 11.4.9.2): whatever is queued is queued by a write of it.
+/// Invalidation Queue Tail (`[V]` 11.4.9.2): whatever is queued is queued by a write of it.
 const IQT: u32 = 0x88;
 /// Bytes of a descriptor in scalable mode.
 const DESCRIPTOR: u64 = 32;
-/// Type of a wait descriptor ([V] 6.5.2.9).
+/// Type of a wait descriptor (`[V]` 6.5.2.9).
 const WAIT: u8 = 5;
 
 /// The platform. A handle.
@@ -161,7 +161,7 @@ impl Inline {
     }
 }
 
-/// Where the invalidation queue is, and its bytes: IQA.QS says 2^QS pages ([V] 11.4.9.3).
+/// Where the invalidation queue is, and its bytes: IQA.QS says 2^QS pages (`[V]` 11.4.9.3).
 fn queue(bench: &mut Bench, window: Window) -> (u64, u64) {
     const IQA: u32 = 0x90;
     let iqa = bench.board.as_mut().map_or(0, |b| b.mmio_read(Time(0), window, IQA, Width::Qword));
