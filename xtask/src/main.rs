@@ -22,7 +22,7 @@ usage: cargo xtask COMMAND
   test [--only GROUP] [--list]   run every check, or one group of them, or list the groups
   qemu                           find or fetch QEMU, and print the path of its command
   boot                           build the freestanding image and boot it in QEMU
-  bench pgtable|core [ARGUMENTS] what page tables, or core and machine, cost; pgtable takes --rounds N, --json FILE
+  bench pgtable|core [ARGUMENTS] what page tables, or core and machine, cost; pgtable takes --rounds N, --only NAME, --json FILE
   fuzz [--seconds N]             run each fuzzer for N seconds (default 60)
   soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom, shuttle, fuzzers
   help                           print this

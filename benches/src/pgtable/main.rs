@@ -12,7 +12,9 @@ mod rows;
 mod subject;
 
 use clap::Parser;
-use portcullis_pgtable::{Format, VtdSecondStage, X86FirstStage};
+use portcullis_pgtable::{
+    AmdV1, AmdV2, ArmStage1, ArmStage2, Format, RiscvFirstStage, RockchipV2, VtdSecondStage, X86FirstStage,
+};
 use serde::{Deserialize, Serialize};
 use std::{error::Error, path::PathBuf, process::Command};
 use subject::{Aarch64, Multiarch, Ours, Subject, X86Crate};
@@ -26,9 +28,23 @@ struct Arguments {
     /// Also writes the table as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measures no others than the format or library of this name; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
     /// Measures once and prints it as JSON, for the process that began the rounds.
     #[arg(long, hide = true)]
     once: bool,
+}
+
+/// What a subject is measured for.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    /// A format of ours that has targets of its own.
+    Target,
+    /// Another format of ours, which must not fall behind.
+    Other,
+    /// Somebody else's library.
+    Peer,
 }
 
 /// What one round found.
@@ -36,29 +52,33 @@ struct Arguments {
 struct Round {
     yardsticks: Vec<f64>,
     limits: Vec<Option<f64>>,
-    /// By name: ours first.
-    subjects: Vec<(String, bool, Vec<Option<f64>>)>,
+    subjects: Vec<(String, Kind, Vec<Option<f64>>)>,
     /// Ours on two threads, apart and side by side.
     threads: Vec<(String, f64, f64)>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|o| o == name);
     if arguments.once {
-        println!("{}", serde_json::to_string(&round())?);
+        println!("{}", serde_json::to_string(&round(&wanted))?);
         return Ok(());
     }
     let this = std::env::current_exe()?;
     let mut rounds = Vec::new();
     for n in 0..arguments.rounds {
         eprint!("\rround {} of {}", n + 1, arguments.rounds);
-        let output = Command::new(&this).arg("--once").output()?;
+        let only = arguments.only.iter().flat_map(|name| ["--only", name]);
+        let output = Command::new(&this).arg("--once").args(only).output()?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
         }
-        rounds.push(serde_json::from_slice(&output.stdout)?);
+        rounds.push(serde_json::from_slice::<Round>(&output.stdout)?);
     }
     eprintln!("\r{:20}\r", "");
+    if rounds[0].subjects.is_empty() {
+        return Err("nothing of that name is measured".into());
+    }
     let table = report::Table::new(&rounds);
     print!("{table}");
     if let Some(file) = arguments.json {
@@ -68,27 +88,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn round() -> Round {
+fn round(wanted: &dyn Fn(&str) -> bool) -> Round {
     let mut out = Round {
         yardsticks: physical::yardsticks().into(),
         limits: physical::limits(),
         subjects: Vec::new(),
         threads: Vec::new(),
     };
-    ours::<VtdSecondStage>(&mut out);
-    ours::<X86FirstStage>(&mut out);
-    subject::<X86Crate>(&mut out, "x86_64", false);
-    subject::<Multiarch>(&mut out, "page_table_multiarch", false);
-    subject::<Aarch64>(&mut out, "aarch64-paging", false);
+    ours::<VtdSecondStage>(&mut out, wanted, Kind::Target);
+    ours::<ArmStage2<12>>(&mut out, wanted, Kind::Target);
+    subject::<X86Crate>(&mut out, wanted, "x86_64", Kind::Peer);
+    subject::<Multiarch>(&mut out, wanted, "page_table_multiarch", Kind::Peer);
+    subject::<Aarch64>(&mut out, wanted, "aarch64-paging", Kind::Peer);
+    ours::<X86FirstStage>(&mut out, wanted, Kind::Other);
+    ours::<AmdV1>(&mut out, wanted, Kind::Other);
+    ours::<AmdV2>(&mut out, wanted, Kind::Other);
+    ours::<ArmStage1<12>>(&mut out, wanted, Kind::Other);
+    ours::<ArmStage1<14>>(&mut out, wanted, Kind::Other);
+    ours::<ArmStage1<16>>(&mut out, wanted, Kind::Other);
+    ours::<RiscvFirstStage>(&mut out, wanted, Kind::Other);
+    ours::<RockchipV2>(&mut out, wanted, Kind::Other);
     out
 }
 
-fn subject<S: Subject>(out: &mut Round, name: &str, ours: bool) {
-    let figures = rows::measure::<S>().into_iter().map(|f| Some(f).filter(|f| f.is_finite())).collect();
-    out.subjects.push((name.into(), ours, figures));
+fn subject<S: Subject>(out: &mut Round, wanted: &dyn Fn(&str) -> bool, name: &str, kind: Kind) {
+    if wanted(name) {
+        let figures = rows::measure::<S>().into_iter().map(|f| Some(f).filter(|f| f.is_finite())).collect();
+        out.subjects.push((name.into(), kind, figures));
+    }
 }
 
-fn ours<F: Format>(out: &mut Round) {
-    subject::<Ours<F>>(out, F::ID.0, true);
-    out.threads.push((F::ID.to_string(), rows::two_threads::<F>(false), rows::two_threads::<F>(true)));
+fn ours<F: Format>(out: &mut Round, wanted: &dyn Fn(&str) -> bool, kind: Kind) {
+    subject::<Ours<F>>(out, wanted, F::ID.0, kind);
+    if wanted(F::ID.0) {
+        out.threads.push((F::ID.to_string(), rows::two_threads::<F>(false), rows::two_threads::<F>(true)));
+    }
 }

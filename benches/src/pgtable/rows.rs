@@ -1,6 +1,6 @@
 //! The rows of the table: what each measures, for any subject.
 
-use crate::subject::{LARGE, Leaves, Ours, PAGE, Subject};
+use crate::subject::{Leaves, Ours, Subject};
 use portcullis_pgtable::{Format, Gather, Phys, Prot, Segment, Synced};
 use std::{
     hint::black_box,
@@ -8,10 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where mappings begin: aligned to 1 GiB, so that whole tables are covered.
-pub(crate) const BASE: u64 = 0x12_4000_0000;
 /// Physical addresses that mappings lead to; the memory is never touched.
 pub(crate) const TARGET: u64 = 0x4_0000_0000;
+/// Pages in 1 GiB; where pages are larger, as many of them.
 pub(crate) const GIB_PAGES: u64 = 1 << 18;
 
 /// One row.
@@ -82,17 +81,21 @@ fn single_pages<S: Subject>(out: &mut Vec<f64>) {
     let (mut cold, mut warm, mut unmap, mut pair) = (vec![], vec![], vec![], vec![]);
     for _ in 0..6 {
         let mut s = S::new(Leaves::Small);
-        cold.push(timed(PAGES, || (0..PAGES).for_each(|n| s.map(BASE + n * PAGE, TARGET + n * PAGE))));
+        cold.push(timed(PAGES, || {
+            (0..PAGES).for_each(|n| s.map(S::BASE + n * S::PAGE, TARGET + n * S::PAGE))
+        }));
         for _ in 0..2 {
-            unmap.push(timed(PAGES, || (0..PAGES).for_each(|n| s.unmap(BASE + n * PAGE))));
+            unmap.push(timed(PAGES, || (0..PAGES).for_each(|n| s.unmap(S::BASE + n * S::PAGE))));
             s.retire();
-            warm.push(timed(PAGES, || (0..PAGES).for_each(|n| s.map(BASE + n * PAGE, TARGET + n * PAGE))));
+            warm.push(timed(PAGES, || {
+                (0..PAGES).for_each(|n| s.map(S::BASE + n * S::PAGE, TARGET + n * S::PAGE))
+            }));
         }
-        let next = BASE + PAGES * PAGE;
-        s.map(next + PAGE, TARGET);
+        let next = S::BASE + PAGES * S::PAGE;
+        s.map(next + S::PAGE, TARGET);
         pair.push(timed(PAGES, || {
             for n in 0..PAGES {
-                s.map(black_box(next), TARGET + n * PAGE);
+                s.map(black_box(next), TARGET + n * S::PAGE);
                 s.unmap(black_box(next));
             }
         }));
@@ -103,15 +106,15 @@ fn single_pages<S: Subject>(out: &mut Vec<f64>) {
 
 fn whole_gib<S: Subject>(out: &mut Vec<f64>) {
     let list: Vec<Segment> =
-        scattered().into_iter().map(|phys| Segment { phys: Phys(phys), len: PAGE }).collect();
+        scattered::<S>().into_iter().map(|phys| Segment { phys: Phys(phys), len: S::PAGE }).collect();
     let (mut range, mut sg) = (vec![], vec![]);
     for _ in 0..4 {
         let mut s = S::new(Leaves::Small);
-        range.push(timed(GIB_PAGES, || s.map_range(BASE, TARGET, GIB_PAGES)));
-        check(&s, |n| TARGET + n * PAGE);
+        range.push(timed(GIB_PAGES, || s.map_range(S::BASE, TARGET, GIB_PAGES)));
+        check(&s, |n| TARGET + n * S::PAGE);
         drop(s);
         let mut s = S::new(Leaves::Small);
-        sg.push(timed(GIB_PAGES, || s.map_list(BASE, &list)));
+        sg.push(timed(GIB_PAGES, || s.map_list(S::BASE, &list)));
         check(&s, |n| list[n as usize].phys.0);
     }
     out.extend([typical(range), typical(sg)]);
@@ -120,25 +123,25 @@ fn whole_gib<S: Subject>(out: &mut Vec<f64>) {
 /// Looks at every 777th page.
 fn check<S: Subject>(s: &S, expected: impl Fn(u64) -> u64) {
     for n in (0..GIB_PAGES).step_by(777) {
-        assert_eq!(s.translate(BASE + n * PAGE), expected(n), "page {n}");
+        assert_eq!(s.translate(S::BASE + n * S::PAGE), expected(n), "page {n}");
     }
 }
 
 /// The pages of 1 GiB in no order, none beside its neighbour.
-fn scattered() -> Vec<u64> {
-    (0..GIB_PAGES).map(|n| TARGET + ((n * 0x9_5a1d) & (GIB_PAGES - 1)) * 2 * PAGE).collect()
+fn scattered<S: Subject>() -> Vec<u64> {
+    (0..GIB_PAGES).map(|n| TARGET + ((n * 0x9_5a1d) & (GIB_PAGES - 1)) * 2 * S::PAGE).collect()
 }
 
 fn runs<S: Subject>(out: &mut Vec<f64>) {
     const CALLS: u64 = 400;
     let (mut map, mut unmap) = (vec![], vec![]);
     let mut s = S::new(Leaves::Small);
-    s.map(BASE, TARGET);
+    s.map(S::BASE, TARGET);
     for _ in 0..8 {
         let (mut a, mut b) = (0.0, 0.0);
         for _ in 0..CALLS {
-            a += timed(1, || s.map_range(black_box(BASE + 64 * PAGE), TARGET, 256));
-            b += timed(1, || s.unmap_range(black_box(BASE + 64 * PAGE), 256));
+            a += timed(1, || s.map_range(black_box(S::BASE + 64 * S::PAGE), TARGET, 256));
+            b += timed(1, || s.unmap_range(black_box(S::BASE + 64 * S::PAGE), 256));
         }
         s.retire();
         let clock = timed(CALLS, || {
@@ -156,8 +159,8 @@ fn checked_unmap<S: Subject>(out: &mut Vec<f64>) {
     let mut times = vec![];
     for _ in 0..4 {
         let mut s = S::new(Leaves::Small);
-        s.map_range(BASE, TARGET, GIB_PAGES);
-        times.push(timed(GIB_PAGES, || s.unmap_range(BASE, GIB_PAGES)));
+        s.map_range(S::BASE, TARGET, GIB_PAGES);
+        times.push(timed(GIB_PAGES, || s.unmap_range(S::BASE, GIB_PAGES)));
         s.retire();
     }
     let time = typical(times);
@@ -165,20 +168,23 @@ fn checked_unmap<S: Subject>(out: &mut Vec<f64>) {
 }
 
 fn large<S: Subject>(out: &mut Vec<f64>) {
+    if S::LARGE == 0 {
+        return out.extend([f64::NAN; 3]);
+    }
     const LEAVES: u64 = 8 << 9;
     let (mut map, mut unmap, mut gib) = (vec![], vec![], vec![]);
     let mut s = S::new(Leaves::Both);
     for _ in 0..6 {
         map.push(timed(LEAVES, || {
-            (0..LEAVES).for_each(|n| s.map_large(BASE + n * LARGE, TARGET + n * LARGE))
+            (0..LEAVES).for_each(|n| s.map_large(S::BASE + n * S::LARGE, TARGET + n * S::LARGE))
         }));
-        unmap.push(timed(LEAVES, || (0..LEAVES).for_each(|n| s.unmap_large(BASE + n * LARGE))));
+        unmap.push(timed(LEAVES, || (0..LEAVES).for_each(|n| s.unmap_large(S::BASE + n * S::LARGE))));
         s.retire();
         gib.push(timed(64 * 512, || {
             for _ in 0..64 {
                 // Off by a leaf, so that none takes a leaf of 1 GiB.
-                s.map_large_range(black_box(BASE), TARGET + LARGE, 512);
-                s.unmap_large_range(black_box(BASE), 512);
+                s.map_large_range(black_box(S::BASE), TARGET + S::LARGE, 512);
+                s.unmap_large_range(black_box(S::BASE), 512);
             }
         }));
         s.retire();
@@ -189,10 +195,10 @@ fn large<S: Subject>(out: &mut Vec<f64>) {
 fn translations<S: Subject>(out: &mut Vec<f64>) {
     const LOOKUPS: usize = 1 << 15;
     let mut s = S::new(Leaves::Small);
-    s.map_range(BASE, TARGET, GIB_PAGES);
+    s.map_range(S::BASE, TARGET, GIB_PAGES);
     let mut rng = fastrand::Rng::with_seed(7);
-    let anywhere: Vec<u64> = (0..LOOKUPS).map(|_| BASE + rng.u64(..GIB_PAGES) * PAGE).collect();
-    let near: Vec<u64> = (0..LOOKUPS).map(|_| BASE + rng.u64(..512) * PAGE).collect();
+    let anywhere: Vec<u64> = (0..LOOKUPS).map(|_| S::BASE + rng.u64(..GIB_PAGES) * S::PAGE).collect();
+    let near: Vec<u64> = (0..LOOKUPS).map(|_| S::BASE + rng.u64(..512) * S::PAGE).collect();
     let (mut random, mut dependent, mut hot) = (vec![], vec![], vec![]);
     // As many as a batch has: one announcement for each.
     let all = |list: &[u64]| {
@@ -203,12 +209,12 @@ fn translations<S: Subject>(out: &mut Vec<f64>) {
     for _ in 0..6 {
         random.push(timed(LOOKUPS as u64, || all(&anywhere)));
         dependent.push(timed(LOOKUPS as u64, || {
-            let mut at = BASE;
+            let mut at = S::BASE;
             for _ in 0..LOOKUPS / 64 {
                 s.translating(|look| {
                     for _ in 0..64 {
-                        let n = (look(at) - TARGET) / PAGE;
-                        at = BASE + ((n * 0x9_5a1d + 0x3_1337) & (GIB_PAGES - 1)) * PAGE;
+                        let n = (look(at) - TARGET) / S::PAGE;
+                        at = S::BASE + ((n * 0x9_5a1d + 0x3_1337) & (GIB_PAGES - 1)) * S::PAGE;
                     }
                 });
             }
@@ -225,14 +231,15 @@ const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// With `near`, their pages take turns in one cache line.
 pub(crate) fn two_threads<F: Format>(near: bool) -> f64 {
     const PAIRS: u64 = 100_000;
+    let (base, page_size) = (Ours::<F>::BASE, Ours::<F>::PAGE);
     let ours = Ours::<F>::new(Leaves::Small);
     let table = ours.table();
     let pages: Vec<u64> = match near {
-        true => vec![BASE, BASE + PAGE],
-        false => vec![BASE, BASE + (GIB_PAGES / 2) * PAGE],
+        true => vec![base, base + page_size],
+        false => vec![base, base + (GIB_PAGES / 2) * page_size],
     };
     // The tables are there and stay.
-    pages.iter().for_each(|p| table.map(p + 8 * PAGE, Phys(TARGET), PAGE, RW).expect("empty"));
+    pages.iter().for_each(|p| table.map(p + 8 * page_size, Phys(TARGET), page_size, RW).expect("empty"));
     let start = Barrier::new(2);
     std::thread::scope(|scope| {
         let threads: Vec<_> = pages
@@ -244,10 +251,10 @@ pub(crate) fn two_threads<F: Format>(near: bool) -> f64 {
                     timed(PAIRS, || {
                         for n in 0..PAIRS {
                             // Side by side: the even, or the odd pages of a line's eight.
-                            let at = if near { page + (n % 4) * 2 * PAGE } else { page };
+                            let at = if near { page + (n % 4) * 2 * page_size } else { page };
                             let mut gather = Gather::new();
-                            table.map(at, Phys(TARGET), PAGE, RW).expect("an empty page");
-                            table.unmap(at, PAGE, &mut gather).expect("a mapped page");
+                            table.map(at, Phys(TARGET), page_size, RW).expect("an empty page");
+                            table.unmap(at, page_size, &mut gather).expect("a mapped page");
                             table.retire(gather.into_retired(), Synced::after_completed_invalidation());
                         }
                     })

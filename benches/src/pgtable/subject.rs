@@ -9,7 +9,7 @@ use aarch64_paging::{
 use memory_addr::{PhysAddr as MaPhys, VirtAddr as MaVirt};
 use page_table_entry::x86_64::X64PTE;
 use page_table_multiarch::{MappingFlags, PageSize, PageTable64, PagingHandler, PagingMetaData};
-use portcullis_pgtable::{Config, Format, Gather, IoTable, Phys, Prot, Reader, Segment, Synced, Table};
+use portcullis_pgtable::{Config, Format, Gather, IoTable, Phys, Prot, Reader, Segment, Synced, Table, Word};
 use std::{marker::PhantomData, ptr::NonNull};
 use x86_64::{
     PhysAddr, VirtAddr,
@@ -25,19 +25,25 @@ pub(crate) const LARGE: u64 = 512 * PAGE;
 /// Which leaves a table may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leaves {
-    /// 4 KiB only.
+    /// The smallest page only.
     Small,
-    /// 4 KiB and 2 MiB.
+    /// The smallest page, and a leaf one level higher.
     Both,
 }
 
 /// One page-table library at work. What a library does not offer for a whole range is done page by
 /// page, as its users have to.
 pub(crate) trait Subject: Sized {
+    /// Bytes of the smallest page.
+    const PAGE: u64 = PAGE;
+    /// Bytes of a leaf one level higher; 0 where the format has none.
+    const LARGE: u64 = LARGE;
+    /// Where mappings begin: no table of the smallest pages is covered in part.
+    const BASE: u64 = 0x12_4000_0000;
     /// Whether an unmap of a whole range looks at every entry; where it does not, it takes whole
     /// tables out as they are.
     const CHECKS: bool = true;
-    /// An empty table of four levels.
+    /// An empty table of four levels, or as many as 47 bits take.
     fn new(leaves: Leaves) -> Self;
     fn map(&mut self, iova: u64, phys: u64);
     fn unmap(&mut self, iova: u64);
@@ -53,21 +59,21 @@ pub(crate) trait Subject: Sized {
     }
     /// Maps pages one after the other.
     fn map_range(&mut self, iova: u64, phys: u64, pages: u64) {
-        (0..pages).for_each(|n| self.map(iova + n * PAGE, phys + n * PAGE));
+        (0..pages).for_each(|n| self.map(iova + n * Self::PAGE, phys + n * Self::PAGE));
     }
     fn unmap_range(&mut self, iova: u64, pages: u64) {
-        (0..pages).for_each(|n| self.unmap(iova + n * PAGE));
+        (0..pages).for_each(|n| self.unmap(iova + n * Self::PAGE));
     }
     fn map_large_range(&mut self, iova: u64, phys: u64, leaves: u64) {
-        (0..leaves).for_each(|n| self.map_large(iova + n * LARGE, phys + n * LARGE));
+        (0..leaves).for_each(|n| self.map_large(iova + n * Self::LARGE, phys + n * Self::LARGE));
     }
     fn unmap_large_range(&mut self, iova: u64, leaves: u64) {
-        (0..leaves).for_each(|n| self.unmap_large(iova + n * LARGE));
+        (0..leaves).for_each(|n| self.unmap_large(iova + n * Self::LARGE));
     }
     /// Maps single pages, wherever they are.
     fn map_list(&mut self, iova: u64, pages: &[Segment]) {
         for (n, page) in pages.iter().enumerate() {
-            self.map(iova + n as u64 * PAGE, page.phys.0);
+            self.map(iova + n as u64 * Self::PAGE, page.phys.0);
         }
     }
 }
@@ -89,29 +95,35 @@ impl<F: Format> Ours<F> {
 }
 
 impl<F: Format> Subject for Ours<F> {
+    const PAGE: u64 = 1 << F::GRANULE_BITS;
+    const LARGE: u64 =
+        F::LEAF_SIZES & 1 << (F::GRANULE_BITS + F::TABLE_BITS - <F::Word as Word>::BYTES.ilog2());
+    const BASE: u64 = if F::INPUT_BITS > 32 { X86Crate::BASE } else { 0x4000_0000 };
+
     fn new(leaves: Leaves) -> Self {
-        let page_sizes = if leaves == Leaves::Small { 1 << 12 } else { 1 << 12 | 1 << 21 };
-        let config = Config { input_bits: 47, output_bits: 46, page_sizes, ..Config::default() };
+        let page_sizes = if leaves == Leaves::Small { Self::PAGE } else { Self::PAGE | Self::LARGE };
+        let levels = if F::GROWS { 4 } else { 0 };
+        let config = Config { input_bits: 47, output_bits: 46, levels, page_sizes, ..Config::default() };
         let table = Table::<F, _>::new(Frames(arena()), config).expect("frames for a root");
         Ours { table: Box::new(table), gather: Gather::new(), format: PhantomData }
     }
 
     #[inline]
     fn map(&mut self, iova: u64, phys: u64) {
-        self.table.map(iova, Phys(phys), PAGE, RW).expect("an empty page");
+        self.table.map(iova, Phys(phys), Self::PAGE, RW).expect("an empty page");
     }
 
     #[inline]
     fn unmap(&mut self, iova: u64) {
-        self.table.unmap(iova, PAGE, &mut self.gather).expect("a mapped page");
+        self.table.unmap(iova, Self::PAGE, &mut self.gather).expect("a mapped page");
     }
 
     fn map_large(&mut self, iova: u64, phys: u64) {
-        self.table.map(iova, Phys(phys), LARGE, RW).expect("an empty range");
+        self.table.map(iova, Phys(phys), Self::LARGE, RW).expect("an empty range");
     }
 
     fn unmap_large(&mut self, iova: u64) {
-        self.table.unmap(iova, LARGE, &mut self.gather).expect("a mapped leaf");
+        self.table.unmap(iova, Self::LARGE, &mut self.gather).expect("a mapped leaf");
     }
 
     fn retire(&mut self) {
@@ -130,19 +142,19 @@ impl<F: Format> Subject for Ours<F> {
     }
 
     fn map_range(&mut self, iova: u64, phys: u64, pages: u64) {
-        self.table.map(iova, Phys(phys), pages * PAGE, RW).expect("an empty range");
+        self.table.map(iova, Phys(phys), pages * Self::PAGE, RW).expect("an empty range");
     }
 
     fn unmap_range(&mut self, iova: u64, pages: u64) {
-        self.table.unmap(iova, pages * PAGE, &mut self.gather).expect("a mapped range");
+        self.table.unmap(iova, pages * Self::PAGE, &mut self.gather).expect("a mapped range");
     }
 
     fn map_large_range(&mut self, iova: u64, phys: u64, leaves: u64) {
-        self.table.map(iova, Phys(phys), leaves * LARGE, RW).expect("an empty range");
+        self.table.map(iova, Phys(phys), leaves * Self::LARGE, RW).expect("an empty range");
     }
 
     fn unmap_large_range(&mut self, iova: u64, leaves: u64) {
-        self.table.unmap(iova, leaves * LARGE, &mut self.gather).expect("a mapped range");
+        self.table.unmap(iova, leaves * Self::LARGE, &mut self.gather).expect("a mapped range");
     }
 
     fn map_list(&mut self, iova: u64, pages: &[Segment]) {
