@@ -254,20 +254,43 @@ impl World {
     }
 }
 
+/// The rows that [`count`] knows.
+pub(crate) const NAMES: [&str; 4] = ["single", "eight", "interleaved", "worker"];
+
+/// One of the rows, as it is shipped: its shape, whether the resolver is immediate, and the requests
+/// of a turn.
+fn named(name: &str) -> (Shape, bool, u64) {
+    match name {
+        "eight" => (Shape::Eight, true, TURN),
+        "interleaved" => (Shape::Interleaved, true, TURN),
+        "worker" => (Shape::Single, false, 64),
+        _ => (Shape::Single, true, 64),
+    }
+}
+
+/// Runs so many turns of a row, and says how many faults these were.
+pub(crate) fn count(name: &str, turns: u64) -> String {
+    let (shape, immediate, requests) = named(name);
+    let world = World::new(shape, immediate, true);
+    (0..turns).for_each(|_| world.turn(requests));
+    format!("{name}: {} faults, {} groups answered", turns * requests, world.answered())
+}
+
 pub(crate) fn rows() -> Vec<Row> {
     vec![
-        row("fault core: a group of one, answered in the turn", Shape::Single, true, true, 64),
-        row("the same without a deadline", Shape::Single, true, false, 64),
-        row("fault core: groups of eight, a fault", Shape::Eight, true, true, TURN),
-        row("fault core: 64 groups interleaved, a fault", Shape::Interleaved, true, true, TURN),
-        row("fault core: a group of one, by a worker, same CPU", Shape::Single, false, true, 64),
+        row("fault core: a group of one, answered in the turn", "single", true),
+        row("the same without a deadline", "single", false),
+        row("fault core: groups of eight, a fault", "eight", true),
+        row("fault core: 64 groups interleaved, a fault", "interleaved", true),
+        row("fault core: a group of one, by a worker, same CPU", "worker", true),
     ]
 }
 
-fn row(name: &str, shape: Shape, immediate: bool, deadline: bool, requests: u64) -> Row {
+fn row(what: &str, name: &str, deadline: bool) -> Row {
+    let (shape, immediate, requests) = named(name);
     let world = World::new(shape, immediate, deadline);
     world.turn(requests);
     let groups = (0..requests).filter(|n| shape.request(*n).last).count() as u64;
-    assert_eq!(world.answered(), groups, "{name}: each group is answered once");
-    Row::new(name, requests, move || world.turn(requests))
+    assert_eq!(world.answered(), groups, "{what}: each group is answered once");
+    Row::new(what, requests, move || world.turn(requests))
 }

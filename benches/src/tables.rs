@@ -5,23 +5,14 @@ use portcullis_pgtable::{
     Config, Format, Gather, IoTable, Phys, Prot, Synced, Table, VtdSecondStage, X86FirstStage,
     testing::HeapMem,
 };
-use std::{
-    hint::black_box,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::hint::black_box;
 
 const PAGE: u64 = 4096;
 const BASE: u64 = 0x12_3456_0000_0000 >> 8 & !0x1f_ffff;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 pub(crate) fn rows() -> Vec<Row> {
-    let counter = AtomicU64::new(0);
-    let mut rows = vec![Row::new("one locked add", 1, move || {
-        black_box(&counter).fetch_add(1, Ordering::AcqRel);
-    })];
-    rows.extend(of_format::<VtdSecondStage>());
-    rows.extend(of_format::<X86FirstStage>());
-    rows
+    [of_format::<VtdSecondStage>(), of_format::<X86FirstStage>()].into_iter().flatten().collect()
 }
 
 /// A table in which the page before `BASE` is mapped, so that the upper tables stay.
