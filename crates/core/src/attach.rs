@@ -65,9 +65,7 @@ impl<P: Platform> Wanted<P> {
             return Err(AttachError::Quarantined(device.id));
         }
         let unfit = |why| Err(AttachError::Incompatible { device: device.id, at, why });
-        if domain.coherent
-            && let Err(why) = device.is_coherent()
-        {
+        if let Err(why) = device.meets(domain.coherence) {
             return unfit(why);
         }
         match &domain.kind {
@@ -84,6 +82,9 @@ impl<P: Platform> Wanted<P> {
                 }
                 if let Err(why) = instance.driver().can_walk(&t.desc()) {
                     return unfit(why);
+                }
+                if let Some(region) = domain.lacks(device.regions()) {
+                    return unfit(Incompatible::Open(region));
                 }
             }
             Kind::Foreign(_) if self.pasid.is_none() && domain.pasid_only => {

@@ -205,16 +205,14 @@ async fn use_by_driver<P: Platform>(device: &Device<P>) -> Result<DriverUse<P>, 
 /// A domain of the DMA API that all members of a device's group can use.
 fn dma_domain<P: Platform>(iommu: &Iommu<P>, device: &Device<P>) -> Result<Domain<P, KernelDma>, ClaimError> {
     let mut members: Vec<Device<P>> = Vec::new();
-    let mut coherent = true;
     for member in device.group.members() {
-        coherent &= member.up().map_err(AttachError::from)?.is_coherent().is_ok();
         members.try_reserve(1).map_err(|_| OutOfMemory)?;
         members.push(Device { member, group: device.group.clone(), owner: None });
     }
     let mut named = Vec::new();
     named.try_reserve_exact(members.len()).map_err(|_| OutOfMemory)?;
     named.extend(members.iter());
-    Ok(iommu.kernel_dma_domain(&named, DmaOptions { coherent, ..DmaOptions::default() })?)
+    Ok(iommu.kernel_dma_domain(&named, DmaOptions::default())?)
 }
 
 /// The first driver's way; given up, nobody has the group.

@@ -2,6 +2,7 @@
 
 use crate::{
     claim::DefaultKind,
+    domain::Coherence,
     driver::{DeviceControl, Features, Incompatible},
     error::{AttachError, OutOfMemory},
     features::Pri,
@@ -295,16 +296,10 @@ impl<P: Platform> Device<P> {
 }
 
 fn regions_of<P: Platform>(member: &Member<P>, list: &mut Regions) -> Result<(), OutOfMemory> {
-    for region in &member.spec.regions {
-        list.add(*region)?;
+    match member.up() {
+        Ok(device) => device.regions().try_for_each(|region| list.add(region)),
+        Err(_) => member.spec.regions.iter().try_for_each(|region| list.add(*region)),
     }
-    if let Ok(device) = member.up() {
-        for (start, end) in device.instance.caps().reserved {
-            let len = (end - start).saturating_add(1);
-            list.add(ReservedRegion::closed(*start, len, RegionKind::Msi))?;
-        }
-    }
-    Ok(())
 }
 
 impl<P: Platform> DeviceInner<P> {
@@ -333,11 +328,22 @@ impl<P: Platform> DeviceInner<P> {
     }
 
     /// Whether its DMA and the walks of its IOMMU see what the CPU's caches hold.
-    pub(crate) fn is_coherent(&self) -> Result<(), Incompatible> {
-        match (self.instance.caps().coherent, self.caps.coherent_dma) {
-            (false, _) => Err(Incompatible::NotCoherent),
-            (true, false) => Err(Incompatible::NotCoherentDma),
-            (true, true) => Ok(()),
+    /// What of its IOVA space is reserved, by itself and by its IOMMU.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = ReservedRegion> {
+        let msi = self.instance.caps().reserved.iter().map(|(start, end)| {
+            ReservedRegion::closed(*start, (end - start).saturating_add(1), RegionKind::Msi)
+        });
+        self.spec.regions.iter().copied().chain(msi)
+    }
+
+    /// Whether it snoops what an owner needs it to.
+    pub(crate) fn meets(&self, needed: Coherence) -> Result<(), Incompatible> {
+        match needed {
+            Coherence::OfDataAndWalks if !self.instance.caps().coherent => Err(Incompatible::NotCoherent),
+            Coherence::OfData | Coherence::OfDataAndWalks if !self.caps.coherent_dma => {
+                Err(Incompatible::NotCoherentDma)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! The owner is a type and fixed when the domain is built; see [`owner`](crate::owner).
 
 use crate::{
+    device::Device,
     driver::{CacheTag, Target},
     error::{DomainError, DomainMapError, OutOfMemory},
     faultlog::FaultLog,
@@ -18,7 +19,7 @@ use crate::{
     platform::{Platform, ShortLock},
     provenance::History,
     quota::Quota,
-    reserved::{RegionKind, ReservedRegion},
+    reserved::{Regions, ReservedRegion},
     resolver::Bind,
     sync::Parked,
     tags::TagList,
@@ -70,6 +71,16 @@ pub(crate) enum Kind<P: Platform> {
     Foreign(Foreign<P>),
 }
 
+/// What a domain's owner needs its devices to snoop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coherence {
+    NotNeeded,
+    /// Of a DMA API that cleans and invalidates nothing.
+    OfData,
+    /// See [`DomainOptions::coherent`].
+    OfDataAndWalks,
+}
+
 /// A tag that a domain has on an instance, while anything of it is attached there.
 struct TagUse<P: Platform> {
     instance: Arc<Instance<P>>,
@@ -81,8 +92,7 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) id: u64,
     pub(crate) kind: Kind<P>,
     pub(crate) pasid_only: bool,
-    /// See [`DomainOptions::coherent`].
-    pub(crate) coherent: bool,
+    pub(crate) coherence: Coherence,
     pub(crate) tags: TagList<P>,
     /// What all its attachments together may have outstanding.
     pub(crate) quota: Quota,
@@ -109,38 +119,22 @@ impl<P: Platform> DomainInner<P> {
         shared: &Arc<Shared<P>>,
         table: Box<dyn IoTable>,
         pasid_only: bool,
-        served_by: &[Arc<Instance<P>>],
-    ) -> Result<Self, OutOfMemory> {
-        DomainInner::new(shared, Kind::Table(ManuallyDrop::new(table)), pasid_only, served_by)
+        devices: &[&Device<P>],
+    ) -> Result<Self, DomainError> {
+        let mut inner = DomainInner::new(shared, Kind::Table(ManuallyDrop::new(table)), pasid_only)?;
+        inner.keep_closed(devices)?;
+        Ok(inner)
     }
 
-    pub(crate) fn new(
-        shared: &Arc<Shared<P>>,
-        kind: Kind<P>,
-        pasid_only: bool,
-        served_by: &[Arc<Instance<P>>],
-    ) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(shared: &Arc<Shared<P>>, kind: Kind<P>, pasid_only: bool) -> Result<Self, OutOfMemory> {
         let platform = &shared.hub.platform;
-        let mut reserved = Vec::new();
-        let mut never_output = Vec::new();
-        for instance in served_by {
-            let caps = instance.caps();
-            if !pasid_only {
-                reserved.try_reserve(caps.reserved.len()).map_err(|_| OutOfMemory)?;
-                let closed =
-                    |&(first, last)| ReservedRegion::closed(first, last - first + 1, RegionKind::Msi);
-                reserved.extend(caps.reserved.iter().map(closed));
-            }
-            never_output.try_reserve(caps.never_output.len()).map_err(|_| OutOfMemory)?;
-            never_output.extend_from_slice(caps.never_output);
-        }
         let config = &shared.hub.config;
         Ok(DomainInner {
             quota: Quota::new(config.credits_per_owner, config.partials_per_owner),
             id: shared.next_domain(),
             kind,
             pasid_only,
-            coherent: false,
+            coherence: Coherence::NotNeeded,
             tags: TagList::new(platform),
             parked: Parked::new(platform),
             pins: Pins::new(platform),
@@ -149,11 +143,40 @@ impl<P: Platform> DomainInner<P> {
             history: History::new(shared.hub.config.provenance)?.map(|h| platform.lock(h)),
             uses: platform.lock(Vec::new()),
             attachments: AtomicUsize::new(0),
-            reserved,
+            reserved: Vec::new(),
             window: None,
-            never_output,
+            never_output: Vec::new(),
             kept: AtomicBool::new(false),
         })
+    }
+
+    /// Closes to the owner what no member of the devices' groups, and none of their IOMMUs, takes for
+    /// memory. Only what is closed here can be attached later: see [`lacks`](Self::lacks).
+    fn keep_closed(&mut self, devices: &[&Device<P>]) -> Result<(), DomainError> {
+        let mut closed = Regions::default();
+        for device in devices {
+            for region in device.group_regions()? {
+                if region.kind.is_closed(self.pasid_only) {
+                    closed.add(region)?;
+                }
+            }
+            for range in device.member.up()?.instance.caps().never_output {
+                if !self.never_output.contains(range) {
+                    self.never_output.try_reserve(1).map_err(|_| OutOfMemory)?;
+                    self.never_output.push(*range);
+                }
+            }
+        }
+        self.reserved = closed.finish();
+        Ok(())
+    }
+
+    /// The first of a device's regions that must be closed and is open to the domain's owner.
+    pub(crate) fn lacks<'r>(
+        &self,
+        mut regions: impl Iterator<Item = ReservedRegion> + 'r,
+    ) -> Option<ReservedRegion> {
+        regions.find(|r| r.kind.is_closed(self.pasid_only) && !r.is_covered_by(&self.reserved))
     }
 
     pub(crate) fn table(&self) -> Option<&dyn IoTable> {
@@ -370,8 +393,8 @@ impl<P: Platform, O: Owner> Domain<P, O> {
         self.inner.desc()
     }
 
-    /// The IOVAs that nobody maps in the domain: those that requester ids of the devices it was made
-    /// for cannot translate, and its MSI window.
+    /// The IOVAs that nobody maps in the domain: those that the devices it was made for, or their
+    /// IOMMUs, do not take for memory, and its MSI window.
     pub fn reserved(&self) -> &[ReservedRegion] {
         self.inner.reserved()
     }
@@ -380,19 +403,4 @@ impl<P: Platform, O: Owner> Domain<P, O> {
     pub fn is_unused(&self) -> bool {
         self.inner.is_unused()
     }
-}
-
-/// The instances that a set of devices stands behind, each once.
-pub(crate) fn instances_of<P: Platform>(
-    devices: &[&crate::Device<P>],
-) -> Result<Vec<Arc<Instance<P>>>, DomainError> {
-    let mut list: Vec<Arc<Instance<P>>> = Vec::new();
-    list.try_reserve_exact(devices.len()).map_err(|_| OutOfMemory)?;
-    for d in devices {
-        let instance = &d.member.up()?.instance;
-        if !list.iter().any(|i| i.id() == instance.id()) {
-            list.push(instance.clone());
-        }
-    }
-    Ok(list)
 }

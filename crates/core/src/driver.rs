@@ -6,6 +6,7 @@
 
 use crate::{
     ids::{At, DomainTag, Pasid, SourceId, VendorBits},
+    reserved::ReservedRegion,
     turn::{Answer, Turn},
 };
 use alloc::boxed::Box;
@@ -124,6 +125,10 @@ pub enum Incompatible {
     /// The instance cannot walk one table through another.
     #[error("the instance has no nested translation")]
     NoNesting,
+    /// The domain's owner may map, or has mapped, what the device does not take for memory: the
+    /// domain was made without naming the device.
+    #[error("the domain does not keep {0} free, which the device does not take for memory")]
+    Open(ReservedRegion),
     /// Something else, in the driver's words.
     #[error("{0}")]
     Other(&'static str),

@@ -28,6 +28,17 @@ impl RegionKind {
     pub const fn is_direct(self) -> bool {
         matches!(self, RegionKind::Direct | RegionKind::DirectRelaxable)
     }
+
+    /// Whether no owner may map there. A request that carries a PASID is never taken for an
+    /// interrupt.
+    pub(crate) const fn is_closed(self, pasid_only: bool) -> bool {
+        match self {
+            RegionKind::Reserved => true,
+            RegionKind::Msi => !pasid_only,
+            // A window that owners map doorbells in; one that keeps it says so itself.
+            RegionKind::SoftwareMsi | RegionKind::Direct | RegionKind::DirectRelaxable => false,
+        }
+    }
 }
 
 /// One reserved range.
@@ -57,6 +68,18 @@ impl ReservedRegion {
     /// Its last address.
     pub const fn last(&self) -> u64 {
         self.start.saturating_add(self.len.saturating_sub(1))
+    }
+
+    /// Whether every address of it is in one of `others`.
+    pub(crate) fn is_covered_by(&self, others: &[ReservedRegion]) -> bool {
+        let mut at = self.start;
+        while let Some(r) = others.iter().find(|r| r.start <= at && at <= r.last()) {
+            if r.last() >= self.last() {
+                return true;
+            }
+            at = r.last() + 1;
+        }
+        self.len == 0
     }
 
     fn joins(&self, next: &ReservedRegion) -> bool {

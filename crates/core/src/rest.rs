@@ -152,5 +152,5 @@ fn own_table<P: Platform>(
 ) -> Result<Arc<DomainInner<P>>, AddDeviceError> {
     let table = instance.driver().new_table(TableRequest::default())?;
     let kind = Kind::Table(ManuallyDrop::new(table));
-    Ok(Arc::new(DomainInner::new(shared, kind, false, core::slice::from_ref(instance))?))
+    Ok(Arc::new(DomainInner::new(shared, kind, false)?))
 }

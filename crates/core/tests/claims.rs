@@ -3,13 +3,14 @@
 mod common;
 
 use common::*;
-use portcullis::driver::Target;
-use portcullis::error::{AttachError, ClaimError};
+use portcullis::driver::{Incompatible, Target};
+use portcullis::error::{AttachError, ClaimError, DomainMapError};
 use portcullis::{
     At, Config, DecidedBy, DefaultChoice, DefaultKind, DeviceId, DeviceSpec, Direction, GroupId, Membership,
     OwnerId, RegionKind, ReservedRegion, SourceId,
 };
 use portcullis_pgtable::Phys;
+use std::sync::Arc;
 
 const VMM: OwnerId = OwnerId(7);
 const OTHER: OwnerId = OwnerId(8);
@@ -142,6 +143,35 @@ fn an_owner_outside_drops_what_is_relaxable() {
     assert!(dom.lookup(0x8000).is_some() && dom.lookup(0xc000).is_none());
     drop(a.begin_detach(&cx()));
     assert!(dom.lookup(0x8000).is_none());
+}
+
+#[test]
+fn what_a_device_does_not_take_for_memory_is_closed_in_every_domain_it_is_attached_to() {
+    let w = World::new();
+    let closed = ReservedRegion::closed(0x2_0000, 0x2000, RegionKind::Reserved);
+    // Another member of the group has the region: it is attached with this one.
+    let d = member(&w, 1, |_| {});
+    let _other = member(&w, 2, |spec| spec.regions = vec![closed]);
+    let dom = w.plain(&d);
+    assert!(dom.reserved().contains(&closed));
+    let refused = dom.map_range(0x2_1000, Phys(0x9000), 0x1000, RW);
+    assert!(matches!(refused, Err(DomainMapError::ReservedInput { start: 0x2_0000, end: 0x2_1fff, .. })));
+    dom.map_range(0x2_2000, Phys(0x9000), 0x1000, RW).unwrap();
+    drop(w.attach(&dom, &d).begin_detach(&cx()));
+    // A domain that was made for somebody else may have a mapping there.
+    let somebody = w.device(3);
+    let open = w.plain(&somebody);
+    open.map_range(0x2_0000, Phys(0x9000), 0x1000, RW).unwrap();
+    let refused = w.iommu.attach(&cx(), &open, &d, None, Arc::default()).err();
+    let why = Incompatible::Open(closed);
+    assert_eq!(refused, Some(AttachError::Incompatible { device: DeviceId(2), at: at(2), why }));
+    assert_eq!(w.hw.entry(at(1)), None, "nobody of the group is attached");
+    // One that names both keeps the region for both.
+    let both = w.plain_for(&[&d, &somebody]);
+    let _a = w.attach(&both, &somebody);
+    let _b = w.attach(&both, &d);
+    let dma = w.iommu.kernel_dma_domain(&[&somebody], Default::default()).unwrap();
+    assert!(w.iommu.attach(&cx(), &dma, &d, None, Arc::new(())).is_err());
 }
 
 #[test]

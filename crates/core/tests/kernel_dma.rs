@@ -4,8 +4,9 @@
 mod common;
 
 use common::*;
+use portcullis::driver::Incompatible;
 use portcullis::driver::Target;
-use portcullis::error::{DmaMapError, DomainMapError, SyncError};
+use portcullis::error::{AttachError, DmaMapError, DomainMapError, SyncError};
 use portcullis::{At, Direction, DmaOptions, Domain, KernelDma, RegionKind, Scope, SourceId};
 use portcullis_pgtable::{Phys, Prot};
 use std::sync::Arc;
@@ -171,8 +172,12 @@ fn no_table_frame_is_lost() {
 fn data_changes_hands_where_devices_do_not_snoop() {
     use board::Maintained::{Cleaned, Invalidated};
     let w = World::new();
-    let d = w.device(1);
-    let dom = dma(&w, &d, DmaOptions { coherent: false, ..small() });
+    let d = {
+        let mut spec = w.spec(1);
+        spec.caps.coherent_dma = false;
+        w.iommu.add_device(&cx(), spec).expect("added")
+    };
+    let dom = dma(&w, &d, small());
     let (phys, len) = (Phys(0x50_0234), 0x100);
     let steps = |direction| {
         let m = dom.dma_map(phys, len, direction).unwrap();
@@ -189,9 +194,18 @@ fn data_changes_hands_where_devices_do_not_snoop() {
     assert_eq!(to, [clean.clone(), vec![], clean.clone(), vec![]]);
     assert_eq!(steps(Direction::FromDevice), [drop.clone(), drop.clone(), drop.clone(), drop.clone()]);
     assert_eq!(steps(Direction::Both), [clean.clone(), drop.clone(), clean, drop]);
-    let coherent = dma(&w, &d, small());
+    let snoops = w.device(2);
+    let coherent = dma(&w, &snoops, small());
     coherent.dma_map(phys, len, Direction::Both).unwrap().unmap(&cx()).unwrap();
     assert_eq!(w.board.take_maintained(), [], "nothing is to be done where devices snoop");
+    let refused = w.iommu.attach(&cx(), &coherent, &d, None, Arc::new(())).err();
+    let why = Incompatible::NotCoherentDma;
+    assert_eq!(
+        refused,
+        Some(AttachError::Incompatible { device: d.id(), at: At { source: SourceId(1), pasid: None }, why }),
+        "nobody cleans"
+    );
+    let _a = w.iommu.attach(&cx(), &dom, &snoops, None, Arc::new(())).unwrap();
 }
 
 #[test]

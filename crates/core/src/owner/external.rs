@@ -4,7 +4,7 @@
 use super::{Attaches, Maps, Owner, sealed};
 use crate::{
     device::Device,
-    domain::{Domain, DomainInner, DomainOptions, instances_of},
+    domain::{Coherence, Domain, DomainInner, DomainOptions},
     driver::TableRequest,
     error::DomainError,
     iommu::{Iommu, Shared},
@@ -78,13 +78,13 @@ pub(crate) fn mapped<P: Platform>(
     options: DomainOptions,
 ) -> Result<Arc<DomainInner<P>>, DomainError> {
     let table = common_table(devices, options.table)?;
-    let served_by = instances_of(devices)?;
-    for device in devices.iter().filter(|_| options.coherent) {
+    let coherence = if options.coherent { Coherence::OfDataAndWalks } else { Coherence::NotNeeded };
+    for device in devices {
         let why = |why| DomainError::Incompatible { device: device.id(), why };
-        device.member.up()?.is_coherent().map_err(why)?;
+        device.member.up()?.meets(coherence).map_err(why)?;
     }
-    let mut inner = DomainInner::of_table(shared, table, options.pasid_only, &served_by)?;
-    inner.coherent = options.coherent;
+    let mut inner = DomainInner::of_table(shared, table, options.pasid_only, devices)?;
+    inner.coherence = coherence;
     if let Some(requests) = options.page_requests {
         inner.quota = Quota::new(requests, shared.hub.config.partials_per_owner);
     }

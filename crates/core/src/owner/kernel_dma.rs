@@ -9,13 +9,12 @@ use super::{
 };
 use crate::{
     device::Device,
-    domain::{Domain, DomainInner, instances_of},
+    domain::{Coherence, Domain, DomainInner},
     driver::{HwLost, TableRequest},
     error::{DmaMapError, DomainError, DomainMapError, OutOfMemory, SyncError},
     iommu::Iommu,
     op::{Op, block_on},
     platform::{Platform, ShortLock, Sleep},
-    reserved::RegionKind,
     sync::{Unmapping, flush},
 };
 use alloc::sync::Arc;
@@ -46,15 +45,12 @@ pub struct DmaOptions {
     pub limit: u64,
     /// Mappings, and IOVAs that wait for a flush, that can exist at once.
     pub mappings: usize,
-    /// Whether the accesses of all devices snoop the CPU's caches. Where they do not, data is
-    /// cleaned and invalidated as it changes hands.
-    pub coherent: bool,
 }
 
 impl Default for DmaOptions {
-    /// Coherent devices with 64 address bits, and 1024 mappings.
+    /// Devices with 64 address bits, and 1024 mappings.
     fn default() -> Self {
-        DmaOptions { table: TableRequest::default(), limit: u64::MAX, mappings: 1024, coherent: true }
+        DmaOptions { table: TableRequest::default(), limit: u64::MAX, mappings: 1024 }
     }
 }
 
@@ -93,7 +89,9 @@ pub struct Dma<P: Platform> {
 impl<P: Platform> Iommu<P> {
     /// A domain of the kernel's DMA API, for `devices` and every other device that can walk its
     /// table. Page 0, what requester ids cannot translate and the reserved regions of `devices` are
-    /// never given out. Sleepable context.
+    /// never given out. Where one of their groups has a member whose DMA is not coherent, data is
+    /// cleaned and invalidated as it changes hands; where all are coherent nothing is done, and no
+    /// other device can be attached. Sleepable context.
     ///
     /// # Errors
     /// See [`DomainError`].
@@ -106,10 +104,13 @@ impl<P: Platform> Iommu<P> {
         let desc = table.desc();
         let granule = 1u64 << desc.page_sizes.trailing_zeros().min(63);
         let limit = options.limit.min(u64::MAX >> (64 - u32::from(desc.input_bits.clamp(1, 64))));
-        let inner = DomainInner::of_table(&self.shared, table, false, &instances_of(devices)?)?;
-        let regions = devices.iter().flat_map(|d| &d.member.spec.regions);
-        let regions = regions.filter(|r| r.kind != RegionKind::SoftwareMsi);
-        let reserved = inner.reserved().iter().chain(regions);
+        let mut inner = DomainInner::of_table(&self.shared, table, false, devices)?;
+        let coherent = all_snoop(devices)?;
+        if coherent {
+            inner.coherence = Coherence::OfData;
+        }
+        let direct = devices.iter().flat_map(|d| d.member.spec.direct());
+        let reserved = inner.reserved().iter().chain(direct);
         // A range takes two places where it lies around another. Some are left for devices that are
         // attached later.
         let mut iovas = Iovas::new(granule, options.mappings, 2 * reserved.clone().count() + LATER)?;
@@ -117,8 +118,20 @@ impl<P: Platform> Iommu<P> {
             iovas.reserve(region.start, region.last()).map_err(|_| OutOfMemory)?;
         }
         let iovas = self.shared.hub.platform.lock(iovas);
-        Ok(Domain::new(Arc::new(inner), None, Dma { iovas, granule, limit, coherent: options.coherent }))
+        Ok(Domain::new(Arc::new(inner), None, Dma { iovas, granule, limit, coherent }))
     }
+}
+
+/// Whether the DMA of all members of the devices' groups snoops the CPU's caches.
+fn all_snoop<P: Platform>(devices: &[&Device<P>]) -> Result<bool, DomainError> {
+    for device in devices {
+        for member in device.group.members() {
+            if member.up()?.meets(Coherence::OfData).is_err() {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 impl<P: Platform> Domain<P, KernelDma> {

@@ -97,7 +97,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn blocked_domain(&self) -> Result<Domain<P, Blocked>, OutOfMemory> {
-        let inner = DomainInner::new(&self.shared, Kind::Blocked, false, &[])?;
+        let inner = DomainInner::new(&self.shared, Kind::Blocked, false)?;
         Ok(Domain::new(Arc::new(inner), None, ()))
     }
 
@@ -106,7 +106,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn identity_domain(&self) -> Result<Domain<P, Identity>, OutOfMemory> {
-        let inner = DomainInner::new(&self.shared, Kind::Identity, false, &[])?;
+        let inner = DomainInner::new(&self.shared, Kind::Identity, false)?;
         Ok(Domain::new(Arc::new(inner), None, ()))
     }
 }

@@ -4,7 +4,7 @@
 use super::{Attaches, Defers, Maps, Owner, sealed, source::Foreign};
 use crate::{
     device::Device,
-    domain::{Domain, DomainInner, Kind, instances_of},
+    domain::{Domain, DomainInner, Kind},
     driver::HwLost,
     error::{DomainError, SyncError},
     iommu::Iommu,
@@ -65,7 +65,7 @@ impl<P: Platform> Iommu<P> {
             fits.map_err(|why| DomainError::Incompatible { device: d.id(), why })?;
         }
         let kind = Kind::Foreign(foreign);
-        let inner = DomainInner::new(&self.shared, kind, parent.inner.pasid_only, &instances_of(devices)?)?;
+        let inner = DomainInner::new(&self.shared, kind, parent.inner.pasid_only)?;
         let bind = resolver.map(|r| Arc::new(Bound(Arc::new(r))) as Arc<dyn Bind<P, T>>);
         Ok(Domain::new(Arc::new(inner), bind, ()))
     }

@@ -86,7 +86,7 @@ impl<P: Platform> Iommu<P> {
         foreign.pasid = Some(pasid);
         let faults = Arc::new(Faults { ended: foreign.ended().clone() });
         let bonds = Arc::new(Bonds::new(&self.shared.hub, number)?);
-        let inner = Arc::new(DomainInner::new(&self.shared, Kind::Foreign(foreign), true, &[])?);
+        let inner = Arc::new(DomainInner::new(&self.shared, Kind::Foreign(foreign), true)?);
         let identity = Arc::as_ptr(&space).cast::<()>() as usize;
         self.shared.spaces.add(identity, &inner)?;
         Ok(Domain::new(inner, Some(Arc::new(resolver::Bound(faults))), Bound { space, bonds }))

@@ -108,8 +108,13 @@ impl World {
 
     /// A domain without a resolver.
     pub fn plain(&self, device: &Dev) -> Dom {
+        self.plain_for(&[device])
+    }
+
+    /// The same for several.
+    pub fn plain_for(&self, devices: &[&Dev]) -> Dom {
         type Never = fn(&Sleep<'_>, &Arc<Data>, PageGroup<'_, Board>);
-        self.iommu.external_domain(&[device], DomainOptions::default(), None::<Never>).expect("made")
+        self.iommu.external_domain(devices, DomainOptions::default(), None::<Never>).expect("made")
     }
 
     pub fn resolved_by<F>(&self, device: &Dev, f: F) -> Dom
