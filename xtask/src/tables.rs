@@ -164,6 +164,15 @@ pub fn soak(seeds: u64) -> Vec<Step> {
                 qemu: false,
             },
         ),
+        step(
+            "pgtable",
+            "page tables of every format against a map of intervals, 2000 runs each",
+            Action::Tests {
+                args: &["test", "--release", "-p", "portcullis-pgtable", "--test", "model"],
+                env: vec![("PROPTEST_CASES", "2000".to_owned())],
+                qemu: false,
+            },
+        ),
         loom(3),
         shuttle(200_000),
     ]);

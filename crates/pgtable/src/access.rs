@@ -105,12 +105,15 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 }
                 Entry::Leaf { size_bits, .. } => {
                     let shift = F::shift(level);
-                    // A walker may mark any entry of a leaf of several: look at all of them.
-                    let widest = self.sizes_at(level).checked_ilog2().unwrap_or(shift).max(size_bits);
-                    let start = block_start(pos, widest);
-                    let end = match level {
-                        1 => block_end(last.min(cursor.table_end(pos)), widest),
-                        _ => block_end(pos, widest),
+                    // A walker may mark any entry of a leaf of several: look at all of them. Above level 1
+                    // a table may stand beside the leaf, so what is looked at ends with the leaf.
+                    let (start, end) = match level {
+                        1 => {
+                            let widest = self.sizes_at(level).checked_ilog2().unwrap_or(shift).max(size_bits);
+                            let last = last.min(cursor.table_end(pos));
+                            (block_start(pos, widest), block_end(last, widest))
+                        }
+                        _ => (block_start(pos, size_bits), block_end(pos, size_bits)),
                     };
                     let i = cursor.index(start);
                     let n = ((end - start) >> shift) as usize + 1;

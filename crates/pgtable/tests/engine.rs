@@ -390,6 +390,26 @@ fn a_leaf_of_several_entries_is_dirty_once() {
 }
 
 #[test]
+fn a_dirty_page_beside_a_large_leaf_is_seen() {
+    fn seen<F: Walked<Word = u64>>(config: Config) {
+        let mem = HeapMem::new(16);
+        let t = table::<F>(&mem, config);
+        t.map(0, Phys(0), M2 + K4, RW).unwrap();
+        t.set_dirty_tracking(true, &mut Gather::new()).unwrap();
+        let page = walk_as::<F>(&config, &mem, &t).pop().unwrap();
+        assert_eq!((page.start, page.size), (M2, K4));
+        mem.store(page.table, page.index, F::written(mem.load(page.table, page.index)));
+        let (mut seen, mut gather) = (Vec::new(), Gather::new());
+        t.read_dirty(0, u64::MAX, true, &mut gather, &mut |at, size| seen.push((at, size))).unwrap();
+        assert_eq!((seen, gather.range()), (vec![(M2, K4)], Some((M2, M2 + K4 - 1))));
+    }
+    let dirty = Config { dirty: true, ..config() };
+    // Formats that have leaves of several entries above level 1.
+    seen::<ArmStage2<12>>(Config { input_bits: 40, output_bits: 40, ..dirty });
+    seen::<AmdV1>(dirty);
+}
+
+#[test]
 fn dirty_bits_that_say_nothing_are_refused() {
     let mem = HeapMem::new(8);
     let off = Config { accessed: false, ..config() };

@@ -575,11 +575,16 @@ fn kept() -> Config {
     Config { accessed: true, dirty: true, hitless: true, ..Config::default() }
 }
 
+/// How many runs a format gets; a longer sweep asks for more by `PROPTEST_CASES`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+}
+
 /// A test for each format and configuration.
 macro_rules! formats {
     ($($name:ident: $format:ty, $config:expr;)*) => {
         proptest! {
-            #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+            #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
             $(
                 #[test]
                 fn $name(steps in prop::collection::vec(step(), 1..20)) {
