@@ -100,7 +100,7 @@ pub enum Incompatible {
     /// The device's DMA does not snoop, and the owner needs it to.
     #[error("the device's DMA is not coherent, which the owner needs")]
     NotCoherentDma,
-    /// The walker takes fewer levels or address bits than the table has.
+    /// The walker takes fewer address bits than the table has, or than were asked for.
     #[error("the table's input width of {table} bits does not fit the walker's {walker}")]
     InputWidth {
         /// Bits of the table.
@@ -108,6 +108,12 @@ pub enum Incompatible {
         /// Bits of the walker.
         walker: u8,
     },
+    /// The walker has no walk of that many levels.
+    #[error("the walker has no walk of {0} levels")]
+    Levels(u8),
+    /// The walker does not note writes in the table's entries, and the table or the owner relies on it.
+    #[error("the walker keeps no dirty bits, and the table or its owner relies on them")]
+    NoDirtyTracking,
     /// The walker does not know a leaf size that the table may contain.
     #[error("the table's page sizes {table:#x} are not among the walker's {walker:#x}")]
     PageSizes {
@@ -153,11 +159,17 @@ pub struct TableRequest {
     pub stage: Stage,
     /// Leaf sizes to use at most (bit n: 2^n bytes); the driver drops what it cannot walk.
     pub page_sizes: u64,
+    /// Bits of IOVA that the table must translate; the driver takes the fewest levels that hold
+    /// them. 0 leaves the width to the driver.
+    pub input_bits: u8,
+    /// The walkers must note writes in the table's entries, so that dirty tracking is possible
+    /// ([`Domain::set_dirty_tracking`](crate::Domain::set_dirty_tracking)).
+    pub dirty: bool,
 }
 
 impl Default for TableRequest {
     fn default() -> Self {
-        TableRequest { stage: Stage::Any, page_sizes: u64::MAX }
+        TableRequest { stage: Stage::Any, page_sizes: u64::MAX, input_bits: 0, dirty: false }
     }
 }
 

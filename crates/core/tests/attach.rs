@@ -285,7 +285,7 @@ fn a_domain_is_made_for_somebody() {
     assert_eq!(nobody.err(), Some(DomainError::NoDevice));
     let d = w.device(1);
     let options = DomainOptions {
-        table: TableRequest { stage: Stage::Second, page_sizes: 1 << 12 },
+        table: TableRequest { stage: Stage::Second, page_sizes: 1 << 12, ..TableRequest::default() },
         ..DomainOptions::default()
     };
     let dom: Dom = w.iommu.external_domain(&[&d], options, None::<Never>).unwrap();

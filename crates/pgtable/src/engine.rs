@@ -37,7 +37,7 @@
 
 use crate::{
     cursor::{Cursor, index, low, root_index},
-    format::{Config, Entry, Format},
+    format::{AccessBits, Config, Entry, Format},
     gather::{Gather, Retired, Synced},
     hints::Hints,
     limbo::Limbo,
@@ -417,6 +417,7 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
             output_bits: self.output_bits,
             page_sizes: self.page_sizes,
             coherent: self.coherent,
+            dirty: self.format.dirty_bits() == AccessBits::Kept,
         }
     }
 

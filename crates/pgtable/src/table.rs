@@ -84,6 +84,9 @@ pub struct FormatDesc {
     pub page_sizes: u64,
     /// Whether the table relies on the walker snooping the CPU's caches.
     pub coherent: bool,
+    /// Whether the table relies on the walker noting writes in its entries, where that is told to
+    /// the walker.
+    pub dirty: bool,
 }
 
 /// A leaf found by [`IoTable::lookup`].

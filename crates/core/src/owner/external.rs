@@ -5,8 +5,9 @@ use super::{Attaches, Maps, Owner, sealed};
 use crate::{
     device::Device,
     domain::{Coherence, Domain, DomainInner, DomainOptions},
-    driver::TableRequest,
+    driver::{Incompatible, TableRequest},
     error::DomainError,
+    ids::DeviceId,
     iommu::{Iommu, Shared},
     platform::Platform,
     quota::Quota,
@@ -14,7 +15,7 @@ use crate::{
 };
 use alloc::{boxed::Box, sync::Arc};
 use core::marker::PhantomData;
-use portcullis_pgtable::IoTable;
+use portcullis_pgtable::{FormatDesc, IoTable};
 
 /// The caller owns the mappings and may decide page requests. `T` is what it hangs on attachments.
 #[derive(Debug)]
@@ -94,20 +95,45 @@ pub(crate) fn mapped<P: Platform>(
     Ok(Arc::new(inner))
 }
 
-/// An empty table that all of `devices` can walk.
+/// An empty table that all of `devices` can walk. A width that was left to the driver is that of the
+/// narrowest of them, and leaf sizes are those that all know.
 pub(crate) fn common_table<P: Platform>(
     devices: &[&Device<P>],
-    request: TableRequest,
+    mut request: TableRequest,
 ) -> Result<Box<dyn IoTable>, DomainError> {
-    let first = devices.first().ok_or(DomainError::NoDevice)?;
-    let table = first.member.up()?.instance.driver().new_table(request)?;
-    for d in devices {
-        d.member
-            .up()?
-            .instance
-            .driver()
-            .can_walk(&table.desc())
-            .map_err(|why| DomainError::Incompatible { device: d.id(), why })?;
+    let first = devices.first().ok_or(DomainError::NoDevice)?.member.up()?;
+    let any_width = request.input_bits == 0;
+    loop {
+        let table = first.instance.driver().new_table(request)?;
+        let desc = table.desc();
+        let Some((device, why)) = who_cannot(devices, &desc)? else { return Ok(table) };
+        let less = match why {
+            Incompatible::InputWidth { walker, .. } if any_width => {
+                TableRequest { input_bits: walker, ..request }
+            }
+            Incompatible::PageSizes { walker, .. } => {
+                TableRequest { page_sizes: request.page_sizes & desc.page_sizes & walker, ..request }
+            }
+            _ => request,
+        };
+        // Each round asks for less than the one before, whatever drivers answer.
+        let narrower = less.input_bits.wrapping_sub(1) < request.input_bits.wrapping_sub(1);
+        if !narrower && less.page_sizes == request.page_sizes {
+            return Err(DomainError::Incompatible { device, why });
+        }
+        request = less;
     }
-    Ok(table)
+}
+
+/// The first of `devices` that cannot walk such a table, and why.
+fn who_cannot<P: Platform>(
+    devices: &[&Device<P>],
+    desc: &FormatDesc,
+) -> Result<Option<(DeviceId, Incompatible)>, DomainError> {
+    for d in devices {
+        if let Err(why) = d.member.up()?.instance.driver().can_walk(desc) {
+            return Ok(Some((d.id(), why)));
+        }
+    }
+    Ok(None)
 }

@@ -67,14 +67,16 @@ impl Vendor {
         marks: bool,
     ) -> Result<Box<dyn IoTable>, PrepareError> {
         let config = Config {
-            input_bits: self.input_bits,
+            input_bits: match request.input_bits {
+                0 => self.input_bits,
+                asked => asked.min(self.input_bits),
+            },
             output_bits: 46,
             page_sizes: request.page_sizes & self.page_sizes,
             coherent: self.coherent,
             snoop: self.form == Form::VtdSecondStage && self.coherent,
             accessed: marks,
             dirty: marks,
-            levels: if self.form == Form::VtdSecondStage && self.input_bits == 48 { 4 } else { 0 },
             ..Config::default()
         };
         match self.form {

@@ -6,7 +6,7 @@
 
 use super::unit::Unit;
 use portcullis::driver::{Change, Features, Incompatible, Target};
-use portcullis_pgtable::{Phys, X86_FIRST_STAGE};
+use portcullis_pgtable::{FormatDesc, Phys, X86_FIRST_STAGE};
 use portcullis_spec::vtd::{
     Agaw,
     context::{ContextEntry, ScalableContext, TranslationType},
@@ -25,6 +25,12 @@ fn did(tag: portcullis::DomainTag) -> Result<u16, Incompatible> {
     u16::try_from(tag.0).map_err(|_| Incompatible::Other("the domain tag does not fit 16 bits"))
 }
 
+/// The width that the AW fields have for a table of so many levels (`[V]` 9.3, 9.6).
+fn width(desc: &FormatDesc) -> Result<Agaw, Incompatible> {
+    let found = Agaw::ALL.iter().find(|w| w.levels() == u32::from(desc.levels));
+    found.copied().ok_or(Incompatible::Levels(desc.levels))
+}
+
 /// The context entry of legacy mode that shows a requester `to` (`[V]` 9.3).
 pub(super) fn legacy(unit: &Unit, features: Features, to: &Target) -> Result<ContextEntry, Incompatible> {
     let entry = ContextEntry::new().with_p(true);
@@ -41,7 +47,11 @@ pub(super) fn legacy(unit: &Unit, features: Features, to: &Target) -> Result<Con
         Target::Table { desc, root, tag } => {
             unit.can_walk(&desc)?;
             let tt = translation_type(features);
-            Ok(entry.with_tt(tt.bits()).with_ssptptr(root.0).with_aw(Agaw::Bits48.bits()).with_did(did(tag)?))
+            Ok(entry
+                .with_tt(tt.bits())
+                .with_ssptptr(root.0)
+                .with_aw(width(&desc)?.bits())
+                .with_did(did(tag)?))
         }
         Target::Nested { .. } => Err(Incompatible::NoNesting),
     }
@@ -90,13 +100,18 @@ pub(super) fn pasid(unit: &Unit, to: &Target) -> Result<PasidHalves, Incompatibl
             if desc.id == X86_FIRST_STAGE {
                 // Its entries have no snoop bit: the table counts on this one.
                 low = low.with_pgtt(Pgtt::FirstStage.bits()).with_pgsnp(unit.ecap.sc());
+                let width = width(&desc)?;
                 if unit.first_stage_width {
-                    low = low.with_aw(Agaw::Bits48.bits());
+                    low = low.with_aw(width.bits());
                 }
-                first_stage = first_stage.with_fspm(Fspm::Level4.bits()).with_fsptptr(root.0);
+                let mode = if width == Agaw::Bits57 { Fspm::Level5 } else { Fspm::Level4 };
+                first_stage = first_stage.with_fspm(mode.bits()).with_fsptptr(root.0);
             } else {
-                low =
-                    low.with_pgtt(Pgtt::SecondStage.bits()).with_aw(Agaw::Bits48.bits()).with_ssptptr(root.0);
+                low = low
+                    .with_pgtt(Pgtt::SecondStage.bits())
+                    .with_aw(width(&desc)?.bits())
+                    .with_ssade(desc.dirty)
+                    .with_ssptptr(root.0);
             }
         }
         Target::Nested { .. } => return Err(Incompatible::NoNesting),

@@ -19,9 +19,8 @@
 //! # Not here yet
 //!
 //! Caching mode, write buffers that software must flush (RWBF), and adopting another kernel's tables
-//! are refused at start. Accessed and dirty bits
-//! of the second stage (SSADE), tables of 3 and 5 levels, nested translation, host permission tables
-//! and interrupt remapping are not used. PASIDs have at most 15 bits, since a directory is one frame.
+//! are refused at start. Nested translation, host permission tables and interrupt remapping are not
+//! used. PASIDs have at most 15 bits, since a directory is one frame.
 
 mod attach;
 mod devices;
@@ -112,7 +111,12 @@ impl<P: Platform> Vtd<P> {
             tables: Tables::new(platform.clone(), &unit),
             devices: Devices::new(&platform),
             queue: Queue::new(regs.clone(), platform.clone(), &unit, interrupt),
-            requests: Requests::new(regs.clone(), platform.clone(), options.private_data),
+            requests: Requests::new(
+                regs.clone(),
+                platform.clone(),
+                options.private_data,
+                unit.address_bits(),
+            ),
             regs,
             unit,
             options,

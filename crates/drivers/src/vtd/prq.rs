@@ -20,6 +20,8 @@ pub(super) struct Requests<P: Platform> {
     mem: P,
     /// Private data of requests are taken as such, and given back.
     private_data: bool,
+    /// Bits of the widest address that a table of the unit translates.
+    address_bits: u32,
     state: P::Lock<Option<State>>,
 }
 
@@ -36,9 +38,9 @@ struct State {
 }
 
 impl<P: Platform> Requests<P> {
-    pub(super) fn new(regs: Regs<P>, mem: P, private_data: bool) -> Requests<P> {
+    pub(super) fn new(regs: Regs<P>, mem: P, private_data: bool, address_bits: u32) -> Requests<P> {
         let state = mem.lock(None);
-        Requests { regs, mem, private_data, state }
+        Requests { regs, mem, private_data, address_bits, state }
     }
 
     /// Programs an empty queue.
@@ -152,9 +154,9 @@ impl<P: Platform> Requests<P> {
         match self.private_data {
             true => {
                 let (qw, private) = private_data::take_from_request([q0, q1, q2, q3]);
-                decode(qw, private)
+                decode(qw, private, self.address_bits)
             }
-            false => decode([q0, q1, q2, q3], None),
+            false => decode([q0, q1, q2, q3], None, self.address_bits),
         }
     }
 }
@@ -171,7 +173,7 @@ pub(super) enum Decoded {
 }
 
 /// Decodes an entry out of which private data were taken before, where the unit has them.
-pub(super) fn decode(qw: [u64; 4], private: Option<PrivateData>) -> Decoded {
+pub(super) fn decode(qw: [u64; 4], private: Option<PrivateData>, address_bits: u32) -> Decoded {
     let d = page_req::PageRequest::from_qwords(qw);
     let request = PageRequest {
         source: SourceId(d.rid().into()),
@@ -195,18 +197,18 @@ pub(super) fn decode(qw: [u64; 4], private: Option<PrivateData>) -> Decoded {
         return Decoded::StopMarker;
     }
     let may_be_asked = (d.rdr() || d.wrr())
-        && is_canonical(request.address)
+        && is_canonical(request.address, address_bits)
         // SRE is never set, and no format has execute permission.
         && !request.privileged
         && !request.exec;
     if well_formed && may_be_asked { Decoded::Request(request) } else { Decoded::Malformed(request) }
 }
 
-/// Whether an address fits a second stage of 48 bits, or the upper half that a first stage of 4
-/// levels has (`[V]` 3.6). The table that it meets knows its own width.
-fn is_canonical(address: u64) -> bool {
-    let upper = address >> 47;
-    upper <= 1 || upper == u64::MAX >> 47
+/// Whether an address fits a second stage of so many bits, or the upper half that a first stage of
+/// as many has (`[V]` 3.6). The table that it meets knows its own width.
+fn is_canonical(address: u64, bits: u32) -> bool {
+    let upper = address >> (bits - 1);
+    upper <= 1 || upper == u64::MAX >> (bits - 1)
 }
 
 /// The response to the request that gave `vendor`: addressed as that was, with its private data

@@ -22,6 +22,9 @@ static INTERRUPT_RANGE: [(u64, u64); 1] = [(INTERRUPT_RANGE_START, INTERRUPT_RAN
 const DIRECTORY_PASID_BITS: u32 =
     (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE * PASID_TABLE_ENTRIES).ilog2();
 
+/// Width of a table for which nobody asked for one, where the unit has it.
+const USUAL_BITS: u8 = 48;
+
 /// Entries of the page-request queue, which is one frame; it holds one request less (`[V]` 7.4.1).
 pub(super) const PRQ_ENTRIES: u32 =
     (portcullis_pgtable::FRAME_SIZE / portcullis_spec::vtd::page_req::PAGE_REQ_SIZE) as u32;
@@ -38,6 +41,14 @@ pub(super) struct Unit {
     pub(super) first_stage_width: bool,
     /// Host address width.
     haw: u8,
+}
+
+/// One walk of a unit.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    levels: u8,
+    /// Bits of the IOVAs that a table for it can have.
+    input_bits: u8,
 }
 
 impl Unit {
@@ -80,20 +91,50 @@ impl Unit {
         if !self.ecap.qi() {
             return Err(StartError::Unsupported("no queued invalidation (ECAP_REG.QI=0)"));
         }
-        if !self.second_stage() && !self.first_stage() {
-            return Err(StartError::Unsupported("neither a second stage of 4 levels nor a first stage"));
+        if self.walks(VTD_SECOND_STAGE).chain(self.walks(X86_FIRST_STAGE)).next().is_none() {
+            return Err(StartError::Unsupported("neither a second stage nor a first stage"));
         }
         Ok(())
     }
 
-    /// Whether second-stage tables of 4 levels can be walked.
-    pub(super) fn second_stage(&self) -> bool {
-        self.cap.supports(Agaw::Bits48) && (!self.scalable || self.ecap.ssts())
+    /// The walks that the unit has for tables of a format, the shortest first. Second-stage tables
+    /// have the widths of SAGAW (`[V]` 11.4.2); first-stage ones 4 levels and with FS5LP 5, and of
+    /// what these reach software uses the lower canonical half only (`[V]` 3.6). MGAW limits both.
+    fn walks(&self, id: FormatId) -> impl Iterator<Item = Walk> {
+        let first = id == X86_FIRST_STAGE;
+        let known = match first {
+            true => self.scalable && self.ecap.fsts(),
+            false => id == VTD_SECOND_STAGE && (!self.scalable || self.ecap.ssts()),
+        };
+        let has = move |width: Agaw| match (first, width) {
+            (false, width) => self.cap.supports(width),
+            (true, Agaw::Bits39) => false,
+            (true, Agaw::Bits48) => true,
+            (true, Agaw::Bits57) => self.cap.fs5lp(),
+        };
+        let half = u32::from(first);
+        let most = self.cap.guest_address_width();
+        Agaw::ALL
+            .iter()
+            .filter(move |w| known && has(**w))
+            .map(move |w| Walk { levels: w.levels() as u8, input_bits: (w.width() - half).min(most) as u8 })
     }
 
-    /// Whether first-stage tables can be walked.
-    pub(super) fn first_stage(&self) -> bool {
-        self.scalable && self.ecap.fsts()
+    /// The widest input of a format's walks; `None` where the unit has none.
+    fn widest(&self, id: FormatId) -> Option<u8> {
+        self.walks(id).map(|w| w.input_bits).max()
+    }
+
+    /// Bits of the widest address that a page request can be about, of any table.
+    pub(super) fn address_bits(&self) -> u32 {
+        let five = |id| self.walks(id).any(|w| w.levels == 5);
+        if five(VTD_SECOND_STAGE) || five(X86_FIRST_STAGE) { 57 } else { 48 }
+    }
+
+    /// Whether the walks of a format note writes in the entries: the first stage always does, the
+    /// second with SSADE (`[V]` 3.6.2, 3.7.2); neither where the walk does not snoop (`[V]` 3.10).
+    fn keeps_dirty(&self, id: FormatId) -> bool {
+        self.scalable && self.coherent_tables() && (id == X86_FIRST_STAGE || self.ecap.ssads())
     }
 
     /// Page requests need scalable mode (`[V]` 7.4), and a drain that can be proved: without PDS the
@@ -140,38 +181,61 @@ impl Unit {
 
     /// The format and the configuration for a new table.
     pub(super) fn table(&self, request: TableRequest) -> Result<(FormatId, Config), PrepareError> {
-        let id = match request.stage {
-            Stage::Any | Stage::Second if self.second_stage() => VTD_SECOND_STAGE,
-            Stage::Any | Stage::First if self.first_stage() => X86_FIRST_STAGE,
-            _ => return Err(Incompatible::NoCommonFormat.into()),
+        let ids: &[FormatId] = match request.stage {
+            Stage::Any => &[VTD_SECOND_STAGE, X86_FIRST_STAGE],
+            Stage::Second => &[VTD_SECOND_STAGE],
+            Stage::First => &[X86_FIRST_STAGE],
         };
-        let config = Config {
-            input_bits: self.input_bits(id),
+        // What keeps the preferred format from being used, where the unit has it.
+        let mut why = Incompatible::NoCommonFormat;
+        for &id in ids {
+            match self.table_of(id, request) {
+                Ok(config) => return Ok((id, config)),
+                Err(e) if why == Incompatible::NoCommonFormat => why = e,
+                Err(_) => {}
+            }
+        }
+        Err(why.into())
+    }
+
+    fn table_of(&self, id: FormatId, request: TableRequest) -> Result<Config, Incompatible> {
+        let widest = self.widest(id).ok_or(Incompatible::NoCommonFormat)?;
+        if request.dirty && !self.keeps_dirty(id) {
+            return Err(Incompatible::NoDirtyTracking);
+        }
+        let input_bits = match request.input_bits {
+            0 => widest.min(USUAL_BITS),
+            asked => asked,
+        };
+        let shortest = self.walks(id).find(|w| w.input_bits >= input_bits);
+        let walk = shortest.ok_or(Incompatible::InputWidth { table: input_bits, walker: widest })?;
+        Ok(Config {
+            input_bits,
             output_bits: self.haw,
             page_sizes: self.page_sizes(id) & request.page_sizes,
             coherent: self.coherent_tables(),
-            // SSADE stays 0. The first stage always keeps its bits ([V] 3.6.2).
-            accessed: false,
+            // SSADE is set for such tables only. The first stage always keeps its bits ([V] 3.6.2).
+            accessed: request.dirty,
             snoop: self.ecap.sc(),
-            levels: 4,
+            levels: walk.levels,
             ..Config::default()
-        };
-        Ok((id, config))
+        })
     }
 
     /// Whether a walk of this unit reads such a table right.
     pub(super) fn can_walk(&self, desc: &FormatDesc) -> Result<(), Incompatible> {
-        let known = (desc.id == VTD_SECOND_STAGE && self.second_stage())
-            || (desc.id == X86_FIRST_STAGE && self.first_stage());
-        if !known || desc.levels != 4 || desc.space != Space::Lower {
+        let widest = self.widest(desc.id).ok_or(Incompatible::NoCommonFormat)?;
+        if desc.space != Space::Lower {
             return Err(Incompatible::NoCommonFormat);
         }
         if desc.coherent && !self.coherent_tables() {
             return Err(Incompatible::NotCoherent);
         }
-        let walker = self.input_bits(desc.id);
-        if desc.input_bits > walker {
-            return Err(Incompatible::InputWidth { table: desc.input_bits, walker });
+        if desc.input_bits > widest {
+            return Err(Incompatible::InputWidth { table: desc.input_bits, walker: widest });
+        }
+        if !self.walks(desc.id).any(|w| w.levels == desc.levels && w.input_bits >= desc.input_bits) {
+            return Err(Incompatible::Levels(desc.levels));
         }
         if desc.output_bits > self.haw {
             return Err(Incompatible::Other("the table may lead beyond the unit's host address width"));
@@ -180,16 +244,10 @@ impl Unit {
         if desc.page_sizes & !walker != 0 {
             return Err(Incompatible::PageSizes { table: desc.page_sizes, walker });
         }
-        Ok(())
-    }
-
-    fn input_bits(&self, id: FormatId) -> u8 {
-        if id == X86_FIRST_STAGE {
-            // The lower canonical half ([V] 3.6).
-            47
-        } else {
-            self.cap.guest_address_width().min(48) as u8
+        if desc.dirty && !self.keeps_dirty(desc.id) {
+            return Err(Incompatible::NoDirtyTracking);
         }
+        Ok(())
     }
 
     fn page_sizes(&self, id: FormatId) -> u64 {

@@ -6,7 +6,10 @@ use super::{
 };
 use crate::pager::PAGE;
 use portcullis::{FaultKind, Scope, SourceId, driver::Stage as Table};
-use portcullis_models::{endpoint::Intent, vtd::Config};
+use portcullis_models::{
+    endpoint::Intent,
+    vtd::{Agaw, Config},
+};
 
 const BASE: u64 = 0x4000_0000;
 
@@ -117,6 +120,8 @@ pub fn variants() -> Vec<(&'static str, Config)> {
         ("few translations are kept", Config { iotlb_entries: 4, ..d() }),
         ("4 bits of domain id", Config { domain_id_bits: 4, ..d() }),
         ("4K pages only", Config { second_stage_2m: false, second_stage_1g: false, ..d() }),
+        ("3 levels", d().with_levels(Agaw::Bits39)),
+        ("5 levels", d().with_levels(Agaw::Bits57)),
         ("8 bits of PASID", Config { pasid_bits: 8, ..d() }),
     ]
 }

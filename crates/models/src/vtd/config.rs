@@ -21,6 +21,8 @@ pub struct Config {
     pub second_stage_1g: bool,
     /// CAP.FS1GP: 1 GiB pages in the first stage.
     pub first_stage_1g: bool,
+    /// CAP.FS5LP: 5 levels in the first stage.
+    pub first_stage_5_levels: bool,
     /// CAP.ND: width of domain ids in bits: 4, 6, 8, 10, 12, 14 or 16.
     pub domain_id_bits: u8,
     /// CAP.PSI: page-selective invalidation.
@@ -96,6 +98,7 @@ impl Default for Config {
             second_stage_2m: true,
             second_stage_1g: true,
             first_stage_1g: true,
+            first_stage_5_levels: false,
             domain_id_bits: 16,
             page_selective: true,
             max_address_mask: 18,
@@ -151,6 +154,18 @@ impl Config {
         }
     }
 
+    /// The same unit with walks of so many levels only: tables of that width in the second stage, 5
+    /// levels in the first where it is 5, and guest addresses no wider than that.
+    pub fn with_levels(self, width: Agaw) -> Self {
+        Config {
+            guest_address_width: width.width() as u8,
+            widths: vec![width],
+            first_stage_5_levels: width == Agaw::Bits57,
+            host_address_width: self.host_address_width.min(width.width() as u8),
+            ..self
+        }
+    }
+
     pub(super) fn ver(&self) -> Ver {
         Ver::new().with_max(self.major & 0xf)
     }
@@ -171,6 +186,7 @@ impl Config {
             .with_dwd(true)
             .with_drd(true)
             .with_fs1gp(self.first_stage_1g)
+            .with_fs5lp(self.first_stage && self.first_stage_5_levels)
             .with_esrtps(self.esrtps)
     }
 

@@ -278,8 +278,8 @@ impl Iotlb {
     }
 }
 
-/// Address bits below those that select a table of this level: 21 for level 1.
-fn table_shift(level: u8) -> u32 {
+/// Address bits that a table of this level and those below it resolve: 21 for level 1.
+pub(super) fn table_shift(level: u8) -> u32 {
     12 + 9 * u32::from(level)
 }
 

@@ -25,6 +25,7 @@ use crate::hash::Map;
 use crate::iommu::{Cx, Iommu, Lookups, Outcome, Width};
 
 pub use config::Config;
+pub use portcullis_spec::vtd::Agaw;
 
 use iotlb::{Iotlb, Pages};
 use queue::Queue;

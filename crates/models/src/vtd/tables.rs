@@ -62,6 +62,8 @@ pub(super) struct PasidContext {
     pub(super) agaw: Agaw,
     pub(super) second_stage: u64,
     pub(super) first_stage: u64,
+    /// Levels of the first-stage table, by FSPM.
+    pub(super) first_stage_levels: u8,
     /// SSADE.
     pub(super) accessed_dirty: bool,
     /// PWSNP.
@@ -357,15 +359,19 @@ fn check_pasid_entry(
     let Some(agaw) = agaw else {
         return fail(FaultReason::Spt4);
     };
-    if matches!(kind, Pgtt::FirstStage | Pgtt::Nested) && fs.paging_mode() != Some(Fspm::Level4) {
-        return fail(FaultReason::Spt4);
-    }
+    let first_stage_levels = match fs.paging_mode() {
+        Some(Fspm::Level5) if limits.cap.fs5lp() => 5,
+        Some(Fspm::Level4) => 4,
+        _ if matches!(kind, Pgtt::FirstStage | Pgtt::Nested) => return fail(FaultReason::Spt4),
+        _ => 4,
+    };
     Ok(PasidContext {
         kind,
         did: low.did(),
         agaw,
         second_stage: low.ssptptr(),
         first_stage: fs.fsptptr(),
+        first_stage_levels,
         accessed_dirty: low.ssade(),
         snooped: low.pwsnp(),
         supervisor: fs.sre(),

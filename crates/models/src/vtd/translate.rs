@@ -8,7 +8,7 @@ use portcullis_spec::vtd::{INTERRUPT_RANGE_START, in_interrupt_range};
 
 use super::Vtd;
 use super::faults::Fault;
-use super::iotlb::{Entry, Key, NO_PASID, Stage, Tag};
+use super::iotlb::{Entry, Key, NO_PASID, Stage, Tag, table_shift};
 use super::tables::{Check, Context, LegacyContext, PasidContext, Refusal};
 use super::walk::{Leaf, Need, Start, walk};
 use crate::adversary::Action;
@@ -257,11 +257,12 @@ impl Vtd {
                 return Ok(unity(Tag { did: p.did, pasid, stage: Stage::PassThrough }, addr, p.fpd));
             }
             Pgtt::FirstStage => {
-                // Canonical: bits 63:48 repeat bit 47.
-                if ((addr as i64) << 16 >> 16) as u64 != addr {
+                // Canonical: the bits above those translated repeat the highest of them.
+                let above = 64 - table_shift(p.first_stage_levels);
+                if ((addr as i64) << above >> above) as u64 != addr {
                     return fail(FaultReason::Sgn1);
                 }
-                (Stage::First, p.first_stage, 4)
+                (Stage::First, p.first_stage, p.first_stage_levels)
             }
             Pgtt::SecondStage => {
                 if above(addr, p.agaw.width().min(self.regs.cap.guest_address_width())) {

@@ -10,7 +10,7 @@ fn root(fake: &Fake) -> u64 {
 }
 
 /// The context entry of 01:02.3 in legacy mode.
-fn legacy_context(fake: &Fake) -> [u64; 2] {
+pub(super) fn legacy_context(fake: &Fake) -> [u64; 2] {
     let table = fake.peek(root(fake) + 16);
     assert_eq!(table & 0xfff, 1, "P and nothing else");
     assert_eq!(fake.peek(root(fake) + 16 + 8), 0);
@@ -28,7 +28,7 @@ fn context(fake: &Fake) -> [u64; 4] {
 }
 
 /// The PASID-table entry of one of its PASIDs.
-fn pasid_entry(fake: &Fake, pasid: u64) -> [u64; 8] {
+pub(super) fn pasid_entry(fake: &Fake, pasid: u64) -> [u64; 8] {
     let directory = context(fake)[0] & !0xfff;
     let table = fake.peek(directory + (pasid >> 6) * 8);
     assert_eq!(table & 0xfff, 1);
@@ -503,7 +503,9 @@ fn foreign_tables_are_checked() {
     let output_bits = 52;
     assert!(vtd.can_walk(&FormatDesc { output_bits, ..good }).is_err());
     let levels = 5;
-    assert!(vtd.can_walk(&FormatDesc { levels, ..good }).is_err());
+    assert_eq!(vtd.can_walk(&FormatDesc { levels, ..good }), Err(Incompatible::Levels(5)));
+    let dirty = true;
+    assert_eq!(vtd.can_walk(&FormatDesc { dirty, ..good }), Err(Incompatible::NoDirtyTracking));
 }
 
 #[test]

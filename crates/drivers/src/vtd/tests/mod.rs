@@ -5,6 +5,7 @@
 mod attach;
 mod comes_back;
 mod fake;
+mod levels;
 mod mute;
 mod private_data;
 mod recovery;
@@ -111,6 +112,7 @@ fn desc(id: FormatId) -> FormatDesc {
         output_bits: 46,
         page_sizes: 1 << 12 | 1 << 21,
         coherent: true,
+        dirty: false,
     }
 }
 

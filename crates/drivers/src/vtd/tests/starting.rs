@@ -131,8 +131,8 @@ fn refusals_say_why() {
     assert!(matches!(e, StartError::Unsupported(why) if why.contains("write buffers")));
     let e = refused(cap(), legacy_ecap().with_qi(false));
     assert!(matches!(e, StartError::Unsupported(why) if why.contains("queued invalidation")));
-    let e = refused(cap().with_sagaw(0b00010), legacy_ecap());
-    assert!(matches!(e, StartError::Unsupported(why) if why.contains("4 levels")));
+    let e = refused(cap().with_sagaw(0b10001), legacy_ecap());
+    assert!(matches!(e, StartError::Unsupported(why) if why.contains("second stage")), "reserved widths");
     let e = refused(cap().with_nd(7), legacy_ecap());
     assert!(matches!(e, StartError::Hardware(_)));
 
