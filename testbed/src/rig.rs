@@ -42,6 +42,32 @@ impl Form {
     }
 }
 
+/// A form, and how deep its tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// The form.
+    pub form: Form,
+    /// Levels of the walk: 3, 4 or 5, and at least 4 in a first stage.
+    pub levels: u8,
+}
+
+impl From<Form> for Shape {
+    /// Four levels, as most tables have.
+    fn from(form: Form) -> Shape {
+        Shape { form, levels: 4 }
+    }
+}
+
+impl Shape {
+    /// Bits of the IOVAs that such a table translates: of a first stage the lower canonical half
+    /// (`[V]` 3.6).
+    #[must_use]
+    pub fn input_bits(self) -> u8 {
+        let reach = 12 + 9 * self.levels;
+        if self.form.stage() == Stage::First { reach - 1 } else { reach }
+    }
+}
+
 /// What stands behind the scenarios: hardware is one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -134,8 +160,8 @@ pub trait Rig {
     /// What it is.
     fn kind(&self) -> Kind;
 
-    /// How its unit translates.
-    fn form(&self) -> Form;
+    /// How its unit translates, and how deep.
+    fn shape(&self) -> Shape;
 
     /// Its platform's handle.
     fn platform(&self) -> &Self::P;

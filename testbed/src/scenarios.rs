@@ -10,7 +10,7 @@ mod entries;
 mod faults;
 mod invalidation;
 
-pub use access::{a_read_only_page, identity, large_pages, large_transfers, scattered_pages};
+pub use access::{a_read_only_page, huge_pages, identity, large_pages, large_transfers, scattered_pages};
 pub use attaching::{
     blocked_until_attached, detached, direct_region, domain_switch, one_domain_for_two, reset,
     switch_to_identity, switch_to_nothing, two_devices_two_domains,

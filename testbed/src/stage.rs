@@ -35,6 +35,9 @@ pub const PAGE: u64 = FRAME_SIZE as u64;
 /// Bytes of a large page.
 pub const LARGE: u64 = 1 << 21;
 
+/// Bytes of the largest leaf.
+pub const GIB: u64 = 1 << 30;
+
 /// The oracle's number for what a device reaches by its direct regions.
 const DIRECT: u64 = u64::MAX;
 
@@ -150,9 +153,12 @@ impl<R: Rig> Stage<R> {
     }
 
     fn space_of(&mut self, device: &Device<R::P>, page_sizes: u64) -> Space<R::P> {
-        let table = TableRequest { stage: self.rig.form().stage(), page_sizes };
+        let shape = self.rig.shape();
+        let (stage, input_bits) = (shape.form.stage(), shape.input_bits());
+        let table = TableRequest { stage, page_sizes, input_bits, ..TableRequest::default() };
         let options = DomainOptions { table, ..DomainOptions::default() };
         let domain = self.rig.iommu().external_domain(&[device], options, None::<Nobody>).expect("a domain");
+        assert_eq!(domain.format().map(|f| f.levels), Some(shape.levels));
         let phys = self.rig.ram().page().expect("a page");
         let space = Space { domain, outlet: Outlet { iova: OUTLET, phys } };
         self.map(&space, OUTLET, phys, PAGE, RW);
@@ -185,6 +191,34 @@ impl<R: Rig> Stage<R> {
             self.rig.oracle().map(space.domain.id(), iova + offset, phys.0 + offset, PAGE, write);
         }
         space.domain.map_range(iova, phys, len, prot).expect("it can be mapped");
+    }
+
+    /// Maps all of memory by one leaf of 1 GiB at `iova`, where there is much that is not memory
+    /// beside it. Returns the address at which `phys` is then.
+    pub fn map_all_by_one_leaf(&self, space: &Space<R::P>, iova: u64) -> impl Fn(Phys) -> u64 + use<R> {
+        let first = self.yard.base & !(GIB - 1);
+        assert!(first + GIB >= self.yard.end(), "the yard lies in one GiB");
+        space.domain.map_range(iova, Phys(first), GIB, RW).expect("it can be mapped");
+        let at = move |phys: Phys| iova + (phys.0 - first);
+        // The oracle is told of what the scenarios use, and no more.
+        for phys in (self.yard.base..self.yard.end()).step_by(FRAME_SIZE) {
+            self.rig.oracle().map(space.domain.id(), at(Phys(phys)), phys, PAGE, true);
+        }
+        at
+    }
+
+    /// Unmaps that leaf and syncs.
+    pub fn unmap_leaf_of_all(&self, space: &Space<R::P>, iova: u64) {
+        let mut unmapping = space.domain.unmapping();
+        unmapping.unmap(iova, GIB).expect("it is mapped");
+        unmapping.sync(&self.cx).expect("the hardware answers");
+        let start = iova + (self.yard.base & (GIB - 1));
+        self.unmapped(space, start, self.yard.end() - self.yard.base);
+    }
+
+    /// An address far from the others, which all tables of this depth translate.
+    pub fn far(&self) -> u64 {
+        1 << (self.rig.shape().input_bits() - 2)
     }
 
     /// Unmaps and syncs.
@@ -313,7 +347,7 @@ impl<R: Rig> Stage<R> {
 
     /// Whether the hardware does here otherwise than the manual.
     pub fn deviates(&self, deviation: &Deviation) -> bool {
-        deviation.shows(self.rig.kind(), self.rig.form())
+        deviation.shows(self.rig.kind(), self.rig.shape().form)
     }
 
     /// A write of which these parts land, and the rest is stopped. The fault is at the first page
@@ -376,7 +410,7 @@ impl<R: Rig> Stage<R> {
         assert_eq!(fault.access, access, "{fault}");
         // [V] 11.4.7.6: FI is the page.
         assert_eq!(fault.address, Some(iova & !(PAGE - 1)), "{fault}");
-        let (kind, form) = (self.rig.kind(), self.rig.form());
+        let (kind, form) = (self.rig.kind(), self.rig.shape().form);
         if let Some(other) = deviations::recorded_instead(kind, form, cause, access) {
             assert_eq!(fault.code, u32::from(other.bits()), "{fault}, {kind} deviates no more");
             return;
@@ -424,6 +458,10 @@ impl Yard {
             Yard { base, known: vec![0; Self::BYTES as usize], small: base, large: base + LARGE, salt: 1 };
         yard.renew(ram, &[(Phys(base), Self::BYTES as usize)]);
         yard
+    }
+
+    fn end(&self) -> u64 {
+        self.base + Self::BYTES
     }
 
     /// A page with an untouched one on either side.

@@ -1,8 +1,10 @@
 //! The conformance suite: every scenario, in every form, on the model, on the model in QEMU's place
-//! (over the qtest protocol, by the client that QEMU is driven with), and on QEMU.
+//! (over the qtest protocol, by the client that QEMU is driven with), and on QEMU. Tables have 4
+//! levels; besides, every scenario runs with 3 on the model and on QEMU, and with 5 on the model, for
+//! which QEMU has no unit.
 
 use portcullis_models::mutation::Mutations;
-use portcullis_testbed::rig::{Form, ModelRig, on_full_qemu, on_model, on_qemu, on_qtest_model, play};
+use portcullis_testbed::rig::{Form, ModelRig, Shape, on_full_qemu, on_model, on_qemu, on_qtest_model, play};
 use portcullis_testbed::scenarios;
 use portcullis_testbed::stage::Stage;
 
@@ -11,9 +13,20 @@ macro_rules! conformance {
     ($($scenario:ident: $($form:ident)+;)+) => {
         $(mod $scenario { $(conformance!(@form $scenario $form);)+ })+
     };
-    (@form $scenario:ident legacy) => { conformance!(@test $scenario legacy Legacy); };
-    (@form $scenario:ident second_stage) => { conformance!(@test $scenario second_stage ScalableSecond); };
-    (@form $scenario:ident first_stage) => { conformance!(@test $scenario first_stage ScalableFirst); };
+    (@form $scenario:ident legacy) => {
+        conformance!(@test $scenario legacy Legacy);
+        conformance!(@levels $scenario legacy_3_levels Legacy 3 qemu);
+        conformance!(@levels $scenario legacy_5_levels Legacy 5);
+    };
+    (@form $scenario:ident second_stage) => {
+        conformance!(@test $scenario second_stage ScalableSecond);
+        conformance!(@levels $scenario second_stage_3_levels ScalableSecond 3 qemu);
+        conformance!(@levels $scenario second_stage_5_levels ScalableSecond 5);
+    };
+    (@form $scenario:ident first_stage) => {
+        conformance!(@test $scenario first_stage ScalableFirst);
+        conformance!(@levels $scenario first_stage_5_levels ScalableFirst 5);
+    };
     (@form $scenario:ident first_stage_with_all) => {
         mod first_stage_with_all {
             use super::super::*;
@@ -23,6 +36,24 @@ macro_rules! conformance {
                 let name = concat!(stringify!($scenario), "::first_stage_with_all::qemu");
                 on_full_qemu(name, scenarios::$scenario);
             }
+        }
+    };
+    (@levels $scenario:ident $name:ident $form:ident $levels:literal $($qemu:ident)?) => {
+        mod $name {
+            use super::super::*;
+
+            const SHAPE: Shape = Shape { form: Form::$form, levels: $levels };
+
+            #[test]
+            fn model() {
+                on_model(SHAPE, scenarios::$scenario);
+            }
+
+            $(#[test]
+            fn $qemu() {
+                let name = concat!(stringify!($scenario), "::", stringify!($name), "::qemu");
+                on_qemu(name, SHAPE, scenarios::$scenario);
+            })?
         }
     };
     (@test $scenario:ident $name:ident $form:ident) => {
@@ -53,6 +84,7 @@ conformance! {
     large_transfers: legacy second_stage first_stage first_stage_with_all;
     a_read_only_page: legacy second_stage first_stage first_stage_with_all;
     large_pages: legacy second_stage first_stage first_stage_with_all;
+    huge_pages: legacy second_stage first_stage first_stage_with_all;
     identity: legacy second_stage first_stage first_stage_with_all;
     blocked_until_attached: legacy second_stage first_stage first_stage_with_all;
     detached: legacy second_stage first_stage first_stage_with_all;

@@ -13,7 +13,7 @@ use portcullis_machine::{
 };
 use portcullis_models::{
     adversary::{Action, Level},
-    vtd::Config,
+    vtd::{Agaw, Config},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -171,6 +171,26 @@ fn one_seed_is_one_run() {
             (b.schedule_hash(), b.ns, &b.verdict, &b.tally),
             "{name}"
         );
+    }
+}
+
+/// The main scenario where the tables have fewer levels than usual, and more.
+#[test]
+fn copies_through_3_and_5_levels() {
+    let input: std::sync::Arc<[u8]> = (0..24_000u32).map(|i| ((i * i) >> 7) as u8).collect();
+    let pool = Pool::default();
+    for width in [Agaw::Bits39, Agaw::Bits57] {
+        for seed in seeds(6) {
+            let config = CopyConfig {
+                seed,
+                adversary: Level::Hostile,
+                unit: Config { widths: vec![width], ..Config::default().with_levels(Agaw::Bits57) },
+                pool: pool.clone(),
+                ..CopyConfig::new(input.clone())
+            };
+            let report = copy::run(&config).expect("a run").report;
+            assert!(report.ok, "{width:?}, seed {seed}: {:?} {:?}", report.problems, report.invariants);
+        }
     }
 }
 

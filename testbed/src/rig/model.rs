@@ -21,7 +21,7 @@ use portcullis_models::mutation::Mutations;
 use portcullis_models::vtd as model;
 use portcullis_pgtable::FRAME_SIZE;
 
-use super::{Fetched, Form, INSTANCE, Kind, Outlet, Rig, Sent, Told, Who};
+use super::{Fetched, Form, INSTANCE, Kind, Outlet, Rig, Sent, Shape, Told, Who};
 use crate::stage::Stage;
 
 /// Schedules that each scenario runs under.
@@ -38,7 +38,7 @@ type Ended = Result<Vec<u8>, Failure>;
 
 /// The machine of the model, as the scenario's task sees it.
 pub struct ModelRig {
-    form: Form,
+    shape: Shape,
     platform: SimPlatform,
     iommu: Iommu<SimPlatform>,
     oracle: Oracle,
@@ -50,9 +50,10 @@ pub struct ModelRig {
 ///
 /// # Panics
 /// When the scenario fails, with its seed.
-pub fn on_model(form: Form, scenario: fn(&mut Stage<ModelRig>)) {
+pub fn on_model(shape: impl Into<Shape>, scenario: fn(&mut Stage<ModelRig>)) {
+    let shape = shape.into();
     for seed in SEEDS {
-        let verdict = play(form, seed, Mutations::default(), scenario);
+        let verdict = play(shape, seed, Mutations::default(), scenario);
         assert!(verdict.holds(), "seed {seed}: {verdict:#?}");
         assert!(verdict.isolation.checked > 0, "no access was looked at");
     }
@@ -62,13 +63,19 @@ pub fn on_model(form: Form, scenario: fn(&mut Stage<ModelRig>)) {
 ///
 /// # Panics
 /// When the scenario fails, with its seed.
-pub fn play(form: Form, seed: u64, mutations: Mutations, scenario: fn(&mut Stage<ModelRig>)) -> Verdict {
+pub fn play(
+    shape: impl Into<Shape>,
+    seed: u64,
+    mutations: Mutations,
+    scenario: fn(&mut Stage<ModelRig>),
+) -> Verdict {
+    let shape = shape.into();
     let mut sim = Sim::new(SimConfig::new(seed)).expect("memory");
     let oracle = Oracle::default();
     let memory = Arc::new(BusMemory(sim.platform().ram().clone()));
     let mut complex = Complex::new(memory, Box::new(oracle.clone()));
     complex.set_mutations(mutations);
-    let unit = complex.add_unit(Box::new(model::Vtd::new(config(form))));
+    let unit = complex.add_unit(Box::new(model::Vtd::new(config(shape))));
     let mut desks = BTreeMap::new();
     for who in Who::ALL {
         let desk = Desk::default();
@@ -93,7 +100,7 @@ pub fn play(form: Form, seed: u64, mutations: Mutations, scenario: fn(&mut Stage
 
     let watched = oracle.clone();
     sim.spawn("scenario", move |p| {
-        let mut stage = Stage::new(ModelRig::start(form, p.clone(), iommu, watched, desks));
+        let mut stage = Stage::new(ModelRig::start(shape, p.clone(), iommu, watched, desks));
         scenario(&mut stage);
         stage.close();
     });
@@ -105,18 +112,22 @@ pub fn play(form: Form, seed: u64, mutations: Mutations, scenario: fn(&mut Stage
 }
 
 /// Units like QEMU's, but that a fault of one requester does not keep another's from being
-/// recorded.
-pub(super) fn config(form: Form) -> model::Config {
-    match form {
+/// recorded. Where tables of 5 levels are wanted, it can do with fewer too.
+pub(super) fn config(shape: Shape) -> model::Config {
+    let unit = match shape.form {
         Form::Legacy => model::Config::legacy(),
         Form::ScalableSecond => model::Config { first_stage: false, ..model::Config::default() },
         Form::ScalableFirst => model::Config { second_stage: false, ..model::Config::default() },
+    };
+    match shape.levels {
+        5 => model::Config { widths: model::Agaw::ALL.to_vec(), ..unit.with_levels(model::Agaw::Bits57) },
+        _ => unit,
     }
 }
 
 impl ModelRig {
     fn start(
-        form: Form,
+        shape: Shape,
         platform: SimPlatform,
         iommu: Iommu<SimPlatform>,
         oracle: Oracle,
@@ -132,7 +143,7 @@ impl ModelRig {
         let vtd = Vtd::new(platform.clone(), Window(0), options);
         let cx = Sleep::in_sleepable_context();
         iommu.register(&cx, INSTANCE, Box::new(vtd), Start::Fresh).expect("the VT-d starts");
-        ModelRig { form, platform, iommu, oracle, desks, salt: 0 }
+        ModelRig { shape, platform, iommu, oracle, desks, salt: 0 }
     }
 
     fn access(&self, who: Who, iova: u64, intent: Intent) -> Ended {
@@ -161,8 +172,8 @@ impl Rig for ModelRig {
         Kind::Model
     }
 
-    fn form(&self) -> Form {
-        self.form
+    fn shape(&self) -> Shape {
+        self.shape
     }
 
     fn platform(&self) -> &SimPlatform {

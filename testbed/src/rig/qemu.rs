@@ -8,7 +8,7 @@ use portcullis_drivers::vtd::{Options, Vtd};
 use portcullis_machine::{memory::Ram, oracle::Oracle};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Fetched, Form, INSTANCE, Kind, Outlet, Rig, Sent, Told, Who};
+use super::{Fetched, Form, INSTANCE, Kind, Outlet, Rig, Sent, Shape, Told, Who};
 use crate::platform::{QemuPlatform, VTD};
 use crate::qemu::{DmaFailure, Edu, Qemu, TestDev};
 use crate::stage::{IOVA_SPACE, Stage};
@@ -26,7 +26,7 @@ const FILLER: u8 = 0xa5;
 pub struct QemuRig {
     kind: Kind,
     fault_registers: usize,
-    form: Form,
+    shape: Shape,
     qemu: Qemu,
     platform: QemuPlatform,
     iommu: Iommu<QemuPlatform>,
@@ -49,13 +49,14 @@ const EVERYTHING: &str = "scalable-mode=on,fsts=on,device-iotlb=on,pasid-bits=16
 ///
 /// # Panics
 /// When the scenario fails.
-pub fn on_qemu(name: &str, form: Form, scenario: fn(&mut Stage<QemuRig>)) {
-    let properties = match form {
+pub fn on_qemu(name: &str, shape: impl Into<Shape>, scenario: fn(&mut Stage<QemuRig>)) {
+    let shape = shape.into();
+    let properties = match shape.form {
         Form::Legacy => "",
         Form::ScalableSecond => "scalable-mode=on",
         Form::ScalableFirst => "scalable-mode=on,fsts=on",
     };
-    play(name, properties, form, scenario);
+    play(name, properties, shape, scenario);
 }
 
 /// The same with a first stage and everything else that QEMU's VT-d can do.
@@ -63,32 +64,33 @@ pub fn on_qemu(name: &str, form: Form, scenario: fn(&mut Stage<QemuRig>)) {
 /// # Panics
 /// When the scenario fails.
 pub fn on_full_qemu(name: &str, scenario: fn(&mut Stage<QemuRig>)) {
-    play(name, EVERYTHING, Form::ScalableFirst, scenario);
+    play(name, EVERYTHING, Form::ScalableFirst.into(), scenario);
 }
 
 /// Plays a scenario on our model in QEMU's place: by the same client, over the same protocol.
 ///
 /// # Panics
 /// When the scenario fails.
-pub fn on_qtest_model(form: Form, scenario: fn(&mut Stage<QemuRig>)) {
-    let unit = super::model::config(form);
+pub fn on_qtest_model(shape: impl Into<Shape>, scenario: fn(&mut Stage<QemuRig>)) {
+    let shape = shape.into();
+    let unit = super::model::config(shape);
     let fault_registers = unit.fault_records.into();
     let qemu = Qemu::start_model(unit).expect("the model starts");
-    let mut stage = Stage::new(QemuRig::new(qemu, Kind::Model, form, fault_registers));
+    let mut stage = Stage::new(QemuRig::new(qemu, Kind::Model, shape, fault_registers));
     scenario(&mut stage);
     stage.close();
 }
 
-fn play(name: &str, properties: &str, form: Form, scenario: fn(&mut Stage<QemuRig>)) {
+fn play(name: &str, properties: &str, shape: Shape, scenario: fn(&mut Stage<QemuRig>)) {
     if let Some(qemu) = Qemu::start_or_skip(name, properties) {
-        let mut stage = Stage::new(QemuRig::new(qemu, Kind::Qemu, form, 1));
+        let mut stage = Stage::new(QemuRig::new(qemu, Kind::Qemu, shape, 1));
         scenario(&mut stage);
         stage.close();
     }
 }
 
 impl QemuRig {
-    fn new(qemu: Qemu, kind: Kind, form: Form, fault_registers: usize) -> Self {
+    fn new(qemu: Qemu, kind: Kind, shape: Shape, fault_registers: usize) -> Self {
         let platform = QemuPlatform::new(&qemu).expect("memory");
         let stock: Vec<u8> = (0..HALF).map(|i| (i * 31 + (i >> 8) * 7 + 1) as u8).collect();
         let page = platform.ram().page().expect("a page");
@@ -117,7 +119,7 @@ impl QemuRig {
         QemuRig {
             kind,
             fault_registers,
-            form,
+            shape,
             qemu,
             platform,
             iommu,
@@ -174,8 +176,8 @@ impl Rig for QemuRig {
         self.kind
     }
 
-    fn form(&self) -> Form {
-        self.form
+    fn shape(&self) -> Shape {
+        self.shape
     }
 
     fn platform(&self) -> &QemuPlatform {

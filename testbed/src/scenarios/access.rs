@@ -4,7 +4,7 @@ use portcullis_pgtable::{Phys, Prot};
 
 use crate::deviations::{self, Cause};
 use crate::rig::{Rig, Who};
-use crate::stage::{LARGE, PAGE, RW, Stage};
+use crate::stage::{GIB, LARGE, PAGE, RW, Stage};
 
 const IOVA: u64 = 0x100_0000;
 
@@ -12,8 +12,9 @@ const IOVA: u64 = 0x100_0000;
 pub fn scattered_pages<R: Rig>(s: &mut Stage<R>) {
     let device = s.add(Who::First);
     let space = s.space(&device);
-    // A neighbour, another table of each level, and the last page of 47 bits.
-    let iovas = [IOVA, IOVA + PAGE, IOVA + LARGE, 1 << 31, 1 << 40, (1 << 47) - PAGE];
+    // A neighbour, another table of each level, and the last page that the table has.
+    let last = (1 << s.rig.shape().input_bits()) - PAGE;
+    let iovas = [IOVA, IOVA + PAGE, IOVA + LARGE, 1 << 31, s.far(), last];
     let pages = iovas.map(|iova| {
         let page = s.page();
         s.map(&space, iova, page, PAGE, RW);
@@ -95,6 +96,38 @@ pub fn large_pages<R: Rig>(s: &mut Stage<R>) {
         s.write_stopped(Who::First, iova + offset, 64, Cause::NotMapped);
     }
     s.detach(at);
+}
+
+/// A leaf of 1 GiB: one walk serves all of it, one unmap takes all of it, and then small pages can
+/// be where it was.
+pub fn huge_pages<R: Rig>(s: &mut Stage<R>) {
+    let device = s.add(Who::First);
+    let space = s.space(&device);
+    let (large, small) = (s.large(), s.page());
+    let attached = s.attach(&device, &space);
+    for iova in [5 * GIB, 9 * GIB] {
+        let at = s.map_all_by_one_leaf(&space, iova);
+        let leaf = space.domain.lookup(at(large) + 0x123).expect("it is mapped");
+        assert_eq!((leaf.start, leaf.size, leaf.phys), (iova, GIB, Phys(large.0 + 0x123)));
+        let parts = [0, LARGE / 2 - 32, LARGE - PAGE, LARGE - 64].map(|o| Phys(large.0 + o));
+        for part in parts.into_iter().chain([small]) {
+            s.lands(Who::First, at(part), &[(part, 64)]);
+            s.fetches(&attached, at(part), part, 64);
+        }
+        s.write_stopped(Who::First, iova - 64, 64, Cause::NotMapped);
+        s.write_stopped(Who::First, iova + GIB, 64, Cause::NotMapped);
+        s.unmap_leaf_of_all(&space, iova);
+        for part in parts.into_iter().chain([small]) {
+            s.write_stopped(Who::First, at(part), 16, Cause::NotMapped);
+        }
+        // A small page of the same address leads elsewhere, and nothing else is there.
+        s.map(&space, at(large), small, PAGE, RW);
+        s.lands(Who::First, at(large), &[(small, 64)]);
+        s.write_stopped(Who::First, at(large) + PAGE, 64, Cause::NotMapped);
+        s.write_stopped(Who::First, at(small), 64, Cause::NotMapped);
+        s.unmap(&space, at(large), PAGE);
+    }
+    s.detach(attached);
 }
 
 /// The identity domain: all of memory, at its own addresses.

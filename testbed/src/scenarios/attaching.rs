@@ -58,7 +58,7 @@ pub fn domain_switch<R: Rig>(s: &mut Stage<R>) {
     s.map(&two, shared, b, PAGE, RW);
     s.map(&one, only_one.0, only_one.1, PAGE, RW);
     s.map(&two, only_two.0, only_two.1, PAGE, RW);
-    let wanted = match s.rig.form() {
+    let wanted = match s.rig.shape().form {
         Form::Legacy | Form::ScalableSecond => Replaced::Hitless,
         Form::ScalableFirst => Replaced::ThroughBlocked,
     };
@@ -184,7 +184,7 @@ pub fn direct_region<R: Rig>(s: &mut Stage<R>) {
     let space = s.space(&device);
     s.map(&space, IOVA, page, PAGE, RW);
     let attached = s.try_attach(&device, &space);
-    if s.rig.form() == Form::ScalableFirst {
+    if s.rig.shape().form == Form::ScalableFirst {
         assert!(matches!(attached, Err(AttachError::NotHitless(_))));
     } else {
         let at = attached.expect("the device is attached");

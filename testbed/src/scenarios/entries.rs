@@ -59,7 +59,7 @@ pub fn end_of_pass_through<R: Rig>(s: &mut Stage<R>) {
 
 /// AW of a PASID-table entry with a first stage: it has no say.
 pub fn address_width_of_a_first_stage<R: Rig>(s: &mut Stage<R>) {
-    assert_eq!(s.rig.form(), Form::ScalableFirst);
+    assert_eq!(s.rig.shape().form, Form::ScalableFirst);
     let device = s.add(Who::Teller);
     let space = s.space(&device);
     let (low, high) = (s.page(), s.page());

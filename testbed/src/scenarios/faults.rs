@@ -36,7 +36,7 @@ pub fn unmapped<R: Rig>(s: &mut Stage<R>) {
     let page = s.page();
     s.map(&space, IOVA, page, PAGE, RW);
     let (at, told) = (s.attach(&device, &space), s.attach(&teller, &space));
-    for hole in [IOVA + PAGE, IOVA - PAGE, 0, 0x4000_0000, 1 << 40, page.0] {
+    for hole in [IOVA + PAGE, IOVA - PAGE, 0, 0x4000_0000, s.far(), page.0] {
         s.write_stopped(Who::First, hole + 0x40, 64, Cause::NotMapped);
         s.read_stopped(&at, hole + 0x80, 64, Cause::NotMapped);
         s.write_stopped(Who::Teller, hole + 0x100, 64, Cause::NotMapped);
@@ -50,14 +50,15 @@ pub fn unmapped<R: Rig>(s: &mut Stage<R>) {
     s.detach(at);
 }
 
-/// An address with more bits than any table here.
+/// An address with more bits than the table.
 pub fn too_wide<R: Rig>(s: &mut Stage<R>) {
     let device = s.add(Who::Teller);
     let space = s.space(&device);
     let page = s.page();
     s.map(&space, IOVA, page, PAGE, RW);
     let at = s.attach(&device, &space);
-    for bit in [48, 52, 63] {
+    let first = u32::from(s.rig.shape().input_bits());
+    for bit in [first, (first + 63) / 2, 63] {
         s.write_stopped(Who::Teller, 1 << bit | IOVA, 64, Cause::TooWide);
     }
     s.lands(Who::Teller, IOVA, &[(page, 64)]);

@@ -99,7 +99,7 @@ pub fn tables_are_freed_after_the_sync<R: Rig>(s: &mut Stage<R>) {
     let at = s.attach(&device, &space);
     let memory = s.large();
     // Tables of all levels below the root, for this range alone.
-    let iova = 1 << 40;
+    let iova = s.far();
     let tables = |s: &Stage<R>| s.rig.ram().count().tables;
     let before = tables(s);
     s.map(&space, iova, memory, LARGE, RW);

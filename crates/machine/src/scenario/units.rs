@@ -120,7 +120,7 @@ pub fn variants() -> Vec<(&'static str, Config)> {
         ("few translations are kept", Config { iotlb_entries: 4, ..d() }),
         ("4 bits of domain id", Config { domain_id_bits: 4, ..d() }),
         ("4K pages only", Config { second_stage_2m: false, second_stage_1g: false, ..d() }),
-        ("3 levels", d().with_levels(Agaw::Bits39)),
+        ("3 levels", Config { widths: vec![Agaw::Bits39], ..d() }),
         ("5 levels", d().with_levels(Agaw::Bits57)),
         ("8 bits of PASID", Config { pasid_bits: 8, ..d() }),
     ]

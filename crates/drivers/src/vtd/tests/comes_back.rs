@@ -165,6 +165,24 @@ fn what_no_device_may_ask_is_malformed() {
 }
 
 #[test]
+fn where_tables_have_5_levels_requests_are_as_wide() {
+    for (sagaw, fs5lp) in [(0b01000, false), (0b00100, true)] {
+        let cap = cap().with_sagaw(sagaw).with_mgaw(56).with_fs5lp(fs5lp);
+        for (address, fits) in [
+            (0xffff_7fff_ffff_f000, true),
+            (0x01ff_ffff_ffff_f000, true),
+            (0x0200_0000_0000_0000, false),
+            (0xfeff_ffff_ffff_f000, false),
+        ] {
+            let (fake, vtd) = running(cap, scalable_ecap());
+            arrive(&fake, &[read_last(WITHOUT, address)]);
+            let seen = only(turn(&vtd, 10).0);
+            assert_eq!(matches!(seen, Seen::Request(_)), fits, "{address:#x}: {seen:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stop_marker_is_passed_and_not_told() {
     let (fake, vtd) = scalable();
     arrive(&fake, &[[WITH_PASID, 0b100, 0, 0], read_last(WITHOUT, 0x1000)]);

@@ -49,6 +49,8 @@ pub struct CopyConfig {
     pub strategy: Option<Strategy>,
     /// Faults planted in the model, for tests.
     pub mutations: Mutations,
+    /// The unit, but for its time-outs on threads.
+    pub unit: vtd::Config,
     /// Memory and stacks to use again from run to run.
     pub pool: Pool,
     /// Is told of everything that happens.
@@ -71,6 +73,7 @@ impl CopyConfig {
             adversary: Level::Off,
             threads: None,
             strategy: None,
+            unit: vtd::Config::default(),
             mutations: Mutations::default(),
             pool: Pool::default(),
             trace: None,
@@ -99,10 +102,10 @@ impl CopyConfig {
     /// The unit. A processor that does not get to step the hardware for a while must not look like a
     /// device that does not answer.
     pub(super) fn unit(&self) -> vtd::Config {
-        let default = vtd::Config::default();
+        let unit = self.unit.clone();
         match self.threads {
-            Some(_) => vtd::Config { device_tlb_timeout: DEVICE_TLB_TIMEOUT_ON_THREADS, ..default },
-            None => default,
+            Some(_) => vtd::Config { device_tlb_timeout: DEVICE_TLB_TIMEOUT_ON_THREADS, ..unit },
+            None => unit,
         }
     }
 
