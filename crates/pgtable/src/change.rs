@@ -95,13 +95,12 @@ impl<F: Format, M: TableMem> Table<F, M> {
             if self.tracking.load(Ordering::Acquire) {
                 return Err(ChangeError::Tracking);
             }
-            if !self.format.in_place().split {
-                return Err(self.needs_break(&found));
-            }
-            if found.size_bits > F::shift(found.level) {
-                self.split_many(&found);
-            } else {
-                self.split_one(&found)?;
+            let many = found.size_bits > F::shift(found.level);
+            let in_place = self.format.in_place();
+            match (many, in_place.split_many, in_place.split) {
+                (true, true, _) => self.split_many(&found),
+                (false, _, true) => self.split_one(&found)?,
+                _ => return Err(self.needs_break(&found)),
             }
             let start = self.iova(found.start);
             gather.add_leaves(start, start + low(found.size_bits), 1 << found.size_bits);

@@ -151,7 +151,7 @@ pub fn read<F: Format>(
     let index_bits = input_bits.saturating_sub(F::shift(levels));
     let mut walk = Reading::<F> {
         image,
-        format: F::new(config),
+        format: F::new(&Config { input_bits: input_bits as u8, ..*config }),
         seen: BTreeSet::from([top.root]),
         run: None,
         mapped,

@@ -97,7 +97,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let (levels, input_bits) = extent::<F>(&config, space);
         let root_order = F::root_bits(input_bits, levels).saturating_sub(FRAME_SIZE.ilog2());
         let root = mem.frames(root_order)?;
-        let format = F::new(&config);
+        let format = F::new(&Config { input_bits, ..config });
         let table = Table {
             format,
             top: AtomicU64::new(pack(Top { root: root.phys(), levels })),

@@ -25,9 +25,9 @@
 //! 5. [`Format::parked`] and [`Format::settle`] need bits that the walker ignores.
 //! 6. [`Format::in_place`] says what the manual lets software do to a leaf that is in use.
 //!
-//! Then write golden entries as literals from the manual in the file's tests, write a walker for
-//! it in `tests/common`, and add the format to the list in `tests/model.rs`: the random comparison
-//! against a plain map covers the rest.
+//! Then write golden entries as literals from the manual in the file's tests, and in `tests/golden`
+//! tables as lists of the manual's fields; write a walker for it in `tests/common`, and add the
+//! format to the list in `tests/model.rs`: the random comparison against a plain map covers the rest.
 
 use crate::{
     mem::{FRAME_SIZE, Phys, Word},
@@ -68,10 +68,20 @@ pub struct Config {
     pub memory_types: bool,
     /// Whether the walkers check execute permission, for formats in which that is an extension.
     pub execute: bool,
-    /// Whether the walkers stand a leaf being replaced by smaller ones, and attributes of leaves
-    /// of several entries being changed, without an invalid entry in between, for formats in which
-    /// that is an extension.
-    pub hitless: bool,
+    /// What the walkers stand without an invalid entry in between, for formats in which that is an
+    /// extension.
+    pub hitless: Hitless,
+}
+
+/// Changes of leaf sizes that walkers stand while they use the leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hitless {
+    /// None.
+    No,
+    /// A leaf of several entries may become leaves of one, entry after entry.
+    Entries,
+    /// A table may take the place of a leaf too.
+    Tables,
 }
 
 impl Default for Config {
@@ -89,7 +99,7 @@ impl Default for Config {
             snoop: false,
             memory_types: false,
             execute: false,
-            hitless: false,
+            hitless: Hitless::No,
         }
     }
 }
@@ -136,17 +146,19 @@ pub enum Entry {
 /// What software may do to a leaf that walkers use, without making it invalid in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InPlace {
-    /// Replace a leaf by a table, or by smaller leaves, that translate to the same.
+    /// Replace a leaf of one entry by a table that translates to the same.
     pub split: bool,
+    /// Make a leaf of several entries as many leaves of one, one entry after the other.
+    pub split_many: bool,
     /// Change permissions of a leaf of several entries, one entry after the other.
     pub permissions_of_many: bool,
 }
 
 impl InPlace {
     /// Everything.
-    pub const ALL: InPlace = InPlace { split: true, permissions_of_many: true };
-    /// Nothing but changes of a single entry's permissions.
-    pub const NONE: InPlace = InPlace { split: false, permissions_of_many: false };
+    pub const ALL: InPlace = InPlace { split: true, split_many: true, permissions_of_many: true };
+    /// Nothing but what [`Format::protect`] does to a single entry.
+    pub const NONE: InPlace = InPlace { split: false, split_many: false, permissions_of_many: false };
 }
 
 /// A page-table format. See the module's documentation for how to write one.

@@ -26,7 +26,7 @@ pub mod testing;
 mod unmap;
 
 pub use engine::Table;
-pub use format::{AccessBits, Config, Entry, Format, InPlace};
+pub use format::{AccessBits, Config, Entry, Format, Hitless, InPlace};
 pub use formats::{
     AMD_V1, AMD_V2, ARM_MAIR, AmdV1, AmdV1Mock, AmdV2, ArmStage1, ArmStage2, RISCV_FIRST_STAGE,
     RISCV_SECOND_STAGE, ROCKCHIP_V2, RiscvFirstStage, RiscvSecondStage, RockchipV2, VTD_SECOND_STAGE,

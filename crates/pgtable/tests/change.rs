@@ -5,7 +5,8 @@ mod common;
 
 use common::{Found, Walked, config, walk, walk_as};
 use portcullis_pgtable::{
-    AmdV1, ArmStage2, ChangeError, Config, Gather, IoTable, Phys, Prot, Table, TableMem, VtdSecondStage,
+    AmdV1, ArmStage2, ChangeError, Config, Gather, Hitless, IoTable, Phys, Prot, RiscvSecondStage, Table,
+    TableMem, VtdSecondStage,
     formats::size::{G1, K4, M2},
     testing::{HeapMem, Moment},
 };
@@ -134,7 +135,20 @@ fn what_hardware_does_not_stand_is_refused() {
     assert_eq!(protect(&*t, M2, M2, READ).unwrap().range(), Some((M2, 2 * M2 - 1)));
     assert_eq!(t.lookup(M2).map(|l| l.prot), Some(READ));
 
-    let bbm = Config { hitless: true, ..arm };
+    // From level 1 on the Contiguous bit may change, from level 2 on everything.
+    let bbm = Config { hitless: Hitless::Entries, ..arm };
+    let t = table::<ArmStage2<12>>(&mem, bbm);
+    t.map(0, Phys(0), K64, RW).unwrap();
+    t.map(M2, Phys(M2), 16 * M2, RW).unwrap();
+    t.map(64 * M2, Phys(64 * M2), 16 * M2, RW).unwrap();
+    drop(protect(&*t, 0, K64, READ).unwrap());
+    drop(split(&*t, K4, K4).unwrap());
+    drop(split(&*t, 65 * M2, M2).unwrap());
+    assert_eq!(split(&*t, 70 * M2 + K4, K4).unwrap_err(), needs_break(70 * M2, M2));
+    let leaves = walk_as::<ArmStage2<12>>(&bbm, &mem, &*t);
+    assert_eq!(sizes(&leaves), [(K4, 16), (M2, 32)]);
+
+    let bbm = Config { hitless: Hitless::Tables, ..arm };
     let t = table::<ArmStage2<12>>(&mem, bbm);
     t.map(0, Phys(0), K64, RW).unwrap();
     t.map(M2, Phys(M2), M2, RW).unwrap();
@@ -143,6 +157,15 @@ fn what_hardware_does_not_stand_is_refused() {
     drop(split(&*t, M2 + K64, M2).unwrap());
     let leaves = walk_as::<ArmStage2<12>>(&bbm, &mem, &*t);
     assert_eq!(sizes(&leaves), [(K4, 16 + 512)]);
+
+    // RISC-V's page sizes may change, and nothing else.
+    let t = table::<RiscvSecondStage>(&mem, Config { levels: 3, ..config() });
+    t.map(0, Phys(0), K64, RW).unwrap();
+    drop(split(&*t, K4, K4).unwrap());
+    assert_eq!(protect(&*t, K4, K4, READ).unwrap_err(), needs_break(K4, K4));
+    drop(protect(&*t, K4, K4, RW).unwrap());
+    let leaves = walk_as::<RiscvSecondStage>(&config(), &mem, &*t);
+    assert!(leaves.len() == 16 && leaves.iter().all(|l| l.size == K4 && l.prot == RW));
 
     let mem = HeapMem::new(64);
     let t = table::<AmdV1>(&mem, Config::default());

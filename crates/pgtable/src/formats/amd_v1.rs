@@ -1,16 +1,18 @@
-//! AMD's host tables, called v1: one to six levels, leaves of any power of two (AMD 48882, 2.2.3).
+//! AMD's host tables, called v1: one to six levels, leaves of any power of two (AMD 48882, 2.2.3,
+//! which was not at hand: the bits are those in which Linux, Xen, QEMU and VirtualBox agree).
 //!
 //! Every entry says the level of the table that it leads to, so the root may move up while the
 //! table is in use: a driver writes root and mode of the device-table entry when
-//! [`crate::IoTable::top`] changed.
+//! [`crate::IoTable::top`] changed. Levels are never skipped.
 //!
 //! A leaf that is larger than an entry's span is written into every entry that it covers, each with
 //! the leaf's address and size. There is no execute permission and no privilege, so [`Prot::EXEC`]
 //! and [`Prot::PRIV`] are refused. [`Config::accessed`] and [`Config::dirty`] stand for the
-//! device-table entry's HAD.
+//! device-table entry's HAD. Linux leaves out leaves of 512 GiB because of an erratum: a driver
+//! takes them out of [`Config::page_sizes`].
 
 use crate::{
-    format::{AccessBits, Config, Entry, Format, InPlace},
+    format::{AccessBits, Config, Entry, Format, Hitless, InPlace},
     mem::Phys,
     table::{FormatId, Prot},
 };
@@ -20,7 +22,8 @@ pub const AMD_V1: FormatId = FormatId("amd-v1");
 
 /// PR: Present (2.2.3, "I/O Page Translation Entry").
 const PR: u64 = 1;
-/// Ours, among the ignored bits 4:1: the entry was cleaned to memory.
+/// Ours, among the ignored bits 4:1: the entry was cleaned to memory. (So are 8:7 and 63; 58:52 are
+/// reserved, and 60:52 in entries that lead to a table.)
 const SW_SETTLED: u64 = 1 << 1;
 /// Ours, among the ignored bits 4:1: the caller mapped device memory.
 const SW_MMIO: u64 = 1 << 2;
@@ -29,14 +32,16 @@ const A: u64 = 1 << 5;
 /// D: Dirty.
 const D: u64 = 1 << 6;
 /// Next Level: the level of the table that the entry leads to, 0 for a leaf of one entry, 7 for a
-/// leaf whose size is in the address.
+/// leaf whose size is in the address. The highest level, 6, has no leaves.
 const NEXT_LEVEL: u64 = 7 << 9;
 const SIZED: u64 = 7 << 9;
-/// Address: bits 51:12.
+/// Address: bits 51:12. Where it says the size, the lowest clear bit stands for half of it, and all
+/// bits below are set.
 const ADDR: u64 = (1 << 52) - (1 << 12);
-/// FC: Force Coherent, in leaves.
+/// FC: Force Coherent, in leaves: accesses snoop whatever the request asks for.
 const FC: u64 = 1 << 60;
-/// IR and IW: reads and writes are allowed, here and at every level above.
+/// IR and IW: reads and writes are allowed, which the entries of all levels and the device-table
+/// entry have to agree on.
 const IR: u64 = 1 << 61;
 const IW: u64 = 1 << 62;
 /// Ours, in an entry that is not present: an address is kept in it.
@@ -53,7 +58,7 @@ pub type AmdV1Mock = Amd<11>;
 pub struct Amd<const G: u32> {
     access: AccessBits,
     dirty: AccessBits,
-    hitless: bool,
+    hitless: Hitless,
 }
 
 impl<const G: u32> Amd<G> {
@@ -101,9 +106,13 @@ impl<const G: u32> Format for Amd<G> {
         self.dirty
     }
 
-    /// The manual does not promise that page sizes can change under a walker.
+    /// Nothing promises that page sizes can change under a walker.
     fn in_place(&self) -> InPlace {
-        InPlace { split: self.hitless, permissions_of_many: true }
+        InPlace {
+            split: self.hitless >= Hitless::Tables,
+            split_many: self.hitless >= Hitless::Entries,
+            permissions_of_many: true,
+        }
     }
 
     #[inline]
@@ -149,16 +158,20 @@ impl<const G: u32> Format for Amd<G> {
         }
         let shift = Self::shift(level);
         let address = Self::address(w);
-        match w & NEXT_LEVEL {
-            SIZED => {
-                let bits = (address >> G).trailing_ones() + G + 1;
-                // What does not belong to this level was not written by this library.
-                let size_bits = bits.clamp(shift, shift + (G - 4));
-                Entry::Leaf { base: Phys(address & !((1 << size_bits) - 1)), size_bits }
-            }
-            next if next != 0 && level > 1 => Entry::Table(Phys(address)),
-            _ => Entry::Leaf { base: Phys(address & !((1 << shift) - 1)), size_bits: shift },
-        }
+        let next = w & NEXT_LEVEL;
+        let size_bits = if next == (level as u64 - 1) << 9 && level > 1 {
+            return Entry::Table(Phys(address));
+        } else if next == SIZED {
+            let bits = (address >> G).trailing_ones() + G + 1;
+            // What does not belong to this level was not written by this library.
+            bits.clamp(shift, shift + (G - 4))
+        } else if next == 0 {
+            shift
+        } else {
+            // Up, sideways, or past a level, which this library does not write.
+            return Entry::Empty;
+        };
+        Entry::Leaf { base: Phys(address & !((1 << size_bits) - 1)), size_bits }
     }
 
     #[inline]
@@ -300,6 +313,17 @@ mod tests {
         let f = format::<12>(false);
         for prot in [Prot::empty(), Prot::SNOOP, RW | Prot::EXEC, RW | Prot::PRIV, RW | Prot::UNCACHED] {
             assert_eq!(f.template(prot), None, "{prot:?}");
+        }
+    }
+
+    #[test]
+    fn what_leads_to_another_level_than_the_next_is_nothing() {
+        let f = format::<12>(true);
+        for level in 1..=6 {
+            for next in 1..=6 {
+                let want = if next == level - 1 { Entry::Table(Phys(0x7000)) } else { Entry::Empty };
+                assert_eq!(f.decode(level, 0x6000_0000_0000_7001 | (next as u64) << 9), want);
+            }
         }
     }
 

@@ -1,57 +1,70 @@
 //! Arm's VMSAv8-64 descriptors, stage 1 and stage 2, with granules of 4, 16 and 64 KiB (Arm DDI
-//! 0487, D8.3.1), as an SMMUv3 walks them (Arm IHI 0070, 3.4).
+//! 0487 issue M.a, D8.3.1), as an SMMUv3 walks them (`[S]` 3.4; `[S]` is Arm IHI 0070 issue G.b).
 //!
 //! Levels count from 1 here, which is Arm's level 3; Arm's level 0 is 4, and level -1 is 5.
 //!
 //! With output or input addresses of more than 48 bits, granules of 4 and 16 KiB take the 52-bit
 //! form of the descriptors (DS set, FEAT_LPA2): it has blocks at one level more and no shareability
-//! field, which the walker then takes from the table's own configuration.
+//! field, which the walker then takes from the table's own configuration. A driver sets CD.DS or
+//! STE.S2DS where [`crate::FormatDesc`] has such a width (`[S]` 5.2, 5.4).
+//!
+//! The level that a walk begins with follows from the region size, TnSZ or S2T0SZ: at stage 1 from
+//! that alone (tables D8-18, D8-28 and D8-37), at stage 2 within limits (tables D8-20 to D8-24, D8-30
+//! to D8-33, D8-39 to D8-41). So leave the number of levels to the table. For a table of more, or of
+//! so few input bits that TnSZ would pass 39 (`[S]` 5.4, T0SZ), program the region of a level's
+//! first size, which is larger than the table's: the rest of it is never mapped.
 //!
 //! Memory is normal and write-back cacheable; [`Prot::UNCACHED`] makes it normal and non-cacheable,
 //! [`Prot::MMIO`] Device-nGnRE. A stage 1 names types by index: the context descriptor's MAIR has
-//! to be [`ARM_MAIR`].
+//! to be [`ARM_MAIR`]. It is for the regimes that have two privilege levels, with an ASID.
 
 use super::arm_stages::{DBM, SH};
 pub use super::arm_stages::{Stage, Stage1, Stage2};
 use crate::{
-    format::{AccessBits, Config, Entry, Format, InPlace},
+    format::{AccessBits, Config, Entry, Format, Hitless, InPlace},
     mem::Phys,
     table::{FormatId, Prot, Space},
 };
 use core::marker::PhantomData;
 
 /// Memory attributes by index, for stage 1 tables: 0 is normal non-cacheable, 1 normal write-back
-/// with read and write allocation, 2 Device-nGnRE (Arm DDI 0487, MAIR_EL1).
+/// with read and write allocation, 2 Device-nGnRE (Arm DDI 0487, MAIR_EL1; `[S]` 5.4, MAIR0).
 pub const ARM_MAIR: u64 = 0x0004_ff44;
 
 /// Bit 0: the descriptor is valid (table D8-48).
 const VALID: u64 = 1;
 /// Bit 1: a table above level 3, a page at level 3 (table D8-48).
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// AF: Access flag (table D8-52). Where nobody sets it, an entry without it faults.
+/// AF: Access flag (D8.5.1). Where nobody sets it, an entry without it faults.
 const AF: u64 = 1 << 10;
 /// Contiguous (D8.7.1).
 const CONTIGUOUS: u64 = 1 << 52;
-/// Ours, ignored in tables (58:51) and left to software in leaves (58:55): the entry was cleaned.
+/// Ours, ignored in tables (58:51, tables D8-50 and D8-51): the entry was cleaned to memory.
 const SW_SETTLED: u64 = 1 << 55;
-/// Ours, in an invalid descriptor: an address is kept in it.
+/// Ours, left to software in leaves (58:56, tables D8-52 and D8-53): written through before write
+/// permission was taken away, which is where the walker notes it.
+const SW_DIRTY: u64 = 1 << 56;
+/// Ours, in an invalid descriptor, of which 51:1 are ignored (tables D8-54 and D8-55): an address
+/// is kept in it.
 const SW_PARKED: u64 = 1 << 1;
 
 /// Stage 1 with a granule of 2^`G` bytes: 12, 14 or 16.
 pub type ArmStage1<const G: u32> = Vmsa<Stage1, G>;
 /// Stage 2 with a granule of 2^`G` bytes: 12, 14 or 16. Up to 16 root tables are concatenated where
-/// that saves a level (D8.2.9).
+/// that saves a level (D8.2.2).
 pub type ArmStage2<const G: u32> = Vmsa<Stage2, G>;
 
 /// VMSAv8-64 descriptors. [`Config::accessed`] stands for HA, [`Config::dirty`] for HD
-/// (HTTU in IDR0), [`Config::hitless`] for FEAT_BBM level 2 (BBML in IDR3).
+/// (HTTU in IDR0), [`Config::hitless`] for the support level of changes of size (BBML in IDR3):
+/// level 1 is [`Hitless::Entries`], level 2 [`Hitless::Tables`]; where other walkers share the
+/// table, the lowest of all (`[S]` 3.21.1.1).
 #[derive(Clone, Copy, Debug)]
 pub struct Vmsa<S: Stage, const G: u32> {
     access: AccessBits,
     dirty: AccessBits,
     /// DS, or for the 64 KiB granule FEAT_LPA.
     wide: bool,
-    hitless: bool,
+    hitless: Hitless,
     stage: PhantomData<S>,
 }
 
@@ -87,7 +100,7 @@ impl<S: Stage, const G: u32> Vmsa<S, G> {
         }
     }
 
-    /// How many bits larger a contiguous leaf at a level is (table D8-119).
+    /// How many bits larger a contiguous leaf at a level is (table D8-104).
     #[inline]
     const fn contiguous_bits(level: usize) -> u32 {
         match (G, level) {
@@ -128,7 +141,7 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
     const SPACES: &'static [Space] = if S::SECOND { &[Space::Lower] } else { &[Space::Lower, Space::Upper] };
     const INPUT_BITS: u8 = 52;
     const OUTPUT_BITS: u8 = 52;
-    /// Pages, blocks, and contiguous runs of either (D8.2.1, D8.7.1).
+    /// Pages, blocks, and contiguous runs of either (tables D8-17, D8-27, D8-36 and D8-104).
     const LEAF_SIZES: u64 = match G {
         12 => 1 << 12 | 1 << 16 | 1 << 21 | 1 << 25 | 1 << 30 | 1 << 34 | 1 << 39,
         14 => 1 << 14 | 1 << 21 | 1 << 25 | 1 << 30 | 1 << 36,
@@ -155,7 +168,7 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
     }
 
     fn leaf_sizes(&self) -> u64 {
-        // Blocks one level higher come with 52-bit descriptors.
+        // Blocks one level higher come with 52-bit descriptors, and are never contiguous.
         let largest = match G {
             12 => 1 << 39,
             14 => 1 << 36,
@@ -174,9 +187,14 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
         self.dirty
     }
 
-    /// Without FEAT_BBM level 2 such changes go through an invalid descriptor (D8.17.1).
+    /// A change of size goes through an invalid descriptor (D8.17.1), but that of the Contiguous bit
+    /// from level 1 on (D8.17.2; `[S]` 3.21.1.2), and all from level 2 on (`[S]` 3.21.1.3). What level
+    /// 1 has besides needs an invalidation half-way, between nT and the table. Contiguous entries
+    /// that differ in permissions are used each for all from level 1 on (D8.7.1.1); below that a
+    /// mixture of them is not excluded.
     fn in_place(&self) -> InPlace {
-        if self.hitless { InPlace::ALL } else { InPlace::NONE }
+        let entries = self.hitless >= Hitless::Entries;
+        InPlace { split: self.hitless >= Hitless::Tables, split_many: entries, permissions_of_many: entries }
     }
 
     #[inline]
@@ -210,8 +228,11 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
             return Entry::Empty;
         }
         let address = self.address(w);
-        if level > 1 && w & TABLE_OR_PAGE != 0 {
-            return Entry::Table(Phys(address & !((1 << G) - 1)));
+        match (level > 1, w & TABLE_OR_PAGE != 0) {
+            (true, true) => return Entry::Table(Phys(address & !((1 << G) - 1))),
+            // Reserved, treated as invalid (table D8-48).
+            (false, false) => return Entry::Empty,
+            _ => {}
         }
         let more = if w & CONTIGUOUS != 0 { Self::contiguous_bits(level) } else { 0 };
         let size_bits = Self::shift(level) + more;
@@ -225,7 +246,7 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
 
     #[inline]
     fn attributes(&self, _level: usize, w: u64) -> u64 {
-        w & (S::TYPE | S::PERMISSIONS | S::OTHER | self.sh() | AF)
+        w & (S::TYPE | S::PERMISSIONS | S::OTHER | self.sh() | AF | SW_DIRTY)
     }
 
     #[inline]
@@ -235,8 +256,11 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
             return None;
         }
         let new = w & !S::PERMISSIONS | template & S::PERMISSIONS;
-        let dirty = self.dirty(w) && template & DBM != 0;
-        Some(if dirty { S::set_writable(new, true) } else { new })
+        Some(match (self.dirty(w), template & DBM != 0) {
+            (true, true) => S::set_writable(new, true),
+            (true, false) => new | SW_DIRTY,
+            (false, _) => new,
+        })
     }
 
     #[inline]
@@ -249,14 +273,15 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
         w & !AF
     }
 
-    /// Writable with DBM is dirty, not writable with DBM is clean (D8.4.6).
+    /// Writable with DBM is dirty, not writable with DBM is clean (D8.5.2.1; `[S]` 3.13.3.1).
     #[inline]
     fn dirty(&self, w: u64) -> bool {
-        w & DBM != 0 && S::is_writable(w)
+        w & SW_DIRTY != 0 || w & DBM != 0 && S::is_writable(w)
     }
 
     #[inline]
     fn clear_dirty(&self, w: u64) -> u64 {
+        let w = w & !SW_DIRTY;
         if w & DBM != 0 { S::set_writable(w, false) } else { w }
     }
 
@@ -394,7 +419,11 @@ mod tests {
         assert!(f.dirty(written) && f.accessed(written));
         assert_eq!((f.prot(written), f.clear_dirty(written)), (RW, w | AF));
         let read = f.template(Prot::READ).unwrap();
-        assert_eq!(f.protect(written, read), Some(0x0060_1234_5600_0fc7));
+        let revoked = 0x0160_1234_5600_0fc7;
+        assert_eq!(f.protect(written, read), Some(revoked), "what was written stays known");
+        assert!(f.dirty(revoked));
+        assert_eq!(f.clear_dirty(revoked), revoked & !SW_DIRTY);
+        assert_eq!(f.protect(revoked, f.template(RW).unwrap()), Some(0x0168_1234_5600_0f47));
         let privileged = f.template(RW | Prot::PRIV).unwrap();
         assert_eq!(f.protect(written, privileged), Some(0x0068_1234_5600_0f07), "it stays dirty");
 
@@ -416,7 +445,9 @@ mod tests {
         let w = golden(&f, 1, 12, PHYS, RW);
         assert_eq!(f.protect(w, f.template(RW | Prot::MMIO).unwrap()), None);
         assert_eq!(f.in_place(), InPlace::NONE);
-        assert_eq!(format::<Stage2, 12>(Config { hitless: true, ..narrow() }).in_place(), InPlace::ALL);
+        let level = |hitless| format::<Stage2, 12>(Config { hitless, ..narrow() }).in_place();
+        assert_eq!(level(Hitless::Tables), InPlace::ALL);
+        assert_eq!(level(Hitless::Entries), InPlace { split: false, ..InPlace::ALL });
     }
 
     #[test]
@@ -435,5 +466,7 @@ mod tests {
     fn invalid_descriptors_are_empty() {
         empty(&format::<Stage1, 12>(narrow()), &[!VALID, TABLE_OR_PAGE], &[0, 0x7000, (1 << 52) - 4096]);
         empty(&format::<Stage2, 16>(Config::default()), &[!VALID], &[0, 0x7_0000]);
+        // A block where pages are.
+        assert_eq!(format::<Stage1, 12>(narrow()).decode(1, 0x0060_1234_5600_0f45), Entry::Empty);
     }
 }

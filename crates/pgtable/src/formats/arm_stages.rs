@@ -1,14 +1,15 @@
-//! What VMSAv8-64 leaves say at stage 1 and at stage 2 (Arm DDI 0487, D8.3.1.2, D8.4, D8.6).
+//! What VMSAv8-64 leaves say at stage 1 and at stage 2 (Arm DDI 0487 issue M.a, D8.3.1.2, D8.4,
+//! D8.6).
 
 use crate::table::Prot;
 
-/// SH: shareability (table D8-52), address bits 51:50 where DS is set.
+/// SH: shareability (tables D8-52 and D8-53), address bits 51:50 where DS is set.
 pub(super) const SH: u64 = 3 << 8;
-/// Inner shareable, for cacheable memory.
+/// Inner shareable, for cacheable memory (D8.6.2, table D8-102).
 const SH_INNER: u64 = 3 << 8;
-/// Outer shareable, which non-cacheable and device memory is in any case.
+/// Outer shareable, which non-cacheable and device memory is in any case (D8.6.2, D8.6.7).
 const SH_OUTER: u64 = 2 << 8;
-/// DBM: Dirty bit modifier: a walker may make the entry writable (D8.4.6).
+/// DBM: Dirty bit modifier: a walker may make the entry writable (D8.5.2.1).
 pub(super) const DBM: u64 = 1 << 51;
 
 /// What differs between the stages.
@@ -41,13 +42,13 @@ impl Stage1 {
     const NON_CACHEABLE: u64 = 0 << 2;
     const WRITE_BACK: u64 = 1 << 2;
     const DEVICE: u64 = 2 << 2;
-    /// AP[1]: unprivileged accesses too (D8.4.1).
+    /// AP[1]: unprivileged accesses too (table D8-63).
     const AP_UNPRIVILEGED: u64 = 1 << 6;
-    /// AP[2]: read-only (D8.4.1).
+    /// AP[2]: read-only (table D8-63).
     const AP_READ_ONLY: u64 = 1 << 7;
-    /// nG: not global, so that an ASID's invalidation finds it (D8.16.3).
+    /// nG: not global, so that an ASID's invalidation finds it (D8.16.3.1).
     const NG: u64 = 1 << 11;
-    /// PXN and UXN: no instruction fetches (D8.4.3).
+    /// PXN and UXN: no instruction fetches (D8.4.1.2.3, table D8-65).
     const PXN: u64 = 1 << 53;
     const UXN: u64 = 1 << 54;
 }
@@ -118,15 +119,16 @@ impl Stage for Stage1 {
 pub struct Stage2;
 
 impl Stage2 {
-    /// MemAttr, with FEAT_S2FWB not in use (D8.6.5).
+    /// MemAttr, with FEAT_S2FWB not in use (table D8-96).
     const MEM_ATTR: u64 = 15 << 2;
     const NON_CACHEABLE: u64 = 0b0101 << 2;
     const WRITE_BACK: u64 = 0b1111 << 2;
     const DEVICE: u64 = 0b0001 << 2;
-    /// S2AP (D8.4.2).
+    /// S2AP (table D8-76).
     const S2AP_READ: u64 = 1 << 6;
     const S2AP_WRITE: u64 = 1 << 7;
-    /// XN[1]: no instruction fetches, whatever XN[0] (D8.4.4).
+    /// XN[1], with XN[0] (bit 53) clear: no instruction fetches, with FEAT_XNX or without (tables
+    /// D8-77 and D8-78).
     const XN: u64 = 1 << 54;
 }
 

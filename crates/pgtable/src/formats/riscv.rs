@@ -1,11 +1,11 @@
-//! RISC-V: Sv39, Sv48 and Sv57 for the first stage, their x4 forms for the second (RISC-V
-//! privileged architecture, "Supervisor-Level ISA" and "Hypervisor Extension"; RISC-V IOMMU
-//! specification, 3.3), with Svnapot and Svpbmt.
+//! RISC-V: Sv39, Sv48 and Sv57 for the first stage, their x4 forms for the second, with Svnapot and
+//! Svpbmt. Names in quotation marks are sections of the privileged architecture's chapters on the
+//! supervisor level and the hypervisor extension; `[I]` is the RISC-V IOMMU specification.
 //!
-//! A leaf of 64 KiB needs Svnapot (Svnapot in the unit's capabilities): a driver takes that size
-//! out of [`Config::page_sizes`] where it is missing. [`Config::memory_types`] stands for Svpbmt;
-//! without it memory types are those of the address, and [`Prot::UNCACHED`] is refused.
-//! [`Config::accessed`] stands for SADE or GADE of the device context.
+//! Every unit has Svnapot (`[I]` "IOMMU capabilities"), so leaves of 64 KiB are always there.
+//! [`Config::memory_types`] stands for Svpbmt in the capabilities; without it memory types are
+//! those of the address, and [`Prot::UNCACHED`] is refused. [`Config::accessed`] stands for SADE or
+//! GADE of the device context, which need AMO_HWAD.
 
 use super::size;
 use crate::{
@@ -25,26 +25,31 @@ const V: u64 = 1;
 const R: u64 = 1 << 1;
 const W: u64 = 1 << 2;
 const X: u64 = 1 << 3;
-/// U: for user mode, which everything at the second stage is ("Two-Stage Address Translation").
+/// U: for user mode, as which every access of the second stage is checked ("Guest Physical Address
+/// Translation").
 const U: u64 = 1 << 4;
-/// A and D: an entry without A, or written through without D, faults where nobody sets them.
+/// A and D, in leaves: without A, or written through without D, an entry faults where the unit does
+/// not set them (`[I]` "Translation control"). In entries that lead to a table they are reserved, and
+/// so is U ("Addressing and Memory Protection" of Sv32).
 const A: u64 = 1 << 6;
 const D: u64 = 1 << 7;
-/// Ours, the lower bit of RSW: the entry was cleaned to memory.
+/// Ours, the lower bit of RSW, which is ignored: the entry was cleaned to memory.
 const SW_SETTLED: u64 = 1 << 8;
 /// Ours, the upper bit of RSW: the caller mapped device memory.
 const SW_MMIO: u64 = 1 << 9;
-/// PPN: bits 53:10.
+/// PPN: bits 53:10. Bits 60:54 are reserved, and fault ("Sv39").
 const PPN: u64 = (1 << 54) - (1 << 10);
-/// PBMT ("Svpbmt"): 1 is NC, non-cacheable main memory; 2 is IO.
+/// PBMT ("Svpbmt"): 1 is NC, non-cacheable main memory; 2 is IO; 3 is reserved. Only in leaves.
 const PBMT: u64 = 3 << 61;
 const PBMT_NC: u64 = 1 << 61;
 const PBMT_IO: u64 = 2 << 61;
 /// N ("Svnapot"): part of a larger leaf, whose size is in the low bits of PPN.
 const N: u64 = 1 << 63;
-/// 64 KiB: PPN[3:0] is 8, the only size that is defined.
+/// 64 KiB: PPN[3:0] is 8, the only size that is defined, and only where pages are.
 const NAPOT_64K: u64 = 8 << 10;
-/// Ours, in an entry that is not valid: an address is kept in it.
+const NAPOT_BITS: u64 = 15 << 10;
+/// Ours, in an entry that is not valid, of which all other bits are software's and which no unit
+/// caches (`[I]` "Caching in-memory data structures"): an address is kept in it.
 const SW_PARKED: u64 = R;
 
 /// Sv39, Sv48 and Sv57: three, four and five levels. Addresses are sign-extended: a table is for
@@ -86,8 +91,9 @@ impl<const SECOND: bool> Format for Riscv<SECOND> {
         self.access
     }
 
-    /// Old and new translations may be used side by side until the invalidation, and they are the
-    /// same ("Supervisor Memory-Management Fence Instruction").
+    /// A change of page size is the one that a unit supports without an invalid entry in between: it
+    /// uses the old translation or the new one, which are the same (`[I]` "Accessed (A)/Dirty (D) bit
+    /// updates and page promotions"; for Svnapot's leaves the note at its table of encodings).
     fn in_place(&self) -> InPlace {
         InPlace::ALL
     }
@@ -143,13 +149,21 @@ impl<const SECOND: bool> Format for Riscv<SECOND> {
     fn decode(&self, level: usize, w: u64) -> Entry {
         let address = (w & PPN) << 2;
         if w & V == 0 {
-            Entry::Empty
-        } else if level > 1 && w & (R | W | X) == 0 {
-            Entry::Table(Phys(address))
-        } else {
-            let size_bits = if level == 1 && w & N != 0 { 16 } else { Self::shift(level) };
-            Entry::Leaf { base: Phys(address & !((1 << size_bits) - 1)), size_bits }
+            return Entry::Empty;
         }
+        if level > 1 && w & (R | W | X) == 0 {
+            return Entry::Table(Phys(address));
+        }
+        let size_bits = match w & N {
+            0 => Self::shift(level),
+            _ if level == 1 && w & NAPOT_BITS == NAPOT_64K => 16,
+            _ => return Entry::Empty,
+        };
+        // What is written but not read is reserved, so is type 3, and pages lead nowhere.
+        if (w & R == 0 && w & (W | X) != X) || w & PBMT == PBMT {
+            return Entry::Empty;
+        }
+        Entry::Leaf { base: Phys(address & !((1 << size_bits) - 1)), size_bits }
     }
 
     #[inline]
@@ -166,15 +180,17 @@ impl<const SECOND: bool> Format for Riscv<SECOND> {
 
     #[inline]
     fn attributes(&self, _level: usize, w: u64) -> u64 {
-        w & !(PPN | N)
+        // Without Svpbmt its bits are reserved.
+        let types = if self.memory_types { PBMT } else { 0 };
+        w & (V | R | W | X | U | A | D | SW_MMIO | types)
     }
 
+    /// What a unit makes of other permissions in an entry that was not invalid in between is up to
+    /// its implementation (`[I]` "Accessed (A)/Dirty (D) bit updates and page promotions"): nothing
+    /// changes in place.
     #[inline]
     fn protect(&self, w: u64, template: u64) -> Option<u64> {
-        const PROT: u64 = R | W | X | U;
-        // Preset bits follow what is allowed now.
-        let preset = if self.access == AccessBits::Kept { 0 } else { template & (A | D) };
-        ((w ^ template) & (PBMT | SW_MMIO) == 0).then_some(w & !PROT | template & PROT | preset)
+        ((w ^ template) & (R | W | X | U | PBMT | SW_MMIO) == 0).then_some(w)
     }
 
     #[inline]
@@ -260,9 +276,17 @@ mod tests {
         let f = format::<false>(true, true);
         assert_eq!(golden(&f, 1, 12, PHYS, RW | Prot::UNCACHED), 0x2000_0004_8d15_8017);
         assert_eq!(golden(&f, 1, 12, PHYS, RW | Prot::MMIO), 0x4000_0004_8d15_8217);
-        let w = golden(&f, 1, 12, PHYS, RW);
-        assert_eq!(f.protect(w, f.template(RW | Prot::UNCACHED).unwrap()), None);
-        assert_eq!(f.protect(w | A | D, f.template(Prot::READ).unwrap()), Some(0x0000_0004_8d15_80d3));
+    }
+
+    #[test]
+    fn nothing_but_the_page_size_changes_in_place() {
+        let f = format::<false>(true, true);
+        let w = golden(&f, 1, 12, PHYS, RW) | A | D;
+        for prot in [Prot::READ, RW | Prot::EXEC, RW | Prot::PRIV, RW | Prot::UNCACHED, RW | Prot::MMIO] {
+            assert_eq!(f.protect(w, f.template(prot).unwrap()), None, "{prot:?}");
+        }
+        assert_eq!(f.protect(w, f.template(RW).unwrap()), Some(w));
+        assert_eq!(f.in_place(), InPlace::ALL);
     }
 
     #[test]
@@ -279,9 +303,6 @@ mod tests {
         assert_eq!(golden(&f, 1, 12, PHYS, RW), 0x0000_0004_8d15_80d7);
         assert_eq!(golden(&f, 1, 12, PHYS, Prot::READ), 0x0000_0004_8d15_8053);
         assert_eq!(f.access_bits(), AccessBits::Preset);
-        let w = golden(&f, 1, 12, PHYS, Prot::READ);
-        let rw = f.template(RW).unwrap();
-        assert_eq!(f.protect(w, rw), Some(0x0000_0004_8d15_80d7), "a write would fault without D");
     }
 
     #[test]
@@ -298,5 +319,24 @@ mod tests {
     #[test]
     fn entries_that_are_not_valid_are_empty() {
         empty(&format::<false>(true, true), &[!V], &[0, 0x7000, (1 << 56) - 4096]);
+    }
+
+    #[test]
+    fn what_is_reserved_is_no_leaf() {
+        let f = format::<false>(true, true);
+        for (level, w) in [
+            // Writable but not readable, with X and without; a pointer where pages are.
+            (1, 0x0000_0004_8d15_80d5),
+            (2, 0x0000_0000_0008_00dd),
+            (1, 0x0000_0004_8d15_8001),
+            // N with 128 KiB, with 4 KiB, and in a megapage.
+            (1, 0x8000_0004_8d15_c0d7),
+            (1, 0x8000_0004_8d15_80d7),
+            (2, 0x8000_0004_8d15_a0d7),
+            // PBMT 3.
+            (1, 0x6000_0004_8d15_80d7),
+        ] {
+            assert_eq!(f.decode(level, w), Entry::Empty, "{w:#x}");
+        }
     }
 }

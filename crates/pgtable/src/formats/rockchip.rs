@@ -1,6 +1,7 @@
 //! Rockchip's IOMMU, second version (RK356x, RK3588): two levels of 1024 words of 32 bits, pages
 //! of 4 KiB, physical addresses of 40 bits. There is no public manual; the layout is that of the
-//! vendor's and Linux's drivers.
+//! vendor's and Linux's drivers. Of the RK3568 it is reported that walks do not reach tables above
+//! 4 GiB: there table memory has to come from below.
 //!
 //! Walks do not snoop. The directory's entries have no bit that is known to be ignored, so every
 //! walk by software cleans the entry that it passes.
@@ -112,7 +113,7 @@ impl Format for RockchipV2 {
 
     #[inline]
     fn attributes(&self, _level: usize, w: u32) -> u32 {
-        w & !ADDR
+        w & (VALID | READABLE | WRITABLE)
     }
 
     #[inline]

@@ -1,4 +1,4 @@
-//! VT-d second-stage paging entries with four levels (`[V]` 3.7, 9.8).
+//! VT-d second-stage paging entries with three to five levels (`[V]` 3.7, 9.8).
 //!
 //! The entries have no execute permission and no supervisor bit, so [`Prot::EXEC`] and
 //! [`Prot::PRIV`] are refused. Memory types are left at 0: hardware ignores them unless EMTE is
@@ -14,9 +14,9 @@ use crate::{
 /// The name of [`VtdSecondStage`].
 pub const VTD_SECOND_STAGE: FormatId = FormatId("vtd-ss");
 
-/// R: Read (`[V]` 9.8, tables 42 to 47).
+/// R: Read, where the entries' IR and IW (bits 61 and 62) are not enabled (`[V]` 9.8, tables 41 to 47).
 const R: u64 = 1;
-/// W: Write (`[V]` 9.8, tables 42 to 47). With R and W both 0 the entry is not present (`[V]` 3.7).
+/// W: Write (`[V]` 9.8, tables 41 to 47). With R and W both 0 the entry is not present (`[V]` 3.7).
 const W: u64 = 1 << 1;
 /// PS: Page Size, in an SS-PDE or SS-PDPE (`[V]` 9.8, tables 43 and 45).
 const PS: u64 = 1 << 7;
@@ -24,7 +24,8 @@ const PS: u64 = 1 << 7;
 const A: u64 = 1 << 8;
 /// D: Dirty, where SSADE is set, in leaves (`[V]` 3.7.2).
 const D: u64 = 1 << 9;
-/// SNP: Snoop, in leaves, reserved where ECAP.SC is 0 (`[V]` 3.7, table 47).
+/// SNP: Snoop, in leaves, reserved where ECAP.SC is 0 and in entries that lead to a table (`[V]` 3.7, tables
+/// 43, 45 and 47).
 const SNP: u64 = 1 << 11;
 /// ADDR: bits 51:12; those from the host address width up are reserved (`[V]` 3.7).
 const ADDR: u64 = 0x000f_ffff_ffff_f000;
@@ -62,6 +63,8 @@ impl Format for VtdSecondStage {
         self.access
     }
 
+    /// Where the page size of an address changes, either translation may be used until the
+    /// invalidation, and both are the same (`[V]` 6.2.4.1).
     fn in_place(&self) -> InPlace {
         InPlace::ALL
     }

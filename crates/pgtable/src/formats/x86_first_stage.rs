@@ -18,7 +18,7 @@ pub const X86_FIRST_STAGE: FormatId = FormatId("x86-fs");
 /// The name of [`AmdV2`].
 pub const AMD_V2: FormatId = FormatId("amd-v2");
 
-/// P: Present (`[V]` 9.7, tables 35 to 40).
+/// P: Present (`[V]` 9.7, tables 34 to 40).
 const P: u64 = 1;
 /// R/W: writes are allowed (`[V]` 9.7).
 const RW: u64 = 1 << 1;
@@ -87,6 +87,8 @@ impl<const AMD: bool> Format for X86<AMD> {
         self.access
     }
 
+    /// Where the page size of an address changes, either translation may be used until the
+    /// invalidation, and both are the same (`[V]` 6.2.4.1).
     fn in_place(&self) -> InPlace {
         InPlace::ALL
     }

@@ -53,6 +53,8 @@ pub trait Walked: Format {
     const SHAPE: Shape;
     /// Permissions to choose from.
     const PROTS: &'static [Prot];
+    /// Whether permissions may change in an entry that stays valid.
+    const PROTECTS: bool = true;
     /// What an entry of a table at `level`, counted from 1 for the smallest pages, says.
     fn raw(config: &Config, level: u32, w: u64) -> Raw;
     /// What a walker that keeps accessed and dirty bits makes of a leaf that is written through.
@@ -247,7 +249,9 @@ fn arm(config: &Config, granule: u32, second: bool, level: u32, w: u64) -> Raw {
     };
     assert!(config.accessed || w & 1 << 10 != 0, "an access flag that nobody sets");
     let base = address & !((1 << size_bits) - 1);
-    Raw::Leaf { base, own: Some(address), size_bits, prot, dirty: dbm != 0 && writable }
+    // Bit 56 is the library's: written through before it became read-only.
+    let dirty = dbm != 0 && writable || w >> 56 & 1 != 0;
+    Raw::Leaf { base, own: Some(address), size_bits, prot, dirty }
 }
 
 impl<const G: u32> Walked for ArmStage1<G> {
@@ -300,6 +304,7 @@ fn riscv(level: u32, w: u64, second: bool) -> Raw {
 impl Walked for RiscvFirstStage {
     const SHAPE: Shape = FOUR_K;
     const PROTS: &'static [Prot] = &[READ, RW, RX, RW.union(Prot::PRIV)];
+    const PROTECTS: bool = false;
 
     fn raw(_: &Config, level: u32, w: u64) -> Raw {
         riscv(level, w, false)
@@ -313,6 +318,7 @@ impl Walked for RiscvFirstStage {
 impl Walked for RiscvSecondStage {
     const SHAPE: Shape = Shape { extra: 2, ..FOUR_K };
     const PROTS: &'static [Prot] = &[READ, RW, RX];
+    const PROTECTS: bool = false;
 
     fn raw(_: &Config, level: u32, w: u64) -> Raw {
         riscv(level, w, true)
