@@ -2,8 +2,11 @@
 //! 32-bit entries and leaves of several of them.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+mod intervals;
 mod walkers;
 
+#[allow(unused_imports, reason = "each test file uses a part")]
+pub use intervals::Intervals;
 #[allow(unused_imports, reason = "each test file uses a part")]
 pub use walkers::{Found, Walked, walk, walk_as};
 
