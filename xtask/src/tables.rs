@@ -166,10 +166,10 @@ pub fn soak(seeds: u64) -> Vec<Step> {
         ),
         step(
             "pgtable",
-            "page tables of every format against a map of intervals, 2000 runs each",
+            "page tables of every format against a map of intervals, 400 runs each",
             Action::Tests {
                 args: &["test", "--release", "-p", "portcullis-pgtable", "--test", "model"],
-                env: vec![("PROPTEST_CASES", "2000".to_owned())],
+                env: vec![("PROPTEST_CASES", "400".to_owned())],
                 qemu: false,
             },
         ),
