@@ -71,6 +71,7 @@ pub fn report(r: &Report, again: &str) -> String {
     devices(&mut out, r);
     counts(&mut out, r);
     blocked(&mut out, r);
+    explained(&mut out, r);
     adversary(&mut out, r);
     invariants(&mut out, r);
     verdict(&mut out, r, again);
@@ -308,6 +309,20 @@ fn schedule(out: &mut String, r: &Report) {
             duration(t.working_ns),
             count(t.served_per_second as u64)
         );
+    }
+}
+
+fn explained(out: &mut String, r: &Report) {
+    if r.explained.is_empty() {
+        return;
+    }
+    heading(out, "The first faults, as the core explains them");
+    for fault in &r.explained {
+        for line in fault.lines() {
+            // A line that begins with spaces goes on with the one above.
+            let text = line.trim_start();
+            table::wrapped(out, &format!("  {:1$}", "", line.len() - text.len()), text);
+        }
     }
 }
 

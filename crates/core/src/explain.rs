@@ -131,6 +131,9 @@ impl Explanation {
             (Reason::DeviceTimeout, ..) => {
                 "the device does not invalidate its own TLB: it was cut off, and needs a reset before it is used again"
             }
+            (Reason::UnexpectedCompletion, ..) => {
+                "the device, or another under its id, makes up answers: do not trust it, and reset it"
+            }
             (Reason::Hardware, ..) => {
                 "the IOMMU does not answer: its devices are lost until the machine, or the unit, is reset"
             }
@@ -238,7 +241,12 @@ impl fmt::Display for Did<'_> {
             }
             (FaultKind::ResetWanted, _) => return f.write_str("should be reset"),
             (FaultKind::Configuration, Access::Unknown) => {
-                return f.write_str("reported an error of its own");
+                return f.write_str(match r.reason {
+                    Reason::DeviceTimeout => "was told to forget translations",
+                    Reason::UnexpectedCompletion => "says that it has forgotten translations",
+                    _ if r.source.is_some() => "met an error of the IOMMU",
+                    _ => "reported an error of its own",
+                });
             }
             (FaultKind::PageRequest, Access::Unknown) => "asked for a page",
             (FaultKind::PageRequest, Access::Write) => "asked for a page to write",
@@ -283,6 +291,7 @@ fn why(r: &FaultRecord) -> &'static str {
         (Reason::QueueOverflow, _) => "a queue overflowed",
         (Reason::Deadline, _) => "nobody answered before the deadline",
         (Reason::DeviceTimeout, _) => "it did not complete an invalidation of its own TLB",
+        (Reason::UnexpectedCompletion, _) => "nobody had told it to",
         (Reason::Hardware, _) => "it does not respond any more",
         (Reason::Storm, FaultKind::Storm) => "counted over the last windows",
         (Reason::Storm, _) => "it faults too much",

@@ -104,6 +104,8 @@ pub enum Reason {
     Deadline,
     /// The device did not complete an invalidation of its own TLB.
     DeviceTimeout,
+    /// The device completed an invalidation that nobody asked of it.
+    UnexpectedCompletion,
     /// The IOMMU itself does not respond.
     Hardware,
     /// There are too many faults.

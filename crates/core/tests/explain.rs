@@ -234,6 +234,7 @@ fn every_reason_has_its_words() {
         QueueOverflow,
         Deadline,
         DeviceTimeout,
+        UnexpectedCompletion,
         Hardware,
         Other,
     ];
@@ -257,6 +258,7 @@ Quota: it is over its share. the device asks for more pages at once than its sha
 QueueOverflow: a queue overflowed. requests came faster than they were read: lower the shares, or service the instance sooner.
 Deadline: nobody answered before the deadline. no resolver answered in time: look for one that hangs, add workers, or raise the deadline.
 DeviceTimeout: it did not complete an invalidation of its own TLB. the device does not invalidate its own TLB: it was cut off, and needs a reset before it is used again.
+UnexpectedCompletion: nobody had told it to. the device, or another under its id, makes up answers: do not trust it, and reset it.
 Hardware: it does not respond any more. the IOMMU does not answer: its devices are lost until the machine, or the unit, is reset.
 Other: the vendor's code says why. see the vendor's code.
 "#]]

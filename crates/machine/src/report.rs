@@ -38,6 +38,8 @@ pub struct Report {
     pub fault_records: u64,
     /// Fault records that found no room with the observer.
     pub fault_records_lost: u64,
+    /// The first faults, each of another reason, in words; where the scenario keeps them.
+    pub explained: Vec<String>,
     /// Resolvers that ran at the same time, at most.
     pub resolvers_at_once: u32,
     /// Virtual nanoseconds at the end; on the simulation.

@@ -41,16 +41,16 @@ pub(super) fn service<P: Platform>(regs: &Regs<P>, unit: &Unit, turn: &mut Turn<
 /// Tells the errors of the invalidation queue. Its own code is the bit in FSTS_REG.
 pub(super) fn tell(errors: Errors, turn: &mut Turn<'_>) {
     let told = [
-        (Fsts::new().with_iqe(true), None),
-        (Fsts::new().with_ice(true), errors.invalid),
-        (Fsts::new().with_ite(true), errors.timed_out),
+        (Fsts::new().with_iqe(true), None, Reason::BadEntry),
+        (Fsts::new().with_ice(true), errors.invalid, Reason::UnexpectedCompletion),
+        (Fsts::new().with_ite(true), errors.timed_out, Reason::DeviceTimeout),
     ];
-    for (bit, source) in told {
+    for (bit, source, reason) in told {
         if errors.bits.into_bits() & bit.into_bits() != 0 {
             turn.fault(RawFault {
                 source,
                 code: bit.into_bits(),
-                ..RawFault::new(FaultKind::Configuration, Reason::Other)
+                ..RawFault::new(FaultKind::Configuration, reason)
             });
         }
     }

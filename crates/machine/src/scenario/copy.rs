@@ -14,7 +14,8 @@ use crate::{
 };
 use parking_lot::Mutex;
 use portcullis::{
-    Attachment, Config, Device, Domain, DomainOptions, External, Iommu, Platform, Scope, Sleep, Waited,
+    Attachment, Config, Device, Domain, DomainOptions, External, Iommu, Platform, Reason, Scope, Sleep,
+    Subscription, Told, Waited,
     driver::{Stage, Start, TableRequest},
     error::AttachError,
 };
@@ -54,6 +55,10 @@ const WATCH_INTERVAL: u64 = 50_000;
 const WATCH_INTERVAL_ON_THREADS: u64 = 1_000_000;
 /// Workers of the simulation.
 const WORKERS: usize = 4;
+/// Faults that are explained in words.
+const EXPLAINED: usize = 3;
+/// Maps and unmaps of a domain that are remembered to explain faults.
+const HISTORY: usize = 64;
 
 /// What a run leaves.
 pub struct Outcome {
@@ -159,6 +164,7 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         adversary_actions: actions.into_iter().collect(),
         fault_records: results.fault_records,
         fault_records_lost: results.fault_records_lost,
+        explained: std::mem::take(&mut results.explained).into_iter().map(|(_, said)| said).collect(),
         resolvers_at_once: watch.oracle.most_handlers_at_once(),
         virtual_ns: schedule.as_ref().map(|_| ns),
         steps: schedule.as_ref().map(|s| s.steps),
@@ -195,7 +201,9 @@ fn limits(config: &CopyConfig) -> Config {
     let devices = config.engines as u32 + 1;
     let base = Config::default();
     let share = (PAGE_QUEUE - base.credit_reserve) / devices;
-    Config { credits_per_device: share.clamp(1, base.credits_per_device), ..base }
+    // On threads what is measured goes without a history.
+    let provenance = if config.threads.is_some() { 0 } else { HISTORY };
+    Config { credits_per_device: share.clamp(1, base.credits_per_device), provenance, ..base }
 }
 
 fn cast(config: &CopyConfig, frames: usize) -> Vec<Actor> {
@@ -229,6 +237,8 @@ struct Results {
     pagers: BTreeMap<usize, crate::pager::PagerCounts>,
     fault_records: u64,
     fault_records_lost: u64,
+    /// The first fault of each reason, in words.
+    explained: Vec<(Reason, String)>,
     problems: Vec<String>,
     /// Nanoseconds from the first attach to the end of the work.
     working_ns: u64,
@@ -283,12 +293,26 @@ impl Scene {
         for (actor, member) in self.actors.iter().zip(on_stage) {
             self.leave(p, cx, actor, member).map_err(|e| format!("{} {}: {e}", actor.name(), actor.id))?;
         }
-        let mut results = self.results.lock();
-        while faults.try_next().is_some() {
-            results.fault_records += 1;
-        }
-        results.fault_records_lost = faults.lost();
+        self.hear(&faults);
+        self.results.lock().fault_records_lost = faults.lost();
         Ok(())
+    }
+
+    /// Counts what an observer was told, and has the first of each reason explained.
+    fn hear(&self, faults: &Subscription<AnyPlatform>) {
+        while let Some(Told { record, .. }) = faults.try_next() {
+            let is_new = {
+                let mut results = self.results.lock();
+                results.fault_records += 1;
+                results.explained.len() < EXPLAINED
+                    && results.explained.iter().all(|(r, _)| *r != record.reason)
+            };
+            if is_new {
+                // It looks into domains: nothing of ours is held meanwhile.
+                let said = self.iommu.explain(&record).to_string();
+                self.results.lock().explained.push((record.reason, said));
+            }
+        }
     }
 
     /// The device as it comes out of its box.
@@ -402,7 +426,7 @@ impl Scene {
         &self,
         p: &AnyPlatform,
         cx: &Sleep<'_>,
-        faults: &portcullis::Subscription<AnyPlatform>,
+        faults: &Subscription<AnyPlatform>,
     ) -> Result<(), String> {
         let engines = || self.actors.iter().filter(|a| a.role == Role::Engine);
         let interval = if self.threads { WATCH_INTERVAL_ON_THREADS } else { WATCH_INTERVAL };
@@ -418,11 +442,7 @@ impl Scene {
             if let Some(tell) = &self.progress {
                 tell(written);
             }
-            let mut told = 0;
-            while faults.try_next().is_some() {
-                told += 1;
-            }
-            self.results.lock().fault_records += told;
+            self.hear(faults);
             if ends.iter().all(Option::is_some) {
                 for (actor, end) in engines().zip(ends) {
                     if end != Some(JobEnd::Done) {

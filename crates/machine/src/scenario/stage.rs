@@ -181,6 +181,7 @@ impl Ending {
             adversary_actions: self.actions.iter().copied().collect(),
             fault_records: self.devices.iter().map(|d| d.core.faults).sum(),
             fault_records_lost: 0,
+            explained: Vec::new(),
             resolvers_at_once: self.resolvers_at_once,
             virtual_ns: schedule.map(|_| self.ns),
             steps: schedule.map(|s| s.steps),

@@ -485,7 +485,7 @@ fn a_completion_that_nobody_asked_for_does_not_silence_faults() {
     assert!(vtd.interrupt());
     let (seen, more) = turn(&vtd, 10);
     assert!(matches!(&seen[..], [Seen::Fault(f), Seen::Passed(0)]
-        if f.source == Some(SOURCE) && f.code == ICE));
+        if f.source == Some(SOURCE) && (f.code, f.reason) == (ICE, Reason::UnexpectedCompletion)));
     assert_eq!((more, fake.get32(offset::FSTS)), (More::No, 0), "cleared although the queue is empty");
 }
 
