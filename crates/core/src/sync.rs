@@ -37,8 +37,9 @@ impl<'d, P: Platform> Unmapping<'d, P> {
     }
 
     /// Takes out the mappings of `len` bytes at `iova`, which must consist of whole leaves. The
-    /// caller owns the range for the time of the call. In a reserved range, the MSI window above
-    /// all, nothing is the caller's, nor is what is mapped for the direct regions of a device.
+    /// caller owns the range for the time of the call, against an attach of a device that has a
+    /// direct region there too. In a reserved range, the MSI window above all, nothing is the
+    /// caller's, nor is what is mapped for the direct regions of a device.
     ///
     /// # Errors
     /// See [`UnmapError`]; nothing was taken out.
