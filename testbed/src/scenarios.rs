@@ -6,6 +6,7 @@
 
 mod access;
 mod attaching;
+mod dirty;
 mod entries;
 mod faults;
 mod invalidation;
@@ -15,6 +16,7 @@ pub use attaching::{
     blocked_until_attached, detached, direct_region, domain_switch, one_domain_for_two, reset,
     switch_to_identity, switch_to_nothing, two_devices_two_domains,
 };
+pub use dirty::dirty_pages;
 pub use entries::{address_width_of_a_first_stage, end_of_pass_through, present_bit};
 pub use faults::{faults_of_two_devices, too_wide, unknown_device, unmapped};
 pub use invalidation::{

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::driver::TableRequest;
-use portcullis::error::{AddDeviceError, AttachError};
+use portcullis::error::{AddDeviceError, AttachError, DomainError};
 use portcullis::{
     Access, Attaches, Attachment, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
     FaultRecord, Gap, Identity, PageGroup, Platform, Replaced, ReservedRegion, Resolver, Scope, Sleep,
@@ -152,17 +152,34 @@ impl<R: Rig> Stage<R> {
         self.space_of(device, size::K4)
     }
 
+    /// The same with a table in which the hardware notes writes.
+    ///
+    /// # Errors
+    /// The core's.
+    pub fn tracked_space(&mut self, device: &Device<R::P>) -> Result<Space<R::P>, DomainError> {
+        self.try_space(device, TableRequest { dirty: true, ..TableRequest::default() })
+    }
+
     fn space_of(&mut self, device: &Device<R::P>, page_sizes: u64) -> Space<R::P> {
+        let request = TableRequest { page_sizes, ..TableRequest::default() };
+        self.try_space(device, request).expect("a domain")
+    }
+
+    fn try_space(
+        &mut self,
+        device: &Device<R::P>,
+        request: TableRequest,
+    ) -> Result<Space<R::P>, DomainError> {
         let shape = self.rig.shape();
         let (stage, input_bits) = (shape.form.stage(), shape.input_bits());
-        let table = TableRequest { stage, page_sizes, input_bits, ..TableRequest::default() };
+        let table = TableRequest { stage, input_bits, ..request };
         let options = DomainOptions { table, ..DomainOptions::default() };
-        let domain = self.rig.iommu().external_domain(&[device], options, None::<Nobody>).expect("a domain");
+        let domain = self.rig.iommu().external_domain(&[device], options, None::<Nobody>)?;
         assert_eq!(domain.format().map(|f| f.levels), Some(shape.levels));
         let phys = self.rig.ram().page().expect("a page");
         let space = Space { domain, outlet: Outlet { iova: OUTLET, phys } };
         self.map(&space, OUTLET, phys, PAGE, RW);
-        space
+        Ok(space)
     }
 
     /// The identity domain.

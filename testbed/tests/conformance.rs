@@ -85,6 +85,7 @@ conformance! {
     a_read_only_page: legacy second_stage first_stage first_stage_with_all;
     large_pages: legacy second_stage first_stage first_stage_with_all;
     huge_pages: legacy second_stage first_stage first_stage_with_all;
+    dirty_pages: legacy second_stage first_stage first_stage_with_all;
     identity: legacy second_stage first_stage first_stage_with_all;
     blocked_until_attached: legacy second_stage first_stage first_stage_with_all;
     detached: legacy second_stage first_stage first_stage_with_all;

@@ -77,6 +77,7 @@ scenarios! {
     domain_switch: "domain switch", 12;
     tables_wait_for_the_sync: "tables wait for the sync", 12;
     device_tlb_timeout: "device TLB time-out", 6;
+    migration: "migration", 12;
     unmap_at_attach: "unmap at attach", 20;
     untrusted_rogue: "untrusted rogue", 6;
     flooding_rogue: "flooding rogue", 6;

@@ -14,7 +14,7 @@ use portcullis_machine::{
     scenario::{
         Scenario, caches,
         copy::{self, CopyConfig},
-        paging, private_data,
+        migration, paging, private_data,
         stage::{Setting, Wrap},
         storms, units,
     },
@@ -178,6 +178,32 @@ fn private_data_that_come_back_changed() {
     caught(scenario, Invariant::SettledOnce, &Setting::new(0), |s| s.wrap = Some(wrap.clone()));
 }
 
+/// Where a dirty bit is cleared and a cache goes on without setting it, a write is told by nobody:
+/// the hardware's invalidations that do nothing, each device's own, and none asked for.
+#[test]
+fn dirty_bits_that_are_cleared_and_not_invalidated() {
+    let wrap: Wrap = Arc::new(|platform, driver| {
+        Box::new(Careless { driver, platform: platform.clone(), lacks: Lacks::InvalidationOfDirty })
+    });
+    let iotlb = Mutations { ignore_iotlb_invalidation: true, ..Mutations::default() };
+    let device_tlb = Mutations { ignore_device_tlb_invalidation: true, ..Mutations::default() };
+    let pool = Pool::default();
+    for seed in 0..SEEDS {
+        let twin = Setting { pool: pool.clone(), ..Setting::new(seed) };
+        let ending = migration::migration(&twin);
+        assert!(ending.ok(), "unmutated, seed {seed}: {:?} {:?}", ending.problems, ending.verdict);
+        for mutated in [
+            Setting { mutations: iotlb, ..twin.clone() },
+            Setting { mutations: device_tlb, ..twin.clone() },
+            Setting { wrap: Some(wrap.clone()), ..twin.clone() },
+        ] {
+            let problems = migration::migration(&mutated).problems;
+            let found = problems.iter().any(|p| p.contains("is not what a device wrote last"));
+            assert!(found, "seed {seed}, {:?}: {problems:?}", mutated.mutations);
+        }
+    }
+}
+
 /// Without a device's share of the workers, four resolvers that take their time have them all.
 #[test]
 fn a_device_that_may_have_every_worker() {
@@ -198,6 +224,8 @@ fn a_device_that_may_have_every_worker() {
 enum Lacks {
     /// Its tables free the tables below them as soon as these are empty.
     TablesUntilTheSync,
+    /// Nothing is invalidated where dirty bits were cleared.
+    InvalidationOfDirty,
     /// One bit of the private data of each request.
     PrivateData,
     /// Its drain asks the hardware nothing and ends at the first position of the queue.
@@ -210,12 +238,14 @@ struct Careless {
     lacks: Lacks,
 }
 
-struct HastyTable {
+/// A table of a careless driver.
+struct CarelessTable {
     table: Box<dyn IoTable>,
     platform: AnyPlatform,
+    lacks: Lacks,
 }
 
-impl IoTable for HastyTable {
+impl IoTable for CarelessTable {
     fn desc(&self) -> FormatDesc {
         self.table.desc()
     }
@@ -233,6 +263,9 @@ impl IoTable for HastyTable {
     }
 
     fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
+        if self.lacks != Lacks::TablesUntilTheSync {
+            return self.table.unmap(iova, len, gather);
+        }
         let mut early = Gather::new();
         self.table.unmap(iova, len, &mut early)?;
         if let Some((start, end)) = early.range() {
@@ -284,7 +317,10 @@ impl IoTable for HastyTable {
         gather: &mut Gather,
         visit: &mut dyn FnMut(u64, u64),
     ) -> Result<(), DirtyError> {
-        self.table.read_dirty(iova, len, clear, gather, visit)
+        match self.lacks {
+            Lacks::InvalidationOfDirty => self.table.read_dirty(iova, len, clear, &mut Gather::new(), visit),
+            _ => self.table.read_dirty(iova, len, clear, gather, visit),
+        }
     }
 
     fn retire(&self, tables: Retired, synced: Synced) {
@@ -295,10 +331,7 @@ impl IoTable for HastyTable {
 impl Driver for Careless {
     fn new_table(&self, request: TableRequest) -> Result<Box<dyn IoTable>, PrepareError> {
         let table = self.driver.new_table(request)?;
-        if self.lacks != Lacks::TablesUntilTheSync {
-            return Ok(table);
-        }
-        Ok(Box::new(HastyTable { table, platform: self.platform.clone() }))
+        Ok(Box::new(CarelessTable { table, platform: self.platform.clone(), lacks: self.lacks }))
     }
 
     fn caps(&self) -> Caps {

@@ -10,6 +10,7 @@ use portcullis_models::memory::Memory;
 use portcullis_models::mutation::Mutations;
 use portcullis_models::vtd::Config;
 use portcullis_spec::vtd::fault::FaultReason;
+use portcullis_spec::vtd::qi::IotlbInv;
 use portcullis_spec::vtd::regs::{Frcd, FrcdType, Fsts, offset};
 
 const FRCD: u32 = 0x1000;
@@ -158,8 +159,19 @@ fn second_stage_keeps_flags_where_the_entry_asks_for_it() {
         rig.ram.put64(low + 8, 5 | u64::from(walks_coherent) << 23);
         t.map(&rig.ram, 0x7000, DATA, true);
         assert_eq!(rig.store(A, 0x7000), expected);
-        let entry = rig.ram.load64(t.entry(0x7000)).unwrap();
-        assert_eq!(entry & 0x300, if walks_coherent { 0x300 } else { 0 });
+        let entry = |rig: &Rig| rig.ram.load64(t.entry(0x7000)).unwrap();
+        assert_eq!(entry(&rig) & 0x300, if walks_coherent { 0x300 } else { 0 });
+        // What is cached without need of an update does none, until it is invalidated.
+        if walks_coherent {
+            rig.ram.put64(t.entry(0x7000), entry(&rig) & !0x200);
+            assert_eq!(rig.store(A, 0x7000), Ok(DATA));
+            assert_eq!(entry(&rig) & 0x200, 0, "the dirty translation is in the IOTLB");
+            rig.invalidate(&[IotlbInv::pages(5, 0x7000, 0, true).desc()]);
+            assert_eq!(rig.load(A, 0x7000), Ok(DATA));
+            assert_eq!(entry(&rig) & 0x200, 0, "a read is no write");
+            assert_eq!(rig.store(A, 0x7000), Ok(DATA));
+            assert_eq!(entry(&rig) & 0x200, 0x200, "a clean translation in the IOTLB is walked again");
+        }
     }
 }
 

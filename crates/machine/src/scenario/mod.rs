@@ -7,6 +7,7 @@ pub mod actor;
 pub mod caches;
 pub mod churn;
 pub mod copy;
+pub mod migration;
 pub mod owners;
 pub mod paging;
 pub mod private_data;
@@ -63,7 +64,7 @@ const fn small(name: &'static str, run: Scenario, about: &'static str) -> Listed
 
 /// The scenarios that run on a stage, by name. Each expects a unit in scalable mode unless it sets
 /// its own.
-pub const ALL: [Listed; 27] = [
+pub const ALL: [Listed; 28] = [
     Listed {
         name: "churn",
         about: "devices and PASIDs attached, replaced, detached, reset and unplugged while data flows",
@@ -122,6 +123,11 @@ pub const ALL: [Listed; 27] = [
         "device TLB time-out",
         caches::device_tlb_timeout,
         "devices that do not answer invalidations are cut off",
+    ),
+    small(
+        "migration",
+        migration::migration,
+        "memory is copied while devices write to it, by what is told as dirty",
     ),
     small(
         "unmap at attach",

@@ -84,7 +84,16 @@ impl Stage {
     /// # Errors
     /// The core's reason.
     pub fn room(&self, devices: &[&Actor], stage: TableStage) -> Result<Room, String> {
-        self.make_room(devices, stage, 0..0, None)
+        self.make_room(devices, TableRequest { stage, ..TableRequest::default() }, 0..0, None)
+    }
+
+    /// A domain whose mappings the scenario makes, in which writes can be tracked.
+    ///
+    /// # Errors
+    /// The core's reason.
+    pub fn tracked_room(&self, devices: &[&Actor], stage: TableStage) -> Result<Room, String> {
+        let table = TableRequest { stage, dirty: true, ..TableRequest::default() };
+        self.make_room(devices, table, 0..0, None)
     }
 
     /// A domain that is paged in on demand within `range`.
@@ -98,21 +107,19 @@ impl Stage {
         range: Range<u64>,
         manner: Manner,
     ) -> Result<Room, String> {
-        self.make_room(devices, stage, range, Some(manner))
+        let table = TableRequest { stage, ..TableRequest::default() };
+        self.make_room(devices, table, range, Some(manner))
     }
 
     fn make_room(
         &self,
         devices: &[&Actor],
-        stage: TableStage,
+        table: TableRequest,
         range: Range<u64>,
         manner: Option<Manner>,
     ) -> Result<Room, String> {
         let devices: Vec<&Device<AnyPlatform>> = devices.iter().map(|a| &a.device).collect();
-        let options = DomainOptions {
-            table: TableRequest { stage, ..TableRequest::default() },
-            ..DomainOptions::default()
-        };
+        let options = DomainOptions { table, ..DomainOptions::default() };
         let domain = self.iommu.external_domain(&devices, options, manner.map(|_| Host(self.clone())));
         let manner = Mutex::new(manner.unwrap_or(Manner::Refuse(0)));
         let inside = Inside {

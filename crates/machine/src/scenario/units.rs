@@ -119,6 +119,7 @@ pub fn variants() -> Vec<(&'static str, Config)> {
         ("one device-TLB invalidation at a time", Config { itags: 1, ..d() }),
         ("few translations are kept", Config { iotlb_entries: 4, ..d() }),
         ("4 bits of domain id", Config { domain_id_bits: 4, ..d() }),
+        ("no dirty bits in the second stage", Config { second_stage_accessed_dirty: false, ..d() }),
         ("4K pages only", Config { second_stage_2m: false, second_stage_1g: false, ..d() }),
         ("3 levels", Config { widths: vec![Agaw::Bits39], ..d() }),
         ("5 levels", d().with_levels(Agaw::Bits57)),
