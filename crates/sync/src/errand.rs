@@ -1,6 +1,9 @@
 //! Work that arrives piece by piece and is done by one worker at a time, none of it left behind.
 
-use crate::atomic::{AtomicBool, Ordering};
+use crate::{
+    atomic::{AtomicBool, Ordering},
+    mutate::{Line, unless, without},
+};
 
 /// Says whether somebody must be sent, and keeps a second one from going.
 ///
@@ -30,7 +33,7 @@ impl Errand {
     /// There is work. True if nobody was asked since a worker last went: the caller wakes one.
     #[must_use]
     pub fn ask(&self) -> bool {
-        !self.due.swap(true, Ordering::AcqRel)
+        !self.due.swap(true, unless(Line::ErrandAskReleases, Ordering::AcqRel))
     }
 
     /// Goes, if there is work and nobody is at it. What was asked for before this is now the
@@ -38,7 +41,8 @@ impl Errand {
     #[must_use]
     pub fn take(&self) -> bool {
         // A worker that heard the bell sees that there was work when it was rung.
-        let mine = self.due.load(Ordering::Acquire) && !self.busy.swap(true, Ordering::AcqRel);
+        let mine = self.due.load(Ordering::Acquire)
+            && (!self.busy.swap(true, Ordering::AcqRel) || without(Line::ErrandExcludes));
         if mine {
             self.due.swap(false, Ordering::AcqRel);
         }
@@ -51,8 +55,11 @@ impl Errand {
     pub fn end(&self) -> bool {
         // Not a store: a worker that found this one still there was sent for something, which the
         // load must not miss.
-        self.busy.swap(false, Ordering::AcqRel);
-        self.due.load(Ordering::Acquire)
+        match without(Line::ErrandEndSwaps) {
+            true => self.busy.store(false, Ordering::Release),
+            false => drop(self.busy.swap(false, Ordering::AcqRel)),
+        }
+        self.due.load(Ordering::Acquire) && !without(Line::ErrandLooksAtEnd)
     }
 }
 
@@ -75,7 +82,10 @@ impl Bell {
     /// Rings: whoever hears it sees what came before. A store would not do: it may count as earlier
     /// than another ringing that is heard in its place.
     pub fn ring(&self) {
-        self.0.swap(true, Ordering::AcqRel);
+        match without(Line::BellSwaps) {
+            true => self.0.store(true, Ordering::Release),
+            false => drop(self.0.swap(true, Ordering::AcqRel)),
+        }
     }
 
     /// Whether it was rung since this was last asked.

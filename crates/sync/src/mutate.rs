@@ -2,6 +2,8 @@
 //!
 //! Compiled for loom only; elsewhere [`without`] is a constant, and nothing is left of it.
 
+use crate::atomic::Ordering;
+
 /// A line that protects something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
@@ -37,6 +39,32 @@ pub enum Line {
     CensusPublishFence,
     /// The list is read after a fence, and entries were cleared before it.
     CensusCollectFence,
+    /// A filled cell of a ring is shown after it was filled.
+    RingPushReleases,
+    /// An emptied cell of a ring is given back after it was read.
+    RingPopReleases,
+    /// One thread gets a position of a ring.
+    RingClaimSwaps,
+    /// A cell of a ring is filled when it is empty, and read when it is filled.
+    RingChecksTurn,
+    /// One worker at a time runs an errand.
+    ErrandExcludes,
+    /// A worker that ends looks whether there is work again.
+    ErrandLooksAtEnd,
+    /// A worker that ends hears of the one that found it there.
+    ErrandEndSwaps,
+    /// Whoever asks for a worker shows it the work.
+    ErrandAskReleases,
+    /// Whoever hears a bell hears of every ringing before.
+    BellSwaps,
+    /// Nobody visits a member who has left.
+    VisitChecksClosed,
+    /// A member is handed out when nobody visits any more.
+    LeaveWaitsForVisits,
+    /// A visitor orders what it did before the member is handed out.
+    VisitReleases,
+    /// A place opens after the member was put there.
+    JoinReleases,
 }
 
 #[cfg(portcullis_loom)]
@@ -63,6 +91,12 @@ mod real {
 
 #[cfg(portcullis_loom)]
 pub use real::{take_away, without};
+
+/// An ordering, or none where the line that asks for it is taken away.
+#[inline(always)]
+pub(crate) fn unless(line: Line, order: Ordering) -> Ordering {
+    if without(line) { Ordering::Relaxed } else { order }
+}
 
 /// Whether a line is taken away: never, outside loom.
 #[cfg(not(portcullis_loom))]

@@ -9,6 +9,7 @@
 use crate::{
     atomic::{AtomicUsize, Ordering},
     cell::UnsafeCell,
+    mutate::{Line, unless, without},
 };
 use alloc::vec::Vec;
 use core::{fmt, mem::MaybeUninit};
@@ -88,7 +89,7 @@ impl<T: Copy + Send> Ring<T> {
             // touches the value until `turn` changes below.
             unsafe { v.write(MaybeUninit::new(value)) }
         });
-        cell.turn.store(at.wrapping_add(1), Ordering::Release);
+        cell.turn.store(at.wrapping_add(1), unless(Line::RingPushReleases, Ordering::Release));
         Ok(())
     }
 
@@ -102,7 +103,7 @@ impl<T: Copy + Send> Ring<T> {
             // `turn` changes below. T is Copy, so reading it out leaves nothing to drop.
             unsafe { (*v).assume_init() }
         });
-        cell.turn.store(at.wrapping_add(self.cells.len()), Ordering::Release);
+        cell.turn.store(at.wrapping_add(self.cells.len()), unless(Line::RingPopReleases, Ordering::Release));
         Some(value)
     }
 
@@ -113,7 +114,12 @@ impl<T: Copy + Send> Ring<T> {
         loop {
             let cell = &self.cells[at & self.mask];
             let turn = cell.turn.load(Ordering::Acquire);
-            match turn.wrapping_sub(at.wrapping_add(ready)).cast_signed() {
+            let mine = turn.wrapping_sub(at.wrapping_add(ready)).cast_signed();
+            if without(Line::RingClaimSwaps) && mine == 0 {
+                end.store(at.wrapping_add(1), Ordering::Relaxed);
+                return Some((cell, at));
+            }
+            match if without(Line::RingChecksTurn) { 0 } else { mine } {
                 0 => match end.compare_exchange_weak(
                     at,
                     at.wrapping_add(1),

@@ -9,6 +9,7 @@
 use crate::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
     cell::UnsafeCell,
+    mutate::{Line, unless, without},
     ring::AllocError,
 };
 use alloc::vec::Vec;
@@ -90,7 +91,7 @@ impl<T: Send + Sync> Roster<T> {
         };
         let old = place.replace(Some(member));
         self.end.fetch_max(index + 1, Ordering::AcqRel);
-        place.word.store(HELD, Ordering::Release);
+        place.word.store(HELD, unless(Line::JoinReleases, Ordering::Release));
         self.members.fetch_add(1, Ordering::AcqRel);
         drop(old);
         Ok(Membership(index))
@@ -106,8 +107,11 @@ impl<T: Send + Sync> Roster<T> {
         if place.word.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0 {
             self.members.fetch_sub(1, Ordering::AcqRel);
         }
-        let taken =
-            place.word.compare_exchange(CLOSED | HELD, CLOSED | BUSY, Ordering::AcqRel, Ordering::Acquire);
+        let mut from = CLOSED | HELD;
+        if without(Line::LeaveWaitsForVisits) {
+            from = place.word.load(Ordering::Acquire);
+        }
+        let taken = place.word.compare_exchange(from, CLOSED | BUSY, Ordering::AcqRel, Ordering::Acquire);
         if taken.is_err() {
             return Err(membership);
         }
@@ -169,7 +173,7 @@ impl<T> Place<T> {
     /// Counts a visitor in, unless the place is closed.
     fn enter(&self) -> Option<Inside<'_>> {
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & CLOSED == 0 {
+        while word & CLOSED == 0 || without(Line::VisitChecksClosed) && word & BUSY == 0 {
             match self.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Some(Inside(&self.word)),
                 Err(now) => word = now,
@@ -184,7 +188,7 @@ struct Inside<'a>(&'a AtomicU64);
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, unless(Line::VisitReleases, Ordering::AcqRel));
     }
 }
 

@@ -9,7 +9,7 @@
 use crate::{
     atomic::{AtomicU64, Ordering},
     cell::UnsafeCell,
-    mutate::{Line, without},
+    mutate::{Line, unless, without},
     ring::AllocError,
 };
 use alloc::{boxed::Box, vec::Vec};
@@ -243,7 +243,7 @@ impl<T> Inside<'_, T> {
     {
         let inside = core::mem::ManuallyDrop::new(self);
         let mut was = inside.place.word.load(Ordering::Acquire);
-        let order = if without(Line::LeaveReleases) { Ordering::Relaxed } else { Ordering::AcqRel };
+        let order = unless(Line::LeaveReleases, Ordering::AcqRel);
         loop {
             // Closed, and nobody but us: nobody can change that.
             if phase(was) == CLOSED && was & INSIDE == 1 && !without(Line::LastHears) {

@@ -6,6 +6,8 @@
 //! cargo test --release -p portcullis-sync --test loom`.
 #![cfg(portcullis_loom)]
 
+mod lines;
+
 use loom::{
     sync::{
         Arc, Mutex,
@@ -237,4 +239,11 @@ fn ring_never_holds_more_than_its_capacity() {
         assert_eq!(ring.pop(), Some(2));
         assert_eq!(ring.pop().is_some(), pushed == 1);
     });
+}
+
+fails_without! {
+    the_release_of_a_filled_cell: RingPushReleases, ring_loses_and_repeats_nothing;
+    the_release_of_an_emptied_cell: RingPopReleases, ring_never_holds_more_than_its_capacity;
+    the_swap_that_claims: RingClaimSwaps, ring_loses_and_repeats_nothing;
+    the_turn_of_a_cell: RingChecksTurn, ring_never_holds_more_than_its_capacity;
 }

@@ -1,6 +1,8 @@
 //! The errand of a sleeping observer under loom. Run as `loom.rs` says, with `--test loom_errand`.
 #![cfg(portcullis_loom)]
 
+mod lines;
+
 use loom::{
     sync::{
         Arc,
@@ -60,4 +62,12 @@ fn no_work_is_left_behind() {
         while desk.look() {}
         assert_eq!(desk.done.load(Ordering::Relaxed), 2, "work was left behind");
     });
+}
+
+fails_without! {
+    the_exclusion_of_workers: ErrandExcludes, no_work_is_left_behind;
+    the_look_at_the_end: ErrandLooksAtEnd, no_work_is_left_behind;
+    the_swap_at_the_end: ErrandEndSwaps, no_work_is_left_behind;
+    the_release_of_what_was_left: ErrandAskReleases, no_work_is_left_behind;
+    the_swap_that_rings: BellSwaps, no_work_is_left_behind;
 }

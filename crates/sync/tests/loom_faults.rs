@@ -3,6 +3,8 @@
 //! fail. Run as `loom.rs` says, with `--test loom_faults`.
 #![cfg(portcullis_loom)]
 
+mod lines;
+
 use loom::{
     cell::UnsafeCell,
     sync::{
@@ -14,7 +16,6 @@ use loom::{
 use portcullis_sync::{
     census::Census,
     lookup::{Found, Lookup},
-    mutate::{Line, take_away},
     records::Records,
     slot::{SlotWord, State},
     tenants::Tenants,
@@ -387,37 +388,6 @@ holds! {
     a_record_is_one_groups
     turns_exclude_each_other_and_none_is_lost
     attach_and_unmap_do_not_miss_each_other
-}
-
-/// Gives all lines back, also after a model failed.
-struct Without;
-
-impl Without {
-    fn line(line: Line) -> Without {
-        take_away(Some(line));
-        Without
-    }
-}
-
-impl Drop for Without {
-    fn drop(&mut self) {
-        take_away(None);
-    }
-}
-
-macro_rules! fails_without {
-    ($($name:ident: $line:ident, $model:ident;)*) => {
-        mod fails_without {
-            $(
-                #[test]
-                #[should_panic]
-                fn $name() {
-                    let _without = super::Without::line(super::Line::$line);
-                    super::$model()
-                }
-            )*
-        }
-    };
 }
 
 fails_without! {

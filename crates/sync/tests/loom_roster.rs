@@ -2,6 +2,8 @@
 //! `--test loom_roster`.
 #![cfg(portcullis_loom)]
 
+mod lines;
+
 use loom::{
     sync::{
         Arc,
@@ -95,4 +97,12 @@ fn a_place_changes_hands() {
         roster.visit(|m| m.tell());
         assert_eq!(next.told.load(Ordering::Relaxed), before + usize::from(joined));
     });
+}
+
+fails_without! {
+    the_look_whether_it_is_closed: VisitChecksClosed, no_visit_begins_after_leaving;
+    the_wait_for_visitors: LeaveWaitsForVisits, nobody_is_told_after_leaving;
+    the_wait_for_visitors_of_a_place: LeaveWaitsForVisits, a_place_changes_hands;
+    the_release_after_a_visit: VisitReleases, nobody_is_told_after_leaving;
+    the_release_of_a_new_member: JoinReleases, a_place_changes_hands;
 }
