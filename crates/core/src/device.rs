@@ -103,18 +103,34 @@ impl DeviceSpec {
 
     /// The same device with the ids and the group that a topology gives it. One that the topology
     /// does not name stays as it is. Allocates.
-    pub fn placed(mut self, grouping: &Grouping) -> DeviceSpec {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn placed(mut self, grouping: &Grouping) -> Result<DeviceSpec, OutOfMemory> {
         if let Some(upstreams) = grouping.upstreams(self.id) {
-            self.upstreams = upstreams.to_vec();
+            self.upstreams = collected(upstreams.len(), |list| {
+                for Upstream { instance, sources } in upstreams {
+                    let sources = collected(sources.len(), |copy| {
+                        copy.extend_from_slice(sources);
+                        Ok(())
+                    })?;
+                    list.push(Upstream { instance: *instance, sources });
+                }
+                Ok(())
+            })?;
         }
         if let Some(group) = grouping.group_of(self.id)
             && let [first, _, ..] = group.members()
         {
             let of_it = |m: &&Merge| m.first == self.id || m.second == self.id;
-            let merges = group.merges().iter().filter(of_it).copied().collect();
+            let merges = || group.merges().iter().filter(of_it);
+            let merges = collected(merges().count(), |list| {
+                list.extend(merges());
+                Ok(())
+            })?;
             self.group = Some(Membership { group: GroupId(first.0), merges });
         }
-        self
+        Ok(self)
     }
 
     pub(crate) fn group_id(&self) -> GroupId {
@@ -293,6 +309,17 @@ impl<P: Platform> Device<P> {
     pub fn start_reset(&self) -> Op<'_, Result<(), AttachError>> {
         Op::new(park::reset(self))
     }
+}
+
+/// A list of at most `most`.
+fn collected<T>(
+    most: usize,
+    fill: impl FnOnce(&mut Vec<T>) -> Result<(), OutOfMemory>,
+) -> Result<Vec<T>, OutOfMemory> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(most).map_err(|_| OutOfMemory)?;
+    fill(&mut list)?;
+    Ok(list)
 }
 
 fn regions_of<P: Platform>(member: &Member<P>, list: &mut Regions) -> Result<(), OutOfMemory> {

@@ -25,7 +25,6 @@ use crate::{
     tags::TagList,
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::mem::ManuallyDrop;
 use portcullis_pgtable::{FormatDesc, IoTable, MapError, Phys, Prot};
 use portcullis_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -66,7 +65,7 @@ pub(crate) enum Kind<P: Platform> {
     Blocked,
     Identity,
     /// A table of the core's own.
-    Table(ManuallyDrop<Box<dyn IoTable>>),
+    Table(Box<dyn IoTable>),
     /// Somebody else's.
     Foreign(Foreign<P>),
 }
@@ -121,7 +120,7 @@ impl<P: Platform> DomainInner<P> {
         pasid_only: bool,
         devices: &[&Device<P>],
     ) -> Result<Self, DomainError> {
-        let mut inner = DomainInner::new(shared, Kind::Table(ManuallyDrop::new(table)), pasid_only)?;
+        let mut inner = DomainInner::new(shared, Kind::Table(table), pasid_only)?;
         inner.keep_closed(devices)?;
         Ok(inner)
     }
@@ -181,7 +180,7 @@ impl<P: Platform> DomainInner<P> {
 
     pub(crate) fn table(&self) -> Option<&dyn IoTable> {
         match &self.kind {
-            Kind::Table(t) => Some(&***t),
+            Kind::Table(t) => Some(&**t),
             _ => None,
         }
     }
@@ -350,25 +349,11 @@ impl<P: Platform> DomainInner<P> {
 impl<P: Platform> Drop for DomainInner<P> {
     fn drop(&mut self) {
         if self.kept.load(Ordering::Acquire) {
-            if let Kind::Foreign(f) = &mut self.kind {
-                // Late requests may carry it.
-                core::mem::forget(f.pasid.take());
-            }
-            return;
-        }
-        // Nothing is attached (attachments count the domain), so no walker reads the tables.
-        if let Kind::Table(t) = &mut self.kind {
-            self.parked.retire_all(&***t);
-            drop(core::mem::replace(&mut self.kind, Kind::Blocked).into_table());
-        }
-    }
-}
-
-impl<P: Platform> Kind<P> {
-    fn into_table(self) -> Option<Box<dyn IoTable>> {
-        match self {
-            Kind::Table(t) => Some(ManuallyDrop::into_inner(t)),
-            _ => None,
+            // The table, whoever's it is, and the PASID that late requests may carry.
+            core::mem::forget(core::mem::replace(&mut self.kind, Kind::Blocked));
+        } else if let Kind::Table(t) = &self.kind {
+            // Nothing is attached (attachments count the domain), so no walker reads the tables.
+            self.parked.retire_all(&**t);
         }
     }
 }

@@ -60,7 +60,8 @@ pub(crate) struct State<P: Platform> {
     pub(crate) watch: Watch,
     sequence: u64,
     pub(crate) faults: FaultLog,
-    tags: Vec<u64>,
+    /// A bit for each, set while it is taken.
+    pub(crate) tags: Vec<u64>,
 }
 
 impl<P: Platform> Instance<P> {

@@ -68,6 +68,7 @@ mod speck;
 mod storm;
 mod sync;
 mod tags;
+mod usage;
 mod wait;
 
 pub use attach::{Gap, Replaced};
@@ -111,6 +112,7 @@ pub use storm::{Rung, Storm, Storms, Thresholds};
 pub use sync::Unmapping;
 pub use topology::MergedBy;
 pub use turn::{Answer, Code, Intake, Turn};
+pub use usage::{InstanceUsage, Usage};
 
 /// The README's example, compiled.
 #[cfg(doctest)]

@@ -46,6 +46,11 @@ impl<P: Platform> Instances<P> {
         self.0.with(|list| list.iter().filter_map(|e| e.instance.as_ref()).nth(n).cloned())
     }
 
+    /// How many are up.
+    pub(crate) fn len(&self) -> usize {
+        self.0.with(|list| list.iter().filter(|e| e.instance.is_some()).count())
+    }
+
     /// Takes an id for an instance that is about to be started.
     fn reserve(&self, id: InstanceId) -> Result<Reserved<'_, P>, RegisterError> {
         self.0.with(|list| {
@@ -140,6 +145,11 @@ impl<P: Platform> Roster<P> {
                 None => room.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?,
             }
         }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.with(|list| list.iter().filter(|k| k.member.strong_count() > 0).count())
     }
 
     fn forget(&self, member: &Member<P>) {

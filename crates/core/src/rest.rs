@@ -14,7 +14,6 @@ use crate::{
     platform::{Platform, ShortLock},
 };
 use alloc::sync::Arc;
-use core::mem::ManuallyDrop;
 use portcullis_sync::atomic::{AtomicBool, Ordering};
 
 /// A domain of the core's own, with a tag on the instance that uses it. Unless the hardware was
@@ -151,6 +150,5 @@ fn own_table<P: Platform>(
     instance: &Arc<Instance<P>>,
 ) -> Result<Arc<DomainInner<P>>, AddDeviceError> {
     let table = instance.driver().new_table(TableRequest::default())?;
-    let kind = Kind::Table(ManuallyDrop::new(table));
-    Ok(Arc::new(DomainInner::new(shared, kind, false)?))
+    Ok(Arc::new(DomainInner::new(shared, Kind::Table(table), false)?))
 }

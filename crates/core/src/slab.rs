@@ -83,6 +83,11 @@ impl<P: Platform> Slab<P> {
         self.free.with(|list| list.push(key.index));
     }
 
+    /// Places that are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.tenants.len() - self.free.with(|list| list.len())
+    }
+
     /// The domain with an id, while something is attached to it.
     pub(crate) fn domain(&self, id: u64) -> Option<Arc<DomainInner<P>>> {
         (0..self.tenants.len() as u32).find_map(|index| {

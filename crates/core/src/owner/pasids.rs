@@ -53,6 +53,11 @@ impl<P: Platform> Pasids<P> {
         }
     }
 
+    /// How many are given out.
+    pub(crate) fn len(&self) -> usize {
+        self.given.with(|given| given.len())
+    }
+
     /// A PASID of this space, for use with any device.
     pub(crate) fn take_for_all(self: &Arc<Self>) -> Result<OwnedPasid<P>, NoPasid> {
         self.take(1, Pasid::MAX)

@@ -82,8 +82,9 @@ impl Board {
         self.0.kicks.load(SeqCst)
     }
 
-    pub fn shut_down(&self, down: bool) {
-        self.0.shutdown.store(down, SeqCst);
+    /// Whether it ended before.
+    pub fn shut_down(&self, down: bool) -> bool {
+        self.0.shutdown.swap(down, SeqCst)
     }
 
     pub fn on_wait(&self, hook: Option<Hook>) {

@@ -233,6 +233,16 @@ impl Hardware {
         self.state().devices.get(&source).is_some_and(|d| d.cut)
     }
 
+    /// What the driver was told of each requester: its features, and whether it is cut off and muted.
+    pub fn devices(&self) -> Vec<(SourceId, Features, bool, bool)> {
+        self.state().devices.iter().map(|(id, d)| (*id, d.features, d.cut, d.muted)).collect()
+    }
+
+    /// Frames that the driver keeps for itself.
+    pub fn own_frames(&self) -> usize {
+        usize::from(self.state().spare.is_some())
+    }
+
     /// Page requests that the core has not taken from the queue.
     pub fn waiting(&self) -> usize {
         self.state().requests.len()

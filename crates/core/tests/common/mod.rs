@@ -15,7 +15,7 @@ pub use requests::{Sent, first, last, pasid, sent};
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use vendors::Vendor;
 
-use portcullis::driver::{PageRequest, Start};
+use portcullis::driver::{DeviceControl, PageRequest, Start};
 use portcullis::{
     Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
     InstanceId, Iommu, PageGroup, Platform, ReservedRegion, Response, Sleep, SourceId, Upstream,
@@ -41,6 +41,24 @@ pub fn cx() -> Sleep<'static> {
 
 pub fn data() -> Arc<Data> {
     Arc::default()
+}
+
+/// What a well-behaved, trusted device with everything looks like.
+pub fn spec(n: u32, control: Arc<dyn DeviceControl>) -> DeviceSpec {
+    let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
+    DeviceSpec {
+        trusted: true,
+        caps: DeviceCaps {
+            pasid_bits: 8,
+            ats: true,
+            invalidate_queue_depth: 0,
+            page_requests: Some(8),
+            stop_markers: false,
+            coherent_dma: true,
+            physical_function: None,
+        },
+        ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, control)
+    }
 }
 
 /// An `Iommu` over one scripted instance.
@@ -77,22 +95,8 @@ impl World {
         World { board, hw, iommu }
     }
 
-    /// What a well-behaved, trusted device with everything looks like.
     pub fn spec(&self, n: u32) -> DeviceSpec {
-        let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
-        DeviceSpec {
-            trusted: true,
-            caps: DeviceCaps {
-                pasid_bits: 8,
-                ats: true,
-                invalidate_queue_depth: 0,
-                page_requests: Some(8),
-                stop_markers: false,
-                coherent_dma: true,
-                physical_function: None,
-            },
-            ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, self.hw.control(SourceId(n)))
-        }
+        spec(n, self.hw.control(SourceId(n)))
     }
 
     pub fn device(&self, n: u32) -> Dev {
