@@ -264,6 +264,7 @@ impl<'a, P: Platform> Books<'a, P> {
             None => {
                 let begun = self.begin(request, (number, account), tenant, until);
                 let Some(n) = begun else {
+                    account.counts.quota.add(refused.is_none().into());
                     self.uncharge_one(account, tenant.map(|(_, t)| t), refused.is_none());
                     return Err(refused.unwrap_or(Reason::Quota));
                 };

@@ -130,3 +130,95 @@ impl Lease {
         quota.partials.give(self.partials.swap(0, Ordering::Relaxed));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    extern crate std;
+    use std::vec::Vec;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Charge(usize),
+        Uncharge(usize, u32),
+        Trim(usize),
+        TakePartial(usize),
+        GivePartial(usize),
+        End(usize),
+    }
+
+    const LEASES: usize = 3;
+    const MOST: u32 = 20;
+
+    fn step() -> impl Strategy<Value = Step> {
+        let n = 0..LEASES;
+        prop_oneof![
+            8 => n.clone().prop_map(Step::Charge),
+            3 => (n.clone(), 1..6u32).prop_map(|(n, units)| Step::Uncharge(n, units)),
+            3 => n.clone().prop_map(Step::Trim),
+            2 => n.clone().prop_map(Step::TakePartial),
+            1 => n.clone().prop_map(Step::GivePartial),
+            1 => n.prop_map(Step::End),
+        ]
+    }
+
+    proptest! {
+        /// Against what each lease uses, and no more than that: an owner is never over its bound, and
+        /// is refused only when it has reached it but for what others leased and have not trimmed.
+        #[test]
+        fn leases_keep_to_their_owners_bound(
+            requests in 0..300u32,
+            partials in 0..4u32,
+            steps in proptest::collection::vec(step(), 0..200),
+        ) {
+            let quota = Quota::new(requests, partials);
+            let leases: Vec<Lease> = (0..LEASES).map(|_| Lease::default()).collect();
+            let (mut used, mut kept, mut untrimmed) = ([0u32; LEASES], [0u32; LEASES], [false; LEASES]);
+            for step in steps {
+                match step {
+                    Step::Charge(n) => {
+                        let all: u32 = used.iter().sum();
+                        let charged = leases[n].charge(&quota, MOST);
+                        prop_assert!(!charged || (all < requests && used[n] < MOST), "over a bound");
+                        let others = (0..LEASES).any(|m| m != n && untrimmed[m]);
+                        let must = all < requests && used[n] < MOST && !others;
+                        prop_assert!(charged || !must, "refused with {all} of {requests} out");
+                        used[n] += u32::from(charged);
+                        untrimmed[n] = true;
+                    }
+                    Step::Uncharge(n, units) => {
+                        let units = units.min(used[n]);
+                        leases[n].uncharge(units);
+                        used[n] -= units;
+                        untrimmed[n] = true;
+                    }
+                    Step::Trim(n) => {
+                        leases[n].trim(&quota);
+                        // What little is left unused is the others' again.
+                        let left = requests - used.iter().sum::<u32>();
+                        untrimmed[n] = left >= PLENTY;
+                    }
+                    Step::TakePartial(n) => {
+                        let all: u32 = kept.iter().sum();
+                        prop_assert_eq!(leases[n].take_partial(&quota), all < partials);
+                        kept[n] += u32::from(all < partials);
+                    }
+                    Step::GivePartial(n) if kept[n] > 0 => {
+                        leases[n].give_partial(&quota);
+                        kept[n] -= 1;
+                    }
+                    Step::GivePartial(_) => {}
+                    Step::End(n) => {
+                        leases[n].end(&quota);
+                        leases[n].used.store(0, Ordering::Relaxed);
+                        (used[n], kept[n], untrimmed[n]) = (0, 0, false);
+                    }
+                }
+            }
+            leases.iter().for_each(|l| l.end(&quota));
+            prop_assert_eq!(quota.requests.left.load(Ordering::Relaxed), requests, "lost or made up");
+            prop_assert_eq!(quota.partials.left.load(Ordering::Relaxed), partials);
+        }
+    }
+}
