@@ -107,9 +107,29 @@ impl Arena {
         // SAFETY: inside a frame of the arena, which is aligned and lives for ever.
         unsafe { AtomicU128::from_ptr(self.base.as_ptr().add(at).cast::<u128>().add(i)) }
     }
+}
+
+/// A handle to the arena, as our tables take it.
+#[derive(Clone, Copy)]
+pub(crate) struct Frames {
+    arena: &'static Arena,
+    /// What lies at physical address 0, if it does: at hand, as a kernel's direct map is.
+    origin: *mut u8,
+}
+
+// SAFETY: the memory lives for ever and is the arena's, which is shared.
+unsafe impl Sync for Frames {}
+// SAFETY: as above.
+unsafe impl Send for Frames {}
+
+impl Frames {
+    pub(crate) fn new() -> Frames {
+        let arena = arena();
+        Frames { arena, origin: arena.base.as_ptr().wrapping_sub(START as usize) }
+    }
 
     #[inline]
-    fn words<W: Word>(&self, table: Phys, range: Range<usize>) -> &[W::Atomic] {
+    fn words<W: Word>(&self, table: Phys, range: Range<usize>) -> &'static [W::Atomic] {
         let at = table.0.wrapping_sub(START) as usize;
         assert!(
             at <= (FRAMES - 1) * FRAME_SIZE && range.end <= FRAME_SIZE / W::BYTES && range.start <= range.end
@@ -117,19 +137,13 @@ impl Arena {
         // SAFETY: the range lies in a frame of the arena, which is aligned for any atomic and lives
         // for ever; a frame that is not private is only reached as atomics.
         unsafe {
-            let start = self.base.as_ptr().add(at).cast::<W::Atomic>();
+            let start = self.origin.wrapping_add(table.0 as usize).cast::<W::Atomic>();
             std::slice::from_raw_parts(start.add(range.start), range.len())
         }
     }
-}
 
-/// A handle to the arena, as our tables take it.
-#[derive(Clone, Copy)]
-pub(crate) struct Frames(pub(crate) &'static Arena);
-
-impl Frames {
     fn fresh(self, order: u32, zeroed: bool) -> Result<Fresh, NoMem> {
-        let phys = self.0.take(order, zeroed).ok_or(NoMem)?;
+        let phys = self.arena.take(order, zeroed).ok_or(NoMem)?;
         // SAFETY: nobody else has the frames; who asked for zeroed ones gets zeroed ones.
         unsafe { Ok(Fresh::from_raw(Phys(phys), order)) }
     }
@@ -146,34 +160,34 @@ impl TableMem for Frames {
 
     fn release(&self, frames: Fresh) {
         let order = frames.order();
-        self.0.give(frames.publish().0, order);
+        self.arena.give(frames.publish().0, order);
     }
 
     fn reclaim_frames(&self, first: Phys, order: u32) {
-        self.0.give(first.0, order);
+        self.arena.give(first.0, order);
     }
 
     #[inline]
     fn load<W: Word>(&self, table: Phys, i: usize) -> W {
-        W::load(&self.0.words::<W>(table, i..i + 1)[0])
+        W::load(&self.words::<W>(table, i..i + 1)[0])
     }
 
     #[inline]
     fn store<W: Word>(&self, table: Phys, i: usize, w: W) {
-        W::store(&self.0.words::<W>(table, i..i + 1)[0], w);
+        W::store(&self.words::<W>(table, i..i + 1)[0], w);
     }
 
     #[inline]
     fn cas<W: Word>(&self, table: Phys, i: usize, old: W, new: W) -> Result<(), W> {
-        W::cas(&self.0.words::<W>(table, i..i + 1)[0], old, new)
+        W::cas(&self.words::<W>(table, i..i + 1)[0], old, new)
     }
 
     fn load128(&self, table: Phys, i: usize) -> u128 {
-        self.0.wide(table, i).load()
+        self.arena.wide(table, i).load()
     }
 
     fn store128(&self, table: Phys, i: usize, w: u128) {
-        self.0.wide(table, i).store(w);
+        self.arena.wide(table, i).store(w);
     }
 
     #[inline]
@@ -183,7 +197,7 @@ impl TableMem for Frames {
         range: Range<usize>,
         mut entry: impl FnMut(usize) -> W,
     ) {
-        let start = self.0.pointer(fresh.phys().0).cast::<W>();
+        let start = self.arena.pointer(fresh.phys().0).cast::<W>();
         assert!(range.start <= range.end && range.end <= (FRAME_SIZE << fresh.order()) / W::BYTES);
         for i in range {
             // SAFETY: inside the run, which the linear `Fresh` alone reaches.
@@ -193,7 +207,7 @@ impl TableMem for Frames {
 
     #[inline]
     fn run<W: Word>(&self, table: Phys, range: Range<usize>, visit: impl FnMut(usize, &W::Atomic)) {
-        portcullis_pgtable::mem::visit(range.start, self.0.words::<W>(table, range), visit);
+        portcullis_pgtable::mem::visit(range.start, self.words::<W>(table, range), visit);
     }
 
     #[inline]

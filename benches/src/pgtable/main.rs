@@ -6,6 +6,7 @@
 //! beside. Only ratios mean anything: times are those of the machine and the hour.
 
 mod arena;
+mod counted;
 mod physical;
 mod report;
 mod rows;
@@ -31,6 +32,12 @@ struct Arguments {
     /// Measures no others than the format or library of this name; may be given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Does one piece of work so many times, for instructions to be counted, and measures nothing.
+    #[arg(long, value_name = "SUBJECT/WORK", requires = "iterations")]
+    count: Option<String>,
+    /// How often.
+    #[arg(long, value_name = "N", requires = "count")]
+    iterations: Option<u64>,
     /// Measures once and prints it as JSON, for the process that began the rounds.
     #[arg(long, hide = true)]
     once: bool,
@@ -60,6 +67,9 @@ struct Round {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|o| o == name);
+    if let (Some(name), Some(times)) = (&arguments.count, arguments.iterations) {
+        return counted::run(name, times).then_some(()).ok_or_else(|| format!("no work {name}").into());
+    }
     if arguments.once {
         println!("{}", serde_json::to_string(&round(&wanted))?);
         return Ok(());

@@ -104,7 +104,7 @@ impl<F: Format> Subject for Ours<F> {
         let page_sizes = if leaves == Leaves::Small { Self::PAGE } else { Self::PAGE | Self::LARGE };
         let levels = if F::GROWS { 4 } else { 0 };
         let config = Config { input_bits: 47, output_bits: 46, levels, page_sizes, ..Config::default() };
-        let table = Table::<F, _>::new(Frames(arena()), config).expect("frames for a root");
+        let table = Table::<F, _>::new(Frames::new(), config).expect("frames for a root");
         Ours { table: Box::new(table), gather: Gather::new(), format: PhantomData }
     }
 
@@ -138,7 +138,7 @@ impl<F: Format> Subject for Ours<F> {
 
     fn translating<R>(&self, f: impl FnOnce(&dyn Fn(u64) -> u64) -> R) -> R {
         let reader: Reader<'_> = self.table.reader();
-        f(&|iova| reader.lookup(iova).expect("a mapped page").phys.0)
+        f(&|iova| reader.translate(iova).expect("a mapped page").0)
     }
 
     fn map_range(&mut self, iova: u64, phys: u64, pages: u64) {

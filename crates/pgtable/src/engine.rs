@@ -42,13 +42,14 @@ use crate::{
     hints::Hints,
     limbo::Limbo,
     mem::{FRAME_SIZE, NoMem, Phys, TableMem, Word},
+    single::Quick,
     source::Segment,
     table::{
-        ChangeError, DirtyError, FormatDesc, IoTable, Leaf, MapError, NoAccessedBits, Prot, Reader, Space,
-        Top, UnmapError,
+        ChangeError, DirtyError, FormatDesc, IoTable, Leaf, MapError, Near, NoAccessedBits, Prot, Reader,
+        Space, Top, UnmapError,
     },
 };
-use core::ops::Range;
+use core::{cell::Cell, ops::Range};
 use portcullis_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The deepest walk that the engine does.
@@ -65,6 +66,8 @@ pub struct Table<F: Format, M: TableMem> {
     top: AtomicU64,
     /// The positions that the table translates: 0 to this.
     pub(crate) reach: u64,
+    /// What takes an IOVA of the space, and no other, to 0 to `reach`.
+    pub(crate) before_space: u64,
     pub(crate) page_sizes: u64,
     pub(crate) space: Space,
     pub(crate) input_bits: u8,
@@ -76,6 +79,7 @@ pub struct Table<F: Format, M: TableMem> {
     /// Levels that the table began with.
     pub(crate) first_levels: usize,
     pub(crate) tracking: AtomicBool,
+    pub(crate) quick: Quick<F>,
     pub(crate) hints: Hints<F>,
     pub(crate) limbo: Limbo<F>,
 }
@@ -98,19 +102,26 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let root_order = F::root_bits(input_bits, levels).saturating_sub(FRAME_SIZE.ilog2());
         let root = mem.frames(root_order)?;
         let format = F::new(&Config { input_bits, ..config });
+        let output_last = low(config.output_bits.min(F::OUTPUT_BITS).into());
         let table = Table {
             format,
             top: AtomicU64::new(pack(Top { root: root.phys(), levels })),
             reach: low(input_bits.into()),
+            before_space: match space {
+                Space::Lower => 0,
+                Space::Upper => low(input_bits.into()).wrapping_add(1),
+                Space::Signed => (low(input_bits.into()) >> 1) + 1,
+            },
             page_sizes: usable_sizes::<F>(config.page_sizes & format.leaf_sizes()),
             space,
             input_bits,
             output_bits: config.output_bits.min(F::OUTPUT_BITS),
-            output_last: low(config.output_bits.min(F::OUTPUT_BITS).into()),
+            output_last,
             coherent: config.coherent,
             root_order,
             first_levels: levels,
             tracking: AtomicBool::new(false),
+            quick: Quick::new(&format, config.coherent, low(input_bits.into()), output_last),
             hints: Hints::new(),
             limbo: Limbo::new(),
             mem,
@@ -163,6 +174,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
     }
 
+    #[inline(never)]
     fn walk_to<const TO: usize>(&self, pos: u64) -> Option<Phys> {
         let top = self.load_top();
         let table = self.walk_from::<TO>(top, pos)?;
@@ -172,15 +184,23 @@ impl<F: Format, M: TableMem> Table<F, M> {
 
     #[inline]
     fn walk_from<const TO: usize>(&self, top: Top, pos: u64) -> Option<Phys> {
+        if !self.coherent && self.reaches(top, pos) {
+            return self.settled_table(top, TO, pos);
+        }
+        self.descend_to::<TO>(top, pos)
+    }
+
+    /// The table at level `TO` that holds `pos`, if there is one and no format makes a secret of it.
+    #[inline(always)]
+    pub(crate) fn descend_to<const TO: usize>(&self, top: Top, pos: u64) -> Option<Phys> {
         if !self.reaches(top, pos) {
             return None;
         }
-        if !self.coherent {
-            return self.settled_table(top, TO, pos);
-        }
         // Four levels are what most tables have.
+        if top.levels == 4 {
+            return self.down::<4, TO>(top.root, pos);
+        }
         match top.levels {
-            4 => self.down::<4, TO>(top.root, pos),
             3 => self.down::<3, TO>(top.root, pos),
             5 => self.down::<5, TO>(top.root, pos),
             2 => self.down::<2, TO>(top.root, pos),
@@ -189,22 +209,33 @@ impl<F: Format, M: TableMem> Table<F, M> {
         }
     }
 
+    /// A walk written out, because compilers keep the loop.
     #[inline(always)]
     fn down<const LEVELS: usize, const TO: usize>(&self, root: Phys, pos: u64) -> Option<Phys> {
         if LEVELS < F::MIN_LEVELS || LEVELS > F::MAX_LEVELS || LEVELS < TO {
             return None;
         }
         let mut table = root;
-        let mut level = LEVELS;
-        while level > TO {
-            let i = if level == LEVELS { root_index::<F>(level, pos) } else { index::<F>(level, pos) };
-            let Entry::Table(next) = self.format.decode(level, self.load(table, i)) else {
-                return None;
-            };
-            table = next;
-            level -= 1;
+        table = self.step::<LEVELS, 6, TO>(table, pos)?;
+        table = self.step::<LEVELS, 5, TO>(table, pos)?;
+        table = self.step::<LEVELS, 4, TO>(table, pos)?;
+        table = self.step::<LEVELS, 3, TO>(table, pos)?;
+        self.step::<LEVELS, 2, TO>(table, pos)
+    }
+
+    /// From a table at `LEVEL` to the next, if that is among the levels of a walk from `LEVELS` to
+    /// `TO`.
+    #[inline(always)]
+    fn step<const LEVELS: usize, const LEVEL: usize, const TO: usize>(
+        &self,
+        table: Phys,
+        pos: u64,
+    ) -> Option<Phys> {
+        if LEVEL > LEVELS || LEVEL <= TO {
+            return Some(table);
         }
-        Some(table)
+        let i = if LEVEL == LEVELS { root_index::<F>(LEVEL, pos) } else { index::<F>(LEVEL, pos) };
+        self.format.child(LEVEL, self.load(table, i))
     }
 
     /// [`Table::table_at`], seeing to it that walkers which do not snoop find the way too.
@@ -319,14 +350,18 @@ impl<F: Format, M: TableMem> Table<F, M> {
         range: Range<usize>,
         mut visit: impl FnMut(usize, &<F::Word as Word>::Atomic),
     ) {
-        if !Self::LARGE {
-            return self.mem.run::<F::Word>(table, range, visit);
+        // Within a frame, as most are: what `visit` adds up may then stay in registers.
+        let (frame, i) = Self::locate(table, range.start);
+        if !Self::LARGE || i + range.len() <= Self::PER_FRAME {
+            let before = range.start - i;
+            return self.mem.run::<F::Word>(frame, i..i + range.len(), |j, a| visit(before + j, a));
         }
         let mut at = range.start;
         while at < range.end {
             let (frame, i) = Self::locate(table, at);
             let n = (Self::PER_FRAME - i).min(range.end - at);
-            self.mem.run::<F::Word>(frame, i..i + n, |j, a| visit(at + (j - i), a));
+            let before = at - i;
+            self.mem.run::<F::Word>(frame, i..i + n, |j, a| visit(before + j, a));
             at += n;
         }
     }
@@ -427,15 +462,12 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
 
     #[inline]
     fn map(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
-        // A single leaf into a table that is there is most of all calls.
-        let done = if len == 1 << F::GRANULE_BITS {
-            self.map_leaf::<1>(iova, phys, prot)
-        } else if len == 1 << F::shift(2) {
-            self.map_leaf::<2>(iova, phys, prot)
-        } else {
-            false
-        };
-        if done { Ok(()) } else { self.map_any(iova, phys, len, prot) }
+        if (len == 1 << F::GRANULE_BITS && self.map_leaf::<1, false>(iova, phys, prot))
+            || (len == 1 << F::shift(2) && self.map_leaf::<2, false>(iova, phys, prot))
+        {
+            return Ok(());
+        }
+        self.map_other(iova, phys, len, prot)
     }
 
     fn map_sg(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
@@ -444,19 +476,17 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
 
     #[inline]
     fn unmap(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
-        let done = if len == 1 << F::GRANULE_BITS {
-            self.unmap_leaf::<1>(iova, gather)
-        } else if len == 1 << F::shift(2) {
-            self.unmap_leaf::<2>(iova, gather)
-        } else {
-            false
-        };
-        if done { Ok(()) } else { self.unmap_any(iova, len, gather) }
+        if (len == 1 << F::GRANULE_BITS && self.unmap_leaf::<1, false>(iova, gather))
+            || (len == 1 << F::shift(2) && self.unmap_leaf::<2, false>(iova, gather))
+        {
+            return Ok(());
+        }
+        self.unmap_other(iova, len, gather)
     }
 
     fn lookup(&self, iova: u64) -> Option<Leaf> {
         let _pin = self.limbo.pin(&self.mem);
-        self.find(iova)
+        self.find(iova, &Cell::new(Near::NONE), |found| self.leaf(found))
     }
 
     fn reader(&self) -> Reader<'_> {

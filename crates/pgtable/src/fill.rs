@@ -1,7 +1,7 @@
 //! Writing leaves: into a table that is walked, or into one that is not linked yet.
 
 use crate::{
-    cursor::{entries, low},
+    cursor::{block_end, entries, low},
     engine::Table,
     format::Format,
     map::{Place, Request},
@@ -41,9 +41,10 @@ impl<F: Format, M: TableMem> Table<F, M> {
                     let phys = Phys(phys + (((i - start) as u64) << step));
                     self.format.leaf(request.template, level, phys, size_bits)
                 };
+                let count = if size_bits == step { self.linear_run(phys, step, count) } else { count };
                 if count == 1 {
                     self.store(table, start, leaf(start));
-                } else if size_bits == step && self.format.is_linear() {
+                } else if size_bits == step {
                     let mut w = leaf(start);
                     let more = leaf(start + 1).minus(w);
                     self.run(table, start..start + count, |_, a| {
@@ -95,7 +96,8 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 let phys = Phys(phys + (((i - done) as u64) << step));
                 self.format.leaf(request.template, level, phys, size_bits)
             };
-            if size_bits == step && self.format.is_linear() {
+            let count = if size_bits == step { self.linear_run(phys, step, count) } else { count };
+            if size_bits == step && count > 1 {
                 let mut w = leaf(done);
                 let more = leaf(done + 1).minus(w);
                 self.mem.fill_private(frame, done..done + count, |_| {
@@ -108,6 +110,15 @@ impl<F: Format, M: TableMem> Table<F, M> {
             }
             done += count;
         }
+    }
+}
+
+impl<F: Format, M: TableMem> Table<F, M> {
+    /// How many of `n` leaves of 2^`step` bytes from `phys` on differ by the same number.
+    #[inline]
+    fn linear_run(&self, phys: u64, step: u32, n: usize) -> usize {
+        let left = block_end(phys, self.format.linear_bits()) - phys;
+        n.min((left >> step) as usize + 1)
     }
 }
 

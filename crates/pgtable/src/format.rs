@@ -230,11 +230,20 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// of several entries `phys` is what this one entry maps.
     fn leaf(&self, template: Self::Word, level: usize, phys: Phys, size_bits: u32) -> Self::Word;
 
-    /// Whether the entries of leaves of one entry each, for memory that continues, differ by the
-    /// same number: then the engine adds where it would compose each.
+    /// The entries of leaves of one entry each, for memory that continues, differ by the same number
+    /// as long as the memory lies within an aligned block of 2^n bytes: then the engine adds where it
+    /// would compose each.
     #[inline]
-    fn is_linear(&self) -> bool {
-        true
+    fn linear_bits(&self) -> u32 {
+        64
+    }
+
+    /// Whether entries of a table at `level`, above 1, are surely leaves, each of them: `all` has the
+    /// bits that they have in common, `any` those that any has. Where this cannot tell, each is
+    /// decoded.
+    #[inline]
+    fn only_leaves(&self, _level: usize, _all: Self::Word, _any: Self::Word) -> bool {
+        false
     }
 
     /// The entry at `level` that leads to `table`.
@@ -242,6 +251,17 @@ pub trait Format: Copy + Send + Sync + 'static {
 
     /// What the entry `w` of a table at `level` is.
     fn decode(&self, level: usize, w: Self::Word) -> Entry;
+
+    /// The table that the entry `w` of a table at `level`, above 1, leads to. May say `None` of tables
+    /// that this library does not write, where that is a test less than [`Format::decode`] takes:
+    /// then that is asked.
+    #[inline]
+    fn child(&self, level: usize, w: Self::Word) -> Option<Phys> {
+        match self.decode(level, w) {
+            Entry::Table(table) => Some(table),
+            _ => None,
+        }
+    }
 
     /// What the leaf entry `w` allows.
     fn prot(&self, w: Self::Word) -> Prot;

@@ -7,10 +7,12 @@ use alloc::vec::Vec;
 ///
 /// A gather is turned into invalidations by the domain; its tables are freed only with a
 /// [`Synced`], so nothing a walker may still read is reused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[must_use = "what was unmapped stays visible to devices until the gather is synced"]
 pub struct Gather {
-    range: Option<(u64, u64)>,
+    /// First and last address of what was removed; the other way round as long as there is nothing.
+    start: u64,
+    end: u64,
     tables: Vec<Phys>,
     leaf_sizes: u64,
     non_leaf: bool,
@@ -18,12 +20,19 @@ pub struct Gather {
     room: Option<usize>,
 }
 
+impl Default for Gather {
+    fn default() -> Gather {
+        Gather::new()
+    }
+}
+
 impl Gather {
     /// An empty gather. Allocates nothing.
     #[inline]
     pub const fn new() -> Gather {
         Gather {
-            range: None,
+            start: u64::MAX,
+            end: 0,
             tables: Vec::new(),
             leaf_sizes: 0,
             non_leaf: false,
@@ -51,10 +60,8 @@ impl Gather {
     #[inline]
     pub fn add_leaves(&mut self, start: u64, end: u64, sizes: u64) {
         self.leaf_sizes |= sizes;
-        self.range = Some(match self.range {
-            None => (start, end),
-            Some((s, e)) => (s.min(start), e.max(end)),
-        });
+        self.start = self.start.min(start);
+        self.end = self.end.max(end);
     }
 
     /// Notes that entries which are no leaves changed in the range added.
@@ -83,7 +90,7 @@ impl Gather {
 
     /// The smallest range (inclusive) that covers everything removed.
     pub fn range(&self) -> Option<(u64, u64)> {
-        self.range
+        (self.start <= self.end).then_some((self.start, self.end))
     }
 
     /// The sizes that leaves in the range may have had, bit n for 2^n bytes, for hints of size and
@@ -99,7 +106,7 @@ impl Gather {
 
     /// Whether there is nothing to invalidate and nothing to free.
     pub fn is_empty(&self) -> bool {
-        self.range.is_none() && self.tables.is_empty()
+        self.range().is_none() && self.tables.is_empty()
     }
 
     /// Takes over what `other` holds. On allocation failure `other` keeps its tables.
@@ -110,7 +117,7 @@ impl Gather {
         if self.tables.try_reserve(other.tables.len()).is_err() {
             return Err(other);
         }
-        if let Some((s, e)) = other.range {
+        if let Some((s, e)) = other.range() {
             self.add_leaves(s, e, other.leaf_sizes);
         }
         self.non_leaf |= other.non_leaf;

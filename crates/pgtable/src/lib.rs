@@ -19,6 +19,7 @@ mod limbo;
 mod map;
 pub mod mem;
 mod read;
+mod single;
 pub mod source;
 pub mod table;
 #[cfg(all(feature = "testing", not(any(portcullis_loom, portcullis_shuttle))))]

@@ -31,6 +31,8 @@ pub(crate) struct Limbo<F> {
     lookups: [AtomicU64; 2],
     /// Which counter takes new lookups, modulo 2.
     epoch: AtomicU64,
+    /// How many tables were taken out.
+    detached: AtomicU64,
     /// Tables that came since the batch was closed.
     fresh: AtomicU64,
     /// Who holds it may use `batch` and `seen`.
@@ -47,6 +49,7 @@ impl<F: Format> Limbo<F> {
         Limbo {
             lookups: [AtomicU64::new(0), AtomicU64::new(0)],
             epoch: AtomicU64::new(0),
+            detached: AtomicU64::new(0),
             fresh: AtomicU64::new(NONE),
             turn: AtomicU32::new(FREE),
             batch: AtomicU64::new(NONE),
@@ -81,6 +84,18 @@ impl<F: Format> Limbo<F> {
         if before == 1 {
             self.drain(mem);
         }
+    }
+
+    /// Notes that nothing leads to some table any more: what a lookup remembers may be that table.
+    #[inline]
+    pub(crate) fn note_detached(&self) {
+        self.detached.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often that was noted.
+    #[inline]
+    pub(crate) fn detached(&self) -> u64 {
+        self.detached.load(Ordering::Acquire)
     }
 
     /// Adds a table that is unlinked and in no hardware cache.

@@ -67,33 +67,6 @@ struct Missing {
 }
 
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// Maps a single leaf of one entry into a table at `LEVEL` that is there; `false` where anything
-    /// else has to be done or said.
-    #[inline(always)]
-    pub(crate) fn map_leaf<const LEVEL: usize>(&self, iova: u64, phys: Phys, prot: Prot) -> bool {
-        let size = 1u64 << F::shift(LEVEL);
-        if (iova | phys.0) & (size - 1) != 0
-            || phys.0 | (size - 1) > self.output_last
-            || (LEVEL > 1 && self.page_sizes & size == 0)
-        {
-            return false;
-        }
-        let (Some((pos, _)), Some(template)) = (self.enter(iova, size), self.format.template(prot)) else {
-            return false;
-        };
-        let Some(table) = self.table_at::<LEVEL>(pos) else {
-            return false;
-        };
-        let i = self.index_at::<LEVEL>(pos);
-        if Self::is_present(self.load(table, i)) {
-            return false;
-        }
-        self.store(table, i, self.format.leaf(template, LEVEL, phys, F::shift(LEVEL)));
-        self.clean(table, i..i + 1);
-        self.mem.barrier();
-        true
-    }
-
     /// Maps any range.
     pub(crate) fn map_any(&self, iova: u64, phys: Phys, len: u64, prot: Prot) -> Result<(), MapError> {
         let granule = 1 << F::GRANULE_BITS;
@@ -128,29 +101,65 @@ impl<F: Format, M: TableMem> Table<F, M> {
     /// Maps a scatter list.
     pub(crate) fn map_segments(&self, iova: u64, segments: &[Segment], prot: Prot) -> Result<(), MapError> {
         let granule = 1 << F::GRANULE_BITS;
-        let (mut total, mut wrong) = (0u64, false);
-        let (mut summary, mut end) = (Summary::default(), u64::MAX);
-        for &Segment { phys, len } in segments {
-            let last = phys.0.wrapping_add(len.wrapping_sub(1));
-            wrong |= (phys.0 | len) & (granule - 1) != 0 || len == 0;
-            wrong |= last < phys.0 || last > self.output_last;
-            let sum = total.checked_add(len);
-            wrong |= sum.is_none();
-            total = sum.unwrap_or(total);
-            summary.joins |= phys.0 == end;
-            summary.longest = summary.longest.max(len);
-            end = last.wrapping_add(1);
-        }
-        if wrong || segments.is_empty() || iova & (granule - 1) != 0 {
+        let summary = match self.pages_only(iova, segments) {
+            Some(summary) => Some(summary),
+            None => self.summary(segments),
+        };
+        let Some(summary) = summary.filter(|_| iova & (granule - 1) == 0) else {
             return Err(self.wrong_segment(iova, segments));
-        }
-        let bits = self.input_bits;
-        let (pos, last) = self.enter(iova, total).ok_or(MapError::InputRange { iova, len: total, bits })?;
+        };
+        let (bits, len) = (self.input_bits, summary.total);
+        let (pos, last) = self.enter(iova, len).ok_or(MapError::InputRange { iova, len, bits })?;
         let template = self.format.template(prot).ok_or(MapError::Permissions { iova, prot })?;
         self.map_range(
             &Request { pos, last, template },
             &mut List::new(pos, segments, self.page_sizes, F::GRANULE_BITS, summary),
         )
+    }
+
+    /// What there is to know of a list of single pages in their place: most lists are, and then this
+    /// is a few instructions for each.
+    fn pages_only(&self, iova: u64, pages: &[Segment]) -> Option<Summary> {
+        let granule = 1u64 << F::GRANULE_BITS;
+        // Aligned addresses below a power of two: one with a bit that none may have is wrong.
+        let (mut addresses, mut lengths) = (0, 0);
+        for page in pages {
+            addresses |= page.phys.0;
+            lengths |= page.len ^ granule;
+        }
+        let good = lengths == 0 && addresses & !(self.output_last & !(granule - 1)) == 0;
+        if !good || pages.is_empty() {
+            return None;
+        }
+        // A larger leaf begins where both addresses are aligned to the smallest of its kind.
+        let larger = self.page_sizes & !granule;
+        let smallest = larger & larger.wrapping_neg();
+        let first = (iova.wrapping_neg() & smallest.wrapping_sub(1)) >> F::GRANULE_BITS;
+        let step = (smallest >> F::GRANULE_BITS).max(1) as usize;
+        let candidates = pages.get(first as usize..).unwrap_or_default().chunks(step);
+        let joins = larger != 0
+            && candidates.into_iter().any(|run| match run {
+                [a, b, ..] => a.phys.0 & (smallest - 1) == 0 && b.phys.0 == a.phys.0 + granule,
+                _ => false,
+            });
+        Some(Summary { total: (pages.len() as u64).checked_mul(granule)?, longest: granule, joins })
+    }
+
+    /// What there is to know of any list, if it can be mapped.
+    fn summary(&self, segments: &[Segment]) -> Option<Summary> {
+        let granule = 1 << F::GRANULE_BITS;
+        let (mut summary, mut end) = (Summary::default(), u64::MAX);
+        for &Segment { phys, len } in segments {
+            let last = phys.0.checked_add(len.checked_sub(1)?)?;
+            if (phys.0 | len) & (granule - 1) != 0 || last > self.output_last {
+                return None;
+            }
+            summary.total = summary.total.checked_add(len)?;
+            summary.joins |= phys.0 == end;
+            summary.longest = summary.longest.max(len);
+            end = last.wrapping_add(1);
+        }
+        Some(summary).filter(|s| s.total > 0)
     }
 
     /// What is wrong with the first segment that cannot be mapped from `iova` on.

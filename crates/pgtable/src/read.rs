@@ -5,55 +5,78 @@ use crate::{
     engine::Table,
     format::{Entry, Format},
     mem::{Phys, TableMem},
-    table::{Leaf, Walk},
+    table::{Leaf, Near, Top, Walk},
 };
+use core::cell::Cell;
+
+/// The leaf entry that a walk for `pos` came to.
+pub(crate) struct Found<F: Format> {
+    pos: u64,
+    base: Phys,
+    size_bits: u32,
+    w: F::Word,
+}
+
+impl<F: Format> Found<F> {
+    #[inline(always)]
+    fn phys(&self) -> Phys {
+        Phys(self.base.0 | (self.pos & low(self.size_bits)))
+    }
+}
 
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// What `iova` translates to. The caller is pinned.
+    /// What `tell` makes of the leaf that `iova` translates through. The caller is pinned, and has
+    /// been since `near` was noted.
     #[inline(always)]
-    pub(crate) fn find(&self, iova: u64) -> Option<Leaf> {
+    pub(crate) fn find<R>(&self, iova: u64, near: &Cell<Near>, tell: impl Fn(Found<F>) -> R) -> Option<R> {
         let (pos, _) = self.enter(iova, 1)?;
-        let top = self.load_top();
+        let span = pos >> F::shift(2);
+        let detached = self.limbo.detached();
+        let known = near.get();
+        let table = if known.span == span && known.detached == detached {
+            known.table
+        } else {
+            let top = self.load_top();
+            let Some(table) = self.descend_to::<1>(top, pos) else {
+                return self.find_large(top, pos, tell);
+            };
+            near.set(Near { span, table, detached });
+            table
+        };
+        let w = self.load(table, self.index_at::<1>(pos));
+        let Entry::Leaf { base, size_bits } = self.format.decode(1, w) else {
+            return None;
+        };
+        Some(tell(Found { pos, base, size_bits, w }))
+    }
+
+    /// [`Table::find`] where the walk ends above the smallest leaves.
+    #[inline(never)]
+    fn find_large<R>(&self, top: Top, pos: u64, tell: impl Fn(Found<F>) -> R) -> Option<R> {
         if !self.reaches(top, pos) {
             return None;
         }
-        match top.levels {
-            4 => self.find_below::<4>(top.root, pos),
-            3 => self.find_below::<3>(top.root, pos),
-            5 => self.find_below::<5>(top.root, pos),
-            2 => self.find_below::<2>(top.root, pos),
-            6 => self.find_below::<6>(top.root, pos),
-            _ => self.find_below::<1>(top.root, pos),
+        let mut table = top.root;
+        for level in (1..=top.levels).rev() {
+            let i = if level == top.levels { root_index::<F>(level, pos) } else { index::<F>(level, pos) };
+            let w = self.load(table, i);
+            match self.format.decode(level, w) {
+                Entry::Table(next) => table = next,
+                Entry::Leaf { base, size_bits } => return Some(tell(Found { pos, base, size_bits, w })),
+                Entry::Empty => break,
+            }
         }
+        None
     }
 
     #[inline(always)]
-    fn find_below<const LEVELS: usize>(&self, root: Phys, pos: u64) -> Option<Leaf> {
-        if LEVELS < F::MIN_LEVELS || LEVELS > F::MAX_LEVELS {
-            return None;
-        }
-        let mut table = root;
-        let mut level = LEVELS;
-        loop {
-            let i = if level == LEVELS { root_index::<F>(level, pos) } else { index::<F>(level, pos) };
-            let w = self.load(table, i);
-            match self.format.decode(level, w) {
-                Entry::Table(next) if level > 1 => table = next,
-                Entry::Leaf { base, size_bits } => return Some(self.leaf_at(pos, base, size_bits, w)),
-                _ => return None,
-            }
-            level -= 1;
-        }
-    }
-
-    #[inline]
-    fn leaf_at(&self, pos: u64, base: Phys, size_bits: u32, w: F::Word) -> Leaf {
-        let offset = pos & low(size_bits);
+    pub(crate) fn leaf(&self, found: Found<F>) -> Leaf {
+        let start = found.pos & !low(found.size_bits);
         Leaf {
-            phys: Phys(base.0 | offset),
-            start: self.iova(pos - offset),
-            size: 1 << size_bits,
-            prot: self.format.prot(w),
+            phys: found.phys(),
+            start: self.iova(start),
+            size: 1 << found.size_bits,
+            prot: self.format.prot(found.w),
         }
     }
 
@@ -79,7 +102,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
                 Entry::Empty => block_end(pos, F::shift(cursor.level())),
                 Entry::Leaf { base, size_bits } => {
                     let start = pos & !low(size_bits);
-                    visit(self.leaf_at(start, base, size_bits, w));
+                    visit(self.leaf(Found { pos: start, base, size_bits, w }));
                     block_end(pos, size_bits)
                 }
             };
@@ -92,8 +115,12 @@ impl<F: Format, M: TableMem> Table<F, M> {
 }
 
 impl<F: Format, M: TableMem> Walk for Table<F, M> {
-    fn find_pinned(&self, iova: u64) -> Option<Leaf> {
-        self.find(iova)
+    fn find_pinned(&self, iova: u64, near: &Cell<Near>) -> Option<Leaf> {
+        self.find(iova, near, |found| self.leaf(found))
+    }
+
+    fn translate_pinned(&self, iova: u64, near: &Cell<Near>) -> Option<Phys> {
+        self.find(iova, near, |found| found.phys())
     }
 
     fn leave(&self, counter: usize) {

@@ -76,9 +76,11 @@ impl Source for Whole {
 /// What was learned of a list when it was checked.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Summary {
+    /// The lengths of all segments.
+    pub(crate) total: u64,
     /// The longest segment.
     pub(crate) longest: u64,
-    /// Whether two neighbours are contiguous.
+    /// Whether two neighbours are contiguous, in a place where that may matter.
     pub(crate) joins: bool,
 }
 

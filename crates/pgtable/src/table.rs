@@ -2,7 +2,7 @@
 
 use crate::{gather::Gather, mem::Phys, source::Segment};
 use bitflags::bitflags;
-use core::fmt;
+use core::{cell::Cell, fmt};
 
 bitflags! {
     /// What a mapping allows and how it behaves.
@@ -399,29 +399,55 @@ pub trait IoTable: Send + Sync {
 }
 
 /// Looks up many addresses behind one announcement: what was looked up is not freed while this
-/// lives, so it should not live long.
+/// lives, so it should not live long. It remembers the last table of pages that it was in, which
+/// makes neighbours cheap; what was unmapped before a lookup begins is not found all the same.
 pub struct Reader<'a> {
     table: &'a dyn Walk,
     counter: usize,
+    near: Cell<Near>,
+}
+
+/// The last table of pages that a [`Reader`] was in.
+#[derive(Clone, Copy)]
+pub(crate) struct Near {
+    /// What the table spans, by number.
+    pub(crate) span: u64,
+    pub(crate) table: Phys,
+    /// How many tables had been taken out before it was found.
+    pub(crate) detached: u64,
+}
+
+impl Near {
+    /// No table: there is no such span.
+    pub(crate) const NONE: Near = Near { span: u64::MAX, table: Phys(0), detached: 0 };
 }
 
 /// What a [`Reader`] needs of the engine.
 pub(crate) trait Walk: Sync {
     /// [`IoTable::lookup`], announced already.
-    fn find_pinned(&self, iova: u64) -> Option<Leaf>;
+    fn find_pinned(&self, iova: u64, near: &Cell<Near>) -> Option<Leaf>;
+    /// [`Reader::translate`].
+    fn translate_pinned(&self, iova: u64, near: &Cell<Near>) -> Option<Phys>;
     /// Ends what was announced.
     fn leave(&self, counter: usize);
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(table: &'a dyn Walk, counter: usize) -> Reader<'a> {
-        Reader { table, counter }
+        Reader { table, counter, near: Cell::new(Near::NONE) }
     }
 
     /// What `iova` translates to.
     #[inline]
     pub fn lookup(&self, iova: u64) -> Option<Leaf> {
-        self.table.find_pinned(iova)
+        self.table.find_pinned(iova, &self.near)
+    }
+
+    /// The physical address that `iova` translates to, and no more: cheaper than
+    /// [`Reader::lookup`].
+    #[inline]
+    pub fn translate(&self, iova: u64) -> Option<Phys> {
+        self.table.translate_pinned(iova, &self.near)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Unmapping: look at the whole range, then remove.
 
 use crate::{
-    cursor::{Cursor, block_end, block_start, index, low},
+    cursor::{Cursor, block_end, block_start, entries, index, low},
     engine::{MAX_LEVELS, Table},
     format::{Entry, Format},
     gather::Gather,
@@ -18,32 +18,6 @@ pub(crate) enum Stop {
 }
 
 impl<F: Format, M: TableMem> Table<F, M> {
-    /// Unmaps what one entry of a table at `LEVEL` maps, if it is a leaf of its own; `false` where
-    /// anything else has to be done or said.
-    #[inline(always)]
-    pub(crate) fn unmap_leaf<const LEVEL: usize>(&self, iova: u64, gather: &mut Gather) -> bool {
-        let size = 1u64 << F::shift(LEVEL);
-        if iova & (size - 1) != 0 {
-            return false;
-        }
-        let Some((pos, _)) = self.enter(iova, size) else {
-            return false;
-        };
-        let Some(table) = self.table_at::<LEVEL>(pos) else {
-            return false;
-        };
-        let i = self.index_at::<LEVEL>(pos);
-        match self.format.decode(LEVEL, self.load(table, i)) {
-            Entry::Leaf { size_bits, .. } if size_bits == F::shift(LEVEL) => {}
-            _ => return false,
-        }
-        self.store(table, i, F::Word::default());
-        self.clean(table, i..i + 1);
-        self.clean_barrier();
-        gather.add_leaves(iova, iova + (size - 1), size);
-        true
-    }
-
     /// Unmaps any range.
     pub(crate) fn unmap_any(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), UnmapError> {
         let granule = 1 << F::GRANULE_BITS;
@@ -245,23 +219,17 @@ impl<F: Format, M: TableMem> Table<F, M> {
         stop.unwrap_or(Ok(end))
     }
 
-    /// Whether the entries of a table at a higher level are leaves, all of them.
+    /// Whether the entries of a table at a higher level are leaves, all of them; may say no where
+    /// each has to be looked at.
     fn only_leaves(&self, table: Phys, level: usize, range: Range<usize>) -> bool {
-        // With the level known, an entry takes a test or two.
-        match level {
-            2 => self.only_leaves_at::<2>(table, range),
-            3 => self.only_leaves_at::<3>(table, range),
-            _ => false,
-        }
-    }
-
-    fn only_leaves_at<const LEVEL: usize>(&self, table: Phys, range: Range<usize>) -> bool {
-        let mut others = 0u32;
+        let mut all = self.load(table, range.start);
+        let mut any = F::Word::default();
         self.run(table, range, |_, a| {
-            let leaf = matches!(self.format.decode(LEVEL, F::Word::load(a)), Entry::Leaf { .. });
-            others |= u32::from(!leaf);
+            let w = F::Word::load(a);
+            all = all & w;
+            any = any | w;
         });
-        others == 0
+        self.format.only_leaves(level, all, any)
     }
 
     /// Removes what was checked.
@@ -277,10 +245,13 @@ impl<F: Format, M: TableMem> Table<F, M> {
             };
             let end = match entry {
                 Entry::Table(child) => {
-                    // Leaf tables go with everything in them; others when their last child went.
+                    // Tables of nothing but leaves go with everything in them; others when their last
+                    // child went.
                     let end = block_end(pos, F::shift(level));
                     let covered = block_start(pos, F::shift(level)) >= first && end <= last;
-                    let removable = covered && level == 2 && !self.was_root(1, pos);
+                    let leaves = || self.only_leaves(child, level - 1, 0..entries::<F>());
+                    let removable =
+                        covered && (level == 2 || level == 3 && leaves()) && !self.was_root(level - 1, pos);
                     if removable && gather.reserve_table() {
                         self.detach(table, cursor, pos, child, gather);
                         end
@@ -365,6 +336,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
         let i = cursor.index(pos);
         self.hints.forget(cursor.level() - 1, pos);
         self.clear(table, i..i + 1);
+        self.limbo.note_detached();
         gather.add_table(child);
     }
 }

@@ -45,6 +45,30 @@ fn entries_in_memory_are_the_manuals() {
 }
 
 #[test]
+fn a_reader_finds_what_is_there_now_and_not_what_it_remembers() {
+    let mem = HeapMem::new(16);
+    let t = second_stage(&mem);
+    let small = |to: u64| t.map(0, Phys(to), M2, RW).unwrap();
+    let far = M2 + 5 * K4;
+    t.map(far, Phys(0), K4, RW).unwrap();
+    small(K4);
+    let reader = t.reader();
+    assert_eq!(reader.translate(7 * K4 + 1), Some(Phys(8 * K4 + 1)));
+    assert_eq!(reader.translate(far), Some(Phys(0)));
+    assert_eq!(reader.lookup(8 * K4).map(|l| (l.phys, l.start, l.size)), Some((Phys(9 * K4), 8 * K4, K4)));
+    let gather = unmap(&t, 0, M2).unwrap();
+    assert_eq!(reader.translate(8 * K4), None, "the table was taken out with its entries as they were");
+    retire(&t, gather);
+    small(5 * K4);
+    assert_eq!(reader.translate(8 * K4), Some(Phys(13 * K4)));
+    let gather = unmap(&t, 0, M2).unwrap();
+    t.map(0, Phys(6 * M2), M2, RW).unwrap();
+    assert_eq!(reader.translate(8 * K4), Some(Phys(6 * M2 + 8 * K4)), "a large leaf in its place");
+    drop(reader);
+    retire(&t, gather);
+}
+
+#[test]
 fn desc_cuts_the_config_to_the_format() {
     let mem = HeapMem::new(2);
     let d = table::<X86FirstStage>(&mem, config()).desc();

@@ -5,7 +5,13 @@
 //! LOOM_MAX_PREEMPTIONS=2 cargo test --release -p portcullis-pgtable --test loom`.
 #![cfg(portcullis_loom)]
 
-use loom::thread;
+use loom::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 use portcullis_pgtable::{
     AccessBits, Config, Entry, Format, FormatId, Fresh, Gather, InPlace, IoTable, NoMem, Phys, Prot, Synced,
     Table, TableMem, Word,
@@ -291,6 +297,34 @@ fn a_lookup_sees_a_map_whole_or_not_at_all() {
         drop(reader);
         mapper.join().unwrap().unwrap();
         assert_eq!(t.lookup(4 * PAGE).map(|l| l.phys), Some(Phys(11 * PAGE)));
+        drop(t);
+        assert_eq!(mem.in_use(), 0);
+    });
+}
+
+/// A lookup that remembers a table, beside an unmap that takes it out: what was unmapped before a
+/// lookup begins is not found, and the table is not freed while it is remembered.
+#[test]
+fn a_reader_that_remembers_a_table_forgets_it_in_time() {
+    loom::model(|| {
+        let mem = Handle::new(3, Fault::None);
+        let t = table::<false>(&mem);
+        t.map(0, Phys(7 * PAGE), SPAN, Prot::READ).unwrap();
+        let reader = t.reader();
+        assert_eq!(reader.translate(0), Some(Phys(7 * PAGE)));
+        let (other, gone) = (t.clone(), Arc::new(AtomicBool::new(false)));
+        let flag = gone.clone();
+        let unmapper = thread::spawn(move || {
+            let mut gather = Gather::new();
+            other.unmap(0, SPAN, &mut gather).unwrap();
+            flag.store(true, Ordering::Release);
+            other.retire(gather.into_retired(), Synced::after_completed_invalidation());
+        });
+        let unmapped = gone.load(Ordering::Acquire);
+        let found = reader.translate(PAGE);
+        assert!(found == Some(Phys(8 * PAGE)) && !unmapped || found.is_none(), "{found:?} {unmapped}");
+        drop(reader);
+        unmapper.join().unwrap();
         drop(t);
         assert_eq!(mem.in_use(), 0);
     });

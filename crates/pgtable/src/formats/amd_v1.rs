@@ -175,6 +175,11 @@ impl<const G: u32> Format for Amd<G> {
     }
 
     #[inline]
+    fn only_leaves(&self, _level: usize, all: u64, any: u64) -> bool {
+        all & PR != 0 && (any & NEXT_LEVEL == 0 || all & NEXT_LEVEL == SIZED)
+    }
+
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::empty();
         prot.set(Prot::READ, w & IR != 0);

@@ -211,10 +211,19 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
         template | self.encode(phys) | kind | contiguous
     }
 
-    /// With 52 bits, address bits are not in order.
+    /// The highest bits of 52 are not in their place.
     #[inline]
-    fn is_linear(&self) -> bool {
-        !self.wide
+    fn linear_bits(&self) -> u32 {
+        match (self.wide, G) {
+            (false, _) => 64,
+            (true, 16) => 48,
+            (true, _) => 50,
+        }
+    }
+
+    #[inline]
+    fn only_leaves(&self, _level: usize, all: u64, any: u64) -> bool {
+        all & VALID != 0 && any & TABLE_OR_PAGE == 0
     }
 
     #[inline]
@@ -237,6 +246,12 @@ impl<S: Stage, const G: u32> Format for Vmsa<S, G> {
         let more = if w & CONTIGUOUS != 0 { Self::contiguous_bits(level) } else { 0 };
         let size_bits = Self::shift(level) + more;
         Entry::Leaf { base: Phys(address & !((1 << size_bits) - 1)), size_bits }
+    }
+
+    #[inline]
+    fn child(&self, _level: usize, w: u64) -> Option<Phys> {
+        let table = w & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE;
+        table.then_some(Phys(self.address(w) & !((1 << G) - 1)))
     }
 
     #[inline]

@@ -27,7 +27,8 @@ pub mod size {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Entry, Format, Phys, Prot};
+    use super::*;
+    use crate::{Config, Entry, Format, Phys, Prot, Word};
 
     /// The entry for `phys` of a leaf of 2^`size_bits` bytes, which is read back as what it is.
     pub(super) fn golden<F: Format>(f: &F, level: usize, size_bits: u32, phys: Phys, prot: Prot) -> F::Word {
@@ -49,6 +50,43 @@ mod tests {
         assert_eq!(f.decode(level, f.settle(w)), Entry::Table(table));
         assert!(!f.settled(w));
         w
+    }
+
+    /// What [`Format::child`] says is a table is one, and it knows those that the format writes.
+    fn children<F: Format>() {
+        let mut word = 1u64;
+        for config in [Config::default(), Config { output_bits: 48, input_bits: 48, ..Config::default() }] {
+            let f = F::new(&config);
+            for level in 2..=F::MAX_LEVELS {
+                for _ in 0..4096 {
+                    word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+                    // All that is tested for lies in the lowest bits.
+                    for low in [0, word >> 56] {
+                        let w = F::Word::from_bits(word & !0xff | low);
+                        if let Some(table) = f.child(level, w) {
+                            assert_eq!(f.decode(level, w), Entry::Table(table), "{:?} {w:#x}", F::ID);
+                        }
+                    }
+                }
+                let table = Phys(0x1234_0000);
+                for w in [f.table(level, table), f.settle(f.table(level, table))] {
+                    assert_eq!(f.child(level, w), Some(table), "{:?}", F::ID);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn children_are_tables() {
+        children::<VtdSecondStage>();
+        children::<X86FirstStage>();
+        children::<AmdV1>();
+        children::<ArmStage1<12>>();
+        children::<ArmStage2<14>>();
+        children::<ArmStage1<16>>();
+        children::<RiscvFirstStage>();
+        children::<RiscvSecondStage>();
+        children::<RockchipV2>();
     }
 
     /// Entries that are not present are empty, at every level, and those that are parked come back.

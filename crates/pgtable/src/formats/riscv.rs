@@ -167,6 +167,16 @@ impl<const SECOND: bool> Format for Riscv<SECOND> {
     }
 
     #[inline]
+    fn only_leaves(&self, _level: usize, all: u64, _any: u64) -> bool {
+        all & V != 0 && all & (R | W | X) != 0
+    }
+
+    #[inline]
+    fn child(&self, _level: usize, w: u64) -> Option<Phys> {
+        (w & (V | R | W | X) == V).then_some(Phys((w & PPN) << 2))
+    }
+
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::empty();
         prot.set(Prot::READ, w & R != 0);

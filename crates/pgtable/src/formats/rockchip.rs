@@ -83,10 +83,10 @@ impl Format for RockchipV2 {
         template | Self::encode(phys)
     }
 
-    /// Address bits are not in order.
+    /// Address bits 39:32 are not in their place.
     #[inline]
-    fn is_linear(&self) -> bool {
-        false
+    fn linear_bits(&self) -> u32 {
+        32
     }
 
     #[inline]

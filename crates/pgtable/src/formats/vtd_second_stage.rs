@@ -113,6 +113,16 @@ impl Format for VtdSecondStage {
     }
 
     #[inline]
+    fn only_leaves(&self, _level: usize, all: u64, _any: u64) -> bool {
+        all & PS != 0 && all & (R | W) != 0
+    }
+
+    #[inline]
+    fn child(&self, _level: usize, w: u64) -> Option<Phys> {
+        (w & (R | W | PS) == R | W).then_some(Phys(w & ADDR))
+    }
+
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         // R and W are where `Prot` has them.
         const { assert!(R as u32 == Prot::READ.bits() && W as u32 == Prot::WRITE.bits()) }

@@ -150,6 +150,16 @@ impl<const AMD: bool> Format for X86<AMD> {
     }
 
     #[inline]
+    fn only_leaves(&self, _level: usize, all: u64, _any: u64) -> bool {
+        all & P != 0 && all & PS != 0
+    }
+
+    #[inline]
+    fn child(&self, _level: usize, w: u64) -> Option<Phys> {
+        (w & (P | PS) == P).then_some(Phys(w & ADDR))
+    }
+
+    #[inline]
     fn prot(&self, w: u64) -> Prot {
         let mut prot = Prot::READ;
         prot.set(Prot::WRITE, w & RW != 0);
