@@ -1,0 +1,121 @@
+//! Transitions of a group: one at a time at a place, none while the group changes as a whole.
+
+mod common;
+
+use common::*;
+use portcullis::error::AttachError;
+use portcullis::{At, DeviceSpec, GroupId, Membership, Op, ReservedRegion, SourceId};
+use std::task::Poll;
+
+/// Steps an operation to its end; nothing holds the hardware up any more.
+fn end<T>(w: &World, mut op: Op<'_, T>) -> T {
+    w.hw.state().hold = false;
+    for _ in 0..100 {
+        if let Poll::Ready(t) = op.step() {
+            return t;
+        }
+        w.iommu.service(IOMMU);
+    }
+    panic!("the operation does not end");
+}
+
+/// A member of one group with a direct region, so that it takes the hardware some time to let it in.
+fn member(w: &World, n: u32) -> DeviceSpec {
+    let mut spec = w.spec(n);
+    spec.trusted = false;
+    spec.group = Some(Membership { group: GroupId(1), merges: Vec::new() });
+    spec.regions = vec![ReservedRegion::direct(u64::from(n) * 0x10_0000, 0x1000, RW)];
+    spec
+}
+
+fn at(n: u32) -> At {
+    At { source: SourceId(n), pasid: None }
+}
+
+#[test]
+fn an_attach_waits_for_the_one_that_runs_and_finds_its_place_taken() {
+    let w = World::new();
+    let d = w.device(1);
+    let (one, two) = (w.served(&d), w.served(&d));
+    w.hw.state().hold = true;
+    let mut first = w.iommu.start_attach(&one, &d, None, data());
+    let mut second = w.iommu.start_attach(&two, &d, None, data());
+    assert!(first.step().is_pending() && second.step().is_pending());
+    let _a = end(&w, first).expect("it was first");
+    assert!(matches!(end(&w, second), Err(AttachError::Occupied(_))));
+    assert!(!one.is_unused() && two.is_unused());
+}
+
+#[test]
+fn an_attach_waits_for_a_member_that_joins_and_includes_it() {
+    let w = World::new();
+    let d = w.iommu.add_device(&cx(), member(&w, 1)).unwrap();
+    let dom = w.plain(&d);
+    w.hw.state().hold = true;
+    let mut joining = w.iommu.start_add_device(member(&w, 2));
+    assert!(joining.step().is_pending());
+    let mut attaching = w.iommu.start_attach(&dom, &d, None, data());
+    assert!(attaching.step().is_pending());
+    let _other = end(&w, joining).expect("nothing is attached yet");
+    let a = end(&w, attaching).expect("both are up");
+    assert_eq!(a.places(), [at(1), at(2)]);
+}
+
+#[test]
+fn members_join_one_after_the_other() {
+    let w = World::new();
+    w.hw.state().hold = true;
+    let mut first = w.iommu.start_add_device(member(&w, 1));
+    let mut second = w.iommu.start_add_device(member(&w, 2));
+    assert!(first.step().is_pending() && second.step().is_pending());
+    assert!(!w.hw.knows(SourceId(2)), "the first one is on its way");
+    let _first = end(&w, first).unwrap();
+    let _second = end(&w, second).unwrap();
+    assert!(w.hw.entry(at(1)).is_some() && w.hw.entry(at(2)).is_some());
+}
+
+#[test]
+fn a_reset_waits_for_an_attach() {
+    let w = World::new();
+    let d = w.device(1);
+    let dom = w.plain(&d);
+    w.hw.state().hold = true;
+    let mut attaching = w.iommu.start_attach(&dom, &d, None, data());
+    assert!(attaching.step().is_pending());
+    let mut resetting = d.start_reset();
+    assert!(resetting.step().is_pending());
+    assert!(!w.hw.is_cut_off(SourceId(1)), "what is on its way would be lost");
+    let _a = end(&w, attaching).unwrap();
+    end(&w, resetting).unwrap();
+    assert!(w.hw.entry(at(1)).is_some());
+}
+
+#[test]
+fn a_device_that_is_removed_gives_back_the_credits_of_an_attach_that_was_given_up() {
+    let w = World::new();
+    let d = w.device(1);
+    let dom = w.served(&d);
+    let credits = || w.iommu.instance_usage(IOMMU).expect("it is there").credits;
+    w.hw.state().hold = true;
+    let mut attaching = w.iommu.start_attach(&dom, &d, None, data());
+    assert!(attaching.step().is_pending());
+    drop(attaching);
+    w.hw.state().hold = false;
+    w.work();
+    assert_eq!(credits(), 8, "the hardware may have switched page requests on");
+    w.iommu.remove_device(&cx(), d).map_err(|(_, e)| e).unwrap();
+    assert_eq!(credits(), 0);
+}
+
+#[test]
+fn a_device_has_so_many_places_and_no_more() {
+    let w = World::with(portcullis::Config { attachments_per_device: 2, ..Default::default() });
+    let d = w.device(1);
+    let dom = w.plain(&d);
+    let attach = |n| w.iommu.attach(&cx(), &dom, &d, pasid(n), data());
+    let (one, _two) = (attach(1).unwrap(), attach(2).unwrap());
+    assert!(matches!(attach(3), Err(AttachError::TooMany(id)) if id == d.id()));
+    assert_eq!(w.hw.entry(At { source: SourceId(1), pasid: pasid(3) }), None);
+    assert!(one.begin_detach(&cx()).is_gone());
+    drop(attach(3).expect("there is room again"));
+}
