@@ -139,6 +139,7 @@ impl<P: Platform> Instance<P> {
         let attachments = &self.hub.attachments;
         attachments.fill(inner);
         let (shown, old) = self.state.with(|s| {
+            let requesters = s.sources.len();
             let Some(src) = s.sources.get_mut(at.source) else { return (false, None) };
             let new = Slot { pasid: at.pasid, inner: inner.clone() };
             let slot = src.slots.iter().position(|s| s.pasid == at.pasid);
@@ -147,8 +148,9 @@ impl<P: Platform> Instance<P> {
             }
             let Key { index, generation } = inner.key;
             let found = [value(src.account, index), generation];
-            // What is left of the table is for requesters.
-            let full = s.places.len() >= self.config().attachments.saturating_mul(2);
+            // What else the table has room for is the requesters'.
+            let taken = s.places.len().saturating_sub(requesters);
+            let full = taken >= self.config().attachments.saturating_mul(2);
             if full && slot.is_none() || !s.places.set(&self.places, place_key(at.source, at.pasid), found) {
                 return (false, Some(new));
             }

@@ -161,6 +161,11 @@ impl<P: Platform> Sources<P> {
         self.0.binary_search_by_key(&id, |s| s.id).ok().map(|i| self.0.remove(i))
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// How many more fit.
     pub(crate) fn room(&self) -> usize {
         self.0.capacity() - self.0.len()

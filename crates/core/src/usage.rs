@@ -62,7 +62,7 @@ impl<P: Platform> Iommu<P> {
         let instance = self.shared.instances.get(id)?;
         let accounts = || instance.accounts.iter();
         Some(instance.state.with(|s| InstanceUsage {
-            requesters: s.sources.iter().count(),
+            requesters: s.sources.len(),
             tags: s.tags.iter().map(|word| word.count_ones() as usize).sum(),
             credits: s.credits.given(),
             places: s.places.len(),

@@ -119,3 +119,41 @@ fn a_device_has_so_many_places_and_no_more() {
     assert!(one.begin_detach(&cx()).is_gone());
     drop(attach(3).expect("there is room again"));
 }
+
+#[test]
+fn an_attach_that_finds_no_room_for_its_last_place_has_shown_none() {
+    let w = World::with(portcullis::Config { devices: 8, attachments: 6, ..Default::default() });
+    let mut spec = w.spec(1);
+    spec.trusted = false;
+    spec.upstreams[0].sources.extend((10..17).map(SourceId));
+    let d = w.iommu.add_device(&cx(), spec).unwrap();
+    let dom = w.plain(&d);
+    let places = || w.iommu.instance_usage(IOMMU).expect("it is there").places;
+    let attach = |n| w.iommu.attach(&cx(), &dom, &d, pasid(n), data());
+    // Eight places in each, of two for each attachment that there may be.
+    let _one = attach(1).unwrap();
+    let before = places();
+    assert!(matches!(attach(2), Err(AttachError::TooMany(_))));
+    assert_eq!(places(), before);
+}
+
+#[test]
+fn requesters_take_no_room_from_attachments() {
+    let w = World::with(portcullis::Config { devices: 8, attachments: 1, ..Default::default() });
+    let devices: Vec<Dev> = (1..=8).map(|n| w.device(n)).collect();
+    let _a = w.attach(&w.plain(&devices[0]), &devices[7]);
+}
+
+#[test]
+fn an_attach_to_hardware_that_is_lost_changes_nothing() {
+    let w = World::new();
+    let (d, e) = (w.device(1), w.device(2));
+    let dom = w.plain(&d);
+    w.hw.state().lost = true;
+    assert!(matches!(w.iommu.attach(&cx(), &dom, &d, None, data()), Err(AttachError::Lost(_))));
+    w.work();
+    // Now it is known.
+    let other = w.plain(&e);
+    assert!(matches!(w.iommu.attach(&cx(), &other, &e, None, data()), Err(AttachError::Lost(_))));
+    assert!(other.is_unused() && !e.is_quarantined());
+}
