@@ -246,7 +246,7 @@ impl World {
         self.source.due.store(n, Ordering::Relaxed);
         self.iommu.service(IOMMU);
         let cx = Sleep::in_sleepable_context();
-        while self.iommu.run_one(&cx) {}
+        while self.iommu.run(&cx) {}
     }
 
     fn answered(&self) -> u64 {

@@ -73,7 +73,7 @@ impl BareMetal {
             self.0.timer.fetch_min(due, Ordering::AcqRel);
         }
         if self.0.kicked.swap(false, Ordering::AcqRel) {
-            while iommu.run_one(cx) {}
+            while iommu.run(cx) {}
         }
     }
 

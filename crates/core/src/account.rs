@@ -77,12 +77,22 @@ const SHARED: u32 = 4;
 
 /// What a device may do, read once for each request.
 #[derive(Clone, Copy)]
-pub(crate) struct Standing {
-    pub(crate) resetting: bool,
-    pub(crate) quarantined: bool,
-    pub(crate) share: u64,
-    /// The device, where one alone has the id.
-    pub(crate) device: Option<DeviceId>,
+pub(crate) struct Standing(u32);
+
+impl Standing {
+    /// Nothing keeps it from making requests but its share.
+    #[inline]
+    pub(crate) fn is_good(self) -> bool {
+        self.0 & (RESETTING | QUARANTINED) == 0
+    }
+
+    pub(crate) fn is_resetting(self) -> bool {
+        self.0 & RESETTING != 0
+    }
+
+    pub(crate) fn is_quarantined(self) -> bool {
+        self.0 & QUARANTINED != 0
+    }
 }
 
 impl Account {
@@ -117,13 +127,19 @@ impl Account {
 
     #[inline]
     pub(crate) fn standing(&self) -> Standing {
-        let switches = self.switches.load(Ordering::Acquire);
-        Standing {
-            resetting: switches & RESETTING != 0,
-            quarantined: switches & QUARANTINED != 0,
-            share: self.share.load(Ordering::Relaxed).into(),
-            device: (switches & SHARED == 0).then(|| DeviceId(self.device.load(Ordering::Relaxed))),
-        }
+        Standing(self.switches.load(Ordering::Acquire))
+    }
+
+    /// The device, where one alone has the id.
+    #[inline]
+    pub(crate) fn device(&self, standing: Standing) -> Option<DeviceId> {
+        (standing.0 & SHARED == 0).then(|| DeviceId(self.device.load(Ordering::Relaxed)))
+    }
+
+    /// The requests it may have outstanding; 0 while it may make none.
+    #[inline]
+    pub(crate) fn share(&self) -> u64 {
+        self.share.load(Ordering::Relaxed).into()
     }
 
     pub(crate) fn set_share(&self, share: u32) {

@@ -4,7 +4,7 @@
 use crate::{
     driver::PageRequest,
     error::OutOfMemory,
-    ids::{Key, Pasid, SourceId},
+    ids::Key,
     links::List,
     platform::Time,
     record::{Chain, Records, to_page},
@@ -14,14 +14,15 @@ use alloc::vec::Vec;
 /// A group of which the last request has not come.
 #[derive(Clone, Copy)]
 pub(crate) struct Partial {
-    key: GroupKey,
+    pub(crate) key: GroupKey,
     /// The device's account, and its life then.
     pub(crate) account: u32,
     pub(crate) life: u32,
+    /// The table of places had this version when account and tenant were found, or last compared.
+    pub(crate) version: u64,
     /// What was attached when its first request came; its requests are charged there.
     pub(crate) tenant: Option<Key>,
     pub(crate) first: Chain,
-    tail: u32,
     /// A request of it was refused: the group is answered Invalid as a whole.
     pub(crate) spoilt: bool,
     pub(crate) until: Time,
@@ -29,17 +30,15 @@ pub(crate) struct Partial {
 
 /// What tells groups apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct GroupKey {
-    place: u64,
-    index: u16,
+pub(crate) struct GroupKey {
+    /// The key of the place that it comes from.
+    pub(crate) place: u64,
+    /// Page request group index.
+    pub(crate) index: u16,
 }
 
 impl GroupKey {
-    fn of(r: &PageRequest) -> GroupKey {
-        let SourceId(source) = r.source;
-        GroupKey { place: u64::from(source) << 32 | u64::from(r.pasid.map_or(0, Pasid::get)), index: r.index }
-    }
-
+    #[inline]
     fn hash(self) -> usize {
         let mixed = (self.place ^ u64::from(self.index) << 21).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed >> 32) as usize
@@ -55,7 +54,10 @@ pub(crate) struct Assembly {
     order: List,
     /// Partials by hash; at least half of it is empty.
     index: Vec<u32>,
-    free_pages: Vec<u32>,
+    /// The first free page; the others follow by the pages' own links.
+    free_page: u32,
+    /// How many are free.
+    free_pages: usize,
     len: usize,
 }
 
@@ -64,27 +66,33 @@ impl Assembly {
     pub(crate) fn new(slots: usize) -> Result<Assembly, OutOfMemory> {
         let fits = |_| OutOfMemory;
         let (mut partials, mut index) = (Vec::new(), Vec::new());
-        let (mut free, mut free_pages) = (Vec::new(), Vec::new());
+        let mut free = Vec::new();
         let hashes = slots.max(1).checked_mul(2).and_then(usize::checked_next_power_of_two);
         let hashes = hashes.ok_or(OutOfMemory)?;
         partials.try_reserve_exact(slots).map_err(fits)?;
         index.try_reserve_exact(hashes).map_err(fits)?;
         free.try_reserve_exact(slots).map_err(fits)?;
-        free_pages.try_reserve_exact(slots).map_err(fits)?;
         partials.resize(slots, None);
         index.resize(hashes, NONE);
         free.extend((0..slots as u32).rev());
-        free_pages.extend((0..slots as u32).rev());
-        Ok(Assembly { partials, free, order: List::new(slots)?, index, free_pages, len: 0 })
+        Ok(Assembly {
+            partials,
+            free,
+            order: List::new(slots)?,
+            index,
+            // As the pages are linked when they are made.
+            free_page: 0,
+            free_pages: slots,
+            len: 0,
+        })
     }
 
-    /// The partial group that a request belongs to.
+    /// The partial group with a key.
     #[inline]
-    pub(crate) fn find(&self, request: &PageRequest) -> Option<u32> {
+    pub(crate) fn find(&self, key: GroupKey) -> Option<u32> {
         if self.len == 0 {
             return None;
         }
-        let key = GroupKey::of(request);
         let mask = self.index.len() - 1;
         let mut at = key.hash() & mask;
         loop {
@@ -97,18 +105,10 @@ impl Assembly {
     }
 
     /// Begins a group that is not found. `None` when there is no room.
-    pub(crate) fn begin(
-        &mut self,
-        request: &PageRequest,
-        (account, life): (u32, u32),
-        tenant: Option<Key>,
-        until: Time,
-    ) -> Option<u32> {
+    #[inline]
+    pub(crate) fn begin(&mut self, key: GroupKey, partial: impl FnOnce(GroupKey) -> Partial) -> Option<u32> {
         let n = self.free.pop()?;
-        let key = GroupKey::of(request);
-        let first = Chain::default();
-        self.partials[n as usize] =
-            Some(Partial { key, account, life, tenant, first, tail: NONE, spoilt: false, until });
+        self.partials[n as usize] = Some(partial(key));
         let mask = self.index.len() - 1;
         let mut at = key.hash() & mask;
         while self.index[at] != NONE {
@@ -124,22 +124,28 @@ impl Assembly {
     #[inline]
     pub(crate) fn keep(&mut self, n: u32, request: &PageRequest, records: &Records) -> bool {
         let Some(partial) = self.partials.get_mut(n as usize).and_then(Option::as_mut) else { return false };
-        let Some(page) = self.free_pages.pop() else { return false };
-        let words = to_page(request);
-        records.write_page(page, words);
-        match records.page(partial.tail) {
-            Some([_, low]) if partial.first.len > 0 => {
-                records.link_page(partial.tail, low | u64::from(page) << 32);
-            }
-            _ => partial.first.head = page,
+        let page = self.free_page;
+        let Some(next) = records.next_page(page).filter(|_| self.free_pages > 0) else { return false };
+        (self.free_page, self.free_pages) = (next, self.free_pages - 1);
+        let (value, note) = to_page(request);
+        records.write_page(page, value, note);
+        match partial.first.len {
+            0 => partial.first.head = page,
+            _ => records.link_page(partial.first.tail, page),
         }
-        partial.tail = page;
+        partial.first.tail = page;
         partial.first.len += 1;
         true
     }
 
+    #[inline]
     pub(crate) fn get(&self, n: u32) -> Option<&Partial> {
         self.partials.get(n as usize)?.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, n: u32) -> Option<&mut Partial> {
+        self.partials.get_mut(n as usize)?.as_mut()
     }
 
     pub(crate) fn spoil(&mut self, n: u32) {
@@ -149,6 +155,7 @@ impl Assembly {
     }
 
     /// Takes a partial group out. Its pages are the caller's.
+    #[inline]
     pub(crate) fn end(&mut self, n: u32) -> Option<Partial> {
         let partial = self.partials.get_mut(n as usize)?.take()?;
         self.unhash(partial.key, n);
@@ -159,12 +166,12 @@ impl Assembly {
     }
 
     /// Gives a chain's pages back, once nobody reads them.
+    #[inline]
     pub(crate) fn free_chain(&mut self, chain: Chain, records: &Records) {
-        let mut page = chain.head;
-        for _ in 0..chain.len {
-            let Some([_, next]) = records.page(page) else { return };
-            self.free_pages.push(page);
-            page = (next >> 32) as u32;
+        if chain.len > 0 {
+            records.link_page(chain.tail, self.free_page);
+            self.free_page = chain.head;
+            self.free_pages += chain.len as usize;
         }
     }
 
@@ -178,6 +185,7 @@ impl Assembly {
         self.order.after(n)
     }
 
+    #[inline]
     fn unhash(&mut self, key: GroupKey, n: u32) {
         let mask = self.index.len() - 1;
         let mut hole = key.hash() & mask;

@@ -17,9 +17,9 @@ use crate::{
     resolver::{Handler, Resolves},
     sources::Phase,
 };
-use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
+use alloc::{sync::Arc, vec::Vec};
 use core::future::poll_fn;
-use portcullis_sync::atomic::Ordering;
+use portcullis_sync::{atomic::Ordering, inbox::Inbox};
 
 /// What an attach is asked to do.
 pub(crate) struct Wanted<P: Platform> {
@@ -260,11 +260,11 @@ impl<P: Platform> Made<P> {
         replaces: Option<&Arc<Inner<P>>>,
     ) -> Result<Made<P>, AttachError> {
         let Plan { instance, devices, places } = plan;
-        let mut pending = VecDeque::new();
-        if wanted.resolves != Resolves::Nothing {
-            let most = instance.config().credits_per_device as usize;
-            pending.try_reserve_exact(most.saturating_mul(devices.len())).map_err(|_| OutOfMemory)?;
-        }
+        let most = match wanted.resolves {
+            Resolves::Sleeping => instance.config().credits_per_device as usize,
+            Resolves::Immediately | Resolves::Nothing => 0,
+        };
+        let inbox = Inbox::new(most.saturating_mul(devices.len())).map_err(|_| OutOfMemory)?;
         let Wanted { device: named, domain, pasid, handler, resolves } = wanted;
         let device = named.member.up()?;
         let key = device.shared_slab().reserve().ok_or(AttachError::TooMany(device.id))?;
@@ -279,8 +279,7 @@ impl<P: Platform> Made<P> {
         let tag = tag.inspect_err(|_| device.shared_slab().free(key))?;
         domain.count_attachment(true);
         let at = At { source: device.source, pasid };
-        let parts =
-            Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, pending };
+        let parts = Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, inbox };
         let inner = Arc::new(Inner::new(parts));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };

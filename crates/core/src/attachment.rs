@@ -17,9 +17,10 @@ use crate::{
     slab::Tenant,
     turn::Code,
 };
-use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
+use alloc::{sync::Arc, vec::Vec};
 use portcullis_sync::{
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    inbox::Inbox,
     slot::Generation,
     tenants,
 };
@@ -43,7 +44,7 @@ pub(crate) struct Parts<P: Platform> {
     pub(crate) handler: Arc<dyn Handler<P>>,
     pub(crate) resolves: Resolves,
     /// Room for the groups that wait for the resolver.
-    pub(crate) pending: VecDeque<(u32, Generation)>,
+    pub(crate) inbox: Inbox,
 }
 
 /// Ours until the hardware no longer uses it and no handler runs with it.
@@ -62,7 +63,9 @@ pub(crate) struct Inner<P: Platform> {
     pub(crate) resolves: Resolves,
     /// What it has outstanding of its owner's quota.
     pub(crate) lease: Lease,
-    queue: P::Lock<Queue>,
+    /// Slot and generation of each group that waits for the resolver. What is owed there stands in the
+    /// hub's queue, or a worker has it: at most one is occupied.
+    inbox: Inbox,
     life: AtomicU32,
     /// For so many of the devices it counts among those that page requests are on for.
     pub(crate) holds_pri: AtomicUsize,
@@ -76,12 +79,6 @@ pub(crate) struct Inner<P: Platform> {
     pub(crate) lost: AtomicBool,
 }
 
-struct Queue {
-    pending: VecDeque<(u32, Generation)>,
-    /// Stands in the hub's queue, or its resolver runs: at most one worker is occupied.
-    scheduled: bool,
-}
-
 /// In its owner's hands.
 const LIVE: u32 = 0;
 /// A detach has begun, or its owner dropped it and the reaper will begin one.
@@ -91,8 +88,7 @@ const GONE: u32 = 2;
 
 impl<P: Platform> Inner<P> {
     pub(crate) fn new(parts: Parts<P>) -> Inner<P> {
-        let Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, pending } =
-            parts;
+        let Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, inbox } = parts;
         let platform = device.instance.platform();
         Inner {
             key,
@@ -104,7 +100,7 @@ impl<P: Platform> Inner<P> {
             handler: platform.lock(Some(handler)),
             resolves,
             lease: Lease::default(),
-            queue: platform.lock(Queue { pending, scheduled: false }),
+            inbox,
             life: AtomicU32::new(LIVE),
             holds_pri: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
@@ -153,25 +149,24 @@ impl<P: Platform> Inner<P> {
         !self.instance.hub.attachments.is_there(self.key)
     }
 
-    /// Keeps a group for the resolver, and has a worker call it. False when the queue is full.
-    /// Service context.
-    pub(crate) fn enqueue(self: &Arc<Self>, slot: u32, generation: Generation) -> bool {
-        let wake = self.queue.with(|q| {
-            if q.pending.len() == q.pending.capacity() {
-                return None;
-            }
-            q.pending.push_back((slot, generation));
-            Some(!core::mem::replace(&mut q.scheduled, true))
-        });
-        if wake == Some(true) {
+    /// Keeps a group for the resolver, whom a worker calls once it is [announced](Self::announce).
+    /// False when there is no room. For the service turn.
+    #[inline]
+    pub(crate) fn enqueue(&self, slot: u32, generation: Generation) -> bool {
+        self.inbox.push([slot.into(), generation.get()])
+    }
+
+    /// Has a worker call the resolver for what was kept. For the service turn.
+    #[inline]
+    pub(crate) fn announce(self: &Arc<Self>) {
+        if self.inbox.announce() {
             self.instance.hub.schedule(self.clone());
         }
-        wake.is_some()
     }
 
     /// Has a worker look after the attachment.
     pub(crate) fn schedule(self: &Arc<Self>) {
-        if self.queue.with(|q| !core::mem::replace(&mut q.scheduled, true)) {
+        if self.inbox.call() {
             self.instance.hub.schedule(self.clone());
         }
     }
@@ -184,27 +179,45 @@ impl<P: Platform> Inner<P> {
         }
     }
 
-    /// Runs the resolver for one group. Sleepable context.
-    pub(crate) fn handle_one(self: &Arc<Self>) {
-        let _turn = HandlerTurn { inner: self };
+    /// Runs the resolver for what waits: for one group, and for the next ones while `go_on`. For the
+    /// worker that was sent. Sleepable context.
+    pub(crate) fn handle(self: &Arc<Self>, go_on: impl Fn() -> bool) {
+        let mut visit = Visit { inner: self, done: 0 };
         let Some(tenant) = self.instance.hub.attachments.enter(self.key) else {
+            visit.done = self.inbox.owed();
             return self.refuse_pending();
         };
         self.instance.hub.resolver_runs(1);
         let inside = Inside { inner: self, tenant: Some(tenant) };
-        let next = self.queue.with(|q| q.pending.pop_front());
-        if let (Some((slot, generation)), Some(tenant)) = (next, &inside.tenant)
-            && let Some(words) = self.instance.records.read(slot, generation)
-            && let Some(group) =
-                PageGroup::new(&self.instance, slot, generation, &Record::from_words(&words), false)
-        {
-            tenant.handler.handle(&Sleep::in_resolver(self.key), group);
+        let Some(tenant) = &inside.tenant else { return };
+        let mut owed = self.inbox.owed();
+        while visit.done < owed {
+            // Done also by a resolver that panics.
+            visit.done += 1;
+            if let Some((slot, generation)) = self.next_group()
+                && let Some(words) = self.instance.records.read(slot, generation)
+                && let record = Record::from_words(&words)
+                && let Some(group) = PageGroup::new(&self.instance, slot, generation, &record, false)
+            {
+                tenant.handler.handle(&Sleep::in_resolver(self.key), group);
+            }
+            if tenant.is_closed() || !go_on() {
+                break;
+            }
+            if visit.done == owed {
+                owed = self.inbox.owed();
+            }
         }
+    }
+
+    fn next_group(&self) -> Option<(u32, Generation)> {
+        let [slot, generation] = self.inbox.pop()?;
+        Some((slot as u32, Generation::from_raw(generation)))
     }
 
     /// Answers Invalid what a closed attachment's resolver will not be asked any more.
     fn refuse_pending(&self) {
-        while let Some((slot, generation)) = self.queue.with(|q| q.pending.pop_front()) {
+        while let Some((slot, generation)) = self.next_group() {
             if let Some(words) = self.instance.records.read(slot, generation) {
                 let last = Record::from_words(&words).last;
                 self.instance.settle(slot, generation, &last, Code::Invalid);
@@ -229,6 +242,9 @@ impl<P: Platform> Inner<P> {
     /// Lets go of the caller's data once the attachment is closed and nobody is inside, and says so.
     /// Sleepable context.
     pub(crate) fn finish(&self) {
+        if !self.is_closed() {
+            return;
+        }
         if let Some(tenant) = self.instance.hub.attachments.empty(self.key) {
             drop(tenant);
             self.life.store(GONE, Ordering::Release);
@@ -237,19 +253,17 @@ impl<P: Platform> Inner<P> {
     }
 }
 
-/// A worker has an attachment's next group in its hands. On drop the next one gets its turn, also
+/// A worker has what is owed to an attachment in its hands. On drop what is left gets its turn, also
 /// after a resolver that panicked.
-struct HandlerTurn<'a, P: Platform> {
+struct Visit<'a, P: Platform> {
     inner: &'a Arc<Inner<P>>,
+    /// Units that are done.
+    done: u32,
 }
 
-impl<P: Platform> Drop for HandlerTurn<'_, P> {
+impl<P: Platform> Drop for Visit<'_, P> {
     fn drop(&mut self) {
-        let more = self.inner.queue.with(|q| {
-            q.scheduled = !q.pending.is_empty();
-            q.scheduled
-        });
-        if more {
+        if self.inner.inbox.done(self.done) {
             self.inner.instance.hub.schedule(self.inner.clone());
         } else {
             // Also for a service turn that left last while the attachment was scheduled.

@@ -3,7 +3,7 @@
 
 use crate::{
     account::Account,
-    assembly::{Assembly, Partial},
+    assembly::{Assembly, GroupKey, Partial},
     attachment::Inner,
     driver::PageRequest,
     error::OutOfMemory,
@@ -13,10 +13,14 @@ use crate::{
     instance::Instance,
     platform::{Platform, Time},
     record::{Chain, Record},
-    slab::leave,
+    slab::{Tenant, leave},
+    spots::Spot,
 };
 use core::time::Duration;
-use portcullis_sync::slot::{Generation, State};
+use portcullis_sync::{
+    slot::{Generation, State},
+    tenants::Inside,
+};
 
 /// What the turn owns from one round to the next.
 pub(crate) struct Ledger {
@@ -24,13 +28,13 @@ pub(crate) struct Ledger {
     pub(crate) assembly: Assembly,
     /// Groups that wait for their attachment to be ready.
     pub(crate) waiting: u32,
-    /// Slots that are still to be looked at, since answers were given outside a turn.
+    /// Groups that are still to be looked at, since answers were given outside a turn.
     to_look_at: u32,
     /// How soon the next try to send an answer is made.
     pub(crate) retry: Duration,
 }
 
-/// Slots that a round looks at for groups that are over.
+/// Groups that a round looks at to see whether they are over.
 const LOOK: u32 = 64;
 
 /// How soon a round that left work behind is followed by another, and the longest pause between
@@ -51,11 +55,13 @@ pub(crate) struct Books<'a, P: Platform> {
     pub(crate) ledger: &'a mut Ledger,
     /// Every group that is over was looked for, in this round.
     searched: bool,
+    /// The attachment of the group that was found to be over last.
+    late: Option<(Key, Inside<'a, Tenant<P>>)>,
 }
 
 impl<'a, P: Platform> Books<'a, P> {
     pub(crate) fn open(instance: &'a Instance<P>, ledger: &'a mut Ledger) -> Books<'a, P> {
-        Books { instance, ledger, searched: false }
+        Books { instance, ledger, searched: false, late: None }
     }
 
     /// Whether another group can wait for its answer.
@@ -69,18 +75,25 @@ impl<'a, P: Platform> Books<'a, P> {
 
     /// Charges one more request to a device and to what is attached at the place it came from.
     #[inline]
-    pub(crate) fn charge(&mut self, account: &Account, share: u64, tenant: Option<&Inner<P>>) -> bool {
-        let free = |account: &Account| {
-            account.outstanding.get() < share
-                && tenant.is_none_or(|t| {
-                    t.lease.charge(&t.domain.quota, self.instance.config().credits_per_attachment)
-                })
-        };
-        let fits = free(account) || (self.search_again() && free(account));
+    pub(crate) fn charge(&mut self, account: &Account, tenant: Option<&Inner<P>>) -> bool {
+        let free =
+            account.outstanding.get() < account.share() && tenant.is_none_or(|t| t.lease.requests.charge());
+        let fits = free || self.charge_more(account, tenant);
         if fits {
             account.outstanding.add(1);
         }
         fits
+    }
+
+    /// The same where more must be leased first, or found to be free.
+    #[cold]
+    fn charge_more(&mut self, account: &Account, tenant: Option<&Inner<P>>) -> bool {
+        let most = self.instance.config().credits_per_attachment;
+        let free = || {
+            account.outstanding.get() < account.share()
+                && tenant.is_none_or(|t| t.lease.requests.lease(&t.domain.quota.requests, most))
+        };
+        free() || (self.search_again() && free())
     }
 
     fn search_again(&mut self) -> bool {
@@ -89,17 +102,17 @@ impl<'a, P: Platform> Books<'a, P> {
         first
     }
 
-    /// Looks at every slot for groups that are over, once a round.
+    /// Looks at every group that stayed, once a round.
     pub(crate) fn search(&mut self) {
         if !core::mem::replace(&mut self.searched, true) {
-            self.look(self.ledger.flight.slots());
+            self.look(self.ledger.flight.len());
         }
     }
 
-    /// Looks at some slots, after answers were given outside a turn.
+    /// Looks at some groups, after answers were given outside a turn.
     pub(crate) fn look_around(&mut self) {
         if self.instance.take_ended() {
-            self.ledger.to_look_at = self.ledger.flight.slots();
+            self.ledger.to_look_at = self.ledger.flight.len();
         }
         let n = self.ledger.to_look_at.min(LOOK);
         self.ledger.to_look_at -= n;
@@ -108,31 +121,18 @@ impl<'a, P: Platform> Books<'a, P> {
 
     fn look(&mut self, n: u32) {
         for _ in 0..n {
-            let slot = self.ledger.flight.cursor;
-            self.ledger.flight.cursor = (slot + 1) % self.ledger.flight.slots();
+            let Some(slot) = self.ledger.flight.next_to_look_at() else { break };
             self.settled(slot);
         }
+        self.leave_late();
     }
 
-    /// Puts a group into a free slot. `None` when there is none.
+    /// Puts a group into the next free slot. `None` when there is none.
     #[inline]
-    pub(crate) fn put(
-        &mut self,
-        record: &Record,
-        entry: impl FnOnce(Generation) -> Entry,
-    ) -> Option<(u32, Generation)> {
+    pub(crate) fn put(&mut self, record: &Record) -> Option<(u32, Generation)> {
         let slot = self.ledger.flight.next_free()?;
         let generation = self.instance.records.arm(slot, &record.to_words())?;
-        self.ledger.flight.enter(entry(generation));
         Some((slot, generation))
-    }
-
-    /// A group waits until its attachment is ready.
-    pub(crate) fn wait(&mut self, slot: u32) {
-        if let Some(entry) = self.ledger.flight.get_mut(slot) {
-            entry.waits = true;
-            self.ledger.waiting += 1;
-        }
     }
 
     pub(crate) fn waits_no_more(&mut self, slot: u32) {
@@ -143,11 +143,53 @@ impl<'a, P: Platform> Books<'a, P> {
         }
     }
 
+    /// A group that was just put into a slot comes to this: over already, or left behind.
+    #[inline]
+    pub(crate) fn filed(&mut self, slot: u32, entry: &mut Entry, tenant: Option<&Inner<P>>) {
+        let state = self.state_of(slot);
+        if state != State::Pending {
+            entry.counted = true;
+            entry.waits = false;
+            self.count(entry, state);
+            if let Some(t) = tenant {
+                t.lease.requests.uncharge(entry.tenant_charge, &t.domain.quota.requests);
+            }
+        }
+        if state.is_free() {
+            self.ledger.assembly.free_chain(entry.first, &self.instance.records);
+        } else {
+            self.ledger.waiting += u32::from(entry.waits);
+            self.ledger.flight.stay(*entry);
+        }
+    }
+
     /// A group that stayed may be over.
     pub(crate) fn settled(&mut self, slot: u32) {
-        if self.is_over(slot) {
-            self.ledger.flight.leave_late(slot);
+        let Some(entry) = self.ledger.flight.get_mut(slot) else { return };
+        let Some(word) = self.instance.records.word(slot) else { return };
+        let (_, state) = word.peek();
+        if state == State::Pending {
+            return;
         }
+        let before = *entry;
+        entry.counted = true;
+        if !before.counted {
+            self.ledger.waiting -= u32::from(core::mem::take(&mut entry.waits));
+            self.count(&before, state);
+            self.uncharge(before.tenant, before.tenant_charge);
+        } else if state == State::Void {
+            // Decided, and a reset came before it was sent.
+            self.with_account(&before, |account| account.counts.void.add(1));
+        }
+        if state.is_free() {
+            self.ledger.assembly.free_chain(before.first, &self.instance.records);
+            self.ledger.flight.leave(slot);
+        }
+    }
+
+    #[inline]
+    fn state_of(&self, slot: u32) -> State {
+        self.instance.records.word(slot).map_or(State::Void, |word| word.peek().1)
     }
 
     /// Nobody answered a group in time.
@@ -166,192 +208,168 @@ impl<'a, P: Platform> Books<'a, P> {
         }
     }
 
-    /// What a group that was just filed comes to: over already, or left behind.
-    #[inline]
-    pub(crate) fn filed(&mut self, slot: u32) {
-        if self.is_over(slot) {
-            self.ledger.flight.leave(slot);
-        } else {
-            self.ledger.flight.stays(slot);
-        }
-    }
-
-    /// Counts a group's answer once it is decided. True when its slot is free again.
-    #[inline]
-    fn is_over(&mut self, slot: u32) -> bool {
-        let Some(entry) = self.ledger.flight.get_mut(slot) else { return false };
-        let Some(word) = self.instance.records.word(slot) else { return false };
-        let (_, state) = word.peek();
-        if state == State::Pending {
-            return false;
-        }
-        let before = *entry;
-        entry.counted = true;
-        if !before.counted {
-            if core::mem::take(&mut entry.waits) {
-                self.ledger.waiting -= 1;
-            }
-            self.count(&before, state);
-        } else if state == State::Void {
-            // Decided, and a reset came before it was sent.
-            self.with_account(&before, |account| account.counts.void.add(1));
-        }
-        if !state.is_free() {
-            return false;
-        }
-        if before.first.len > 0 {
-            self.ledger.assembly.free_chain(before.first, &self.instance.records);
-        }
-        true
-    }
-
     /// The answer of a group is decided: it counts no longer against any quota, because the device
     /// may ask again as soon as it can see it.
     #[inline]
-    fn count(&mut self, entry: &Entry, state: State) {
-        self.with_account(entry, |account| {
+    fn count(&self, entry: &Entry, state: State) {
+        let Some((n, holder)) = entry.account else { return };
+        let Some(account) = self.instance.accounts.get(n as usize) else { return };
+        if account.holder() == holder {
             let counts = &account.counts;
             match state {
                 State::Sent(0) | State::Answered(0) => counts.success.add(1),
                 State::Void => counts.void.add(1),
                 _ => counts.invalid.add(1),
             }
-        });
-        if let Some(account) = entry.account.and_then(|(n, _)| self.instance.accounts.get(n as usize)) {
-            account.outstanding.sub(entry.charge.into());
         }
-        self.uncharge(entry.tenant, entry.tenant_charge);
+        account.outstanding.sub(entry.charge.into());
     }
 
     /// Takes charges back from an attachment, unless it is gone with all of them.
-    fn uncharge(&self, tenant: Option<Key>, n: u32) {
-        if n > 0 {
-            self.with_tenant(tenant, |t| {
-                t.lease.uncharge(n);
-                t.lease.trim(&t.domain.quota);
-            });
+    fn uncharge(&mut self, tenant: Option<Key>, n: u32) {
+        if let Some(key) = tenant.filter(|_| n > 0)
+            && let Some(t) = self.late(key)
+        {
+            t.inner.lease.requests.uncharge(n, &t.inner.domain.quota.requests);
         }
     }
 
-    /// Does something to an attachment that is not gone.
-    fn with_tenant(&self, tenant: Option<Key>, f: impl FnOnce(&Inner<P>)) {
-        if let Some(inside) = tenant.and_then(|key| self.instance.hub.attachments.enter(key)) {
-            f(&inside.inner);
+    /// An attachment that is not gone, gone in to once for groups in a row.
+    pub(crate) fn late(&mut self, key: Key) -> Option<&Inside<'a, Tenant<P>>> {
+        if self.late.as_ref().is_none_or(|(k, _)| *k != key) {
+            self.leave_late();
+            self.late = Some((key, self.instance.hub.attachments.enter(key)?));
+        }
+        self.late.as_ref().map(|(_, inside)| inside)
+    }
+
+    fn leave_late(&mut self) {
+        if let Some((_, inside)) = self.late.take() {
+            inside.inner.announce();
             leave(inside);
         }
     }
 
     /// Keeps a request that is not the last of its group.
+    #[inline]
     pub(crate) fn keep(
         &mut self,
         request: &PageRequest,
-        account: (u32, &Account),
-        tenant: Option<(Key, &Inner<P>)>,
+        account: (&Account, u32),
+        spot: &Spot<'_, P>,
         until: Time,
         refused: Option<Reason>,
     ) -> Result<(), Reason> {
-        let (number, account) = account;
-        let n = match self.ledger.assembly.find(request) {
-            Some(n) if self.is_current(n, tenant.map(|(key, _)| key)) => Some(n),
-            Some(n) => {
-                self.drop_partial(n);
-                None
-            }
-            None => None,
+        let key = GroupKey { place: spot.key, index: request.index };
+        let n = match self.ledger.assembly.find(key) {
+            Some(n) if self.is_current(n, account, spot) => Some(n),
+            other => self.begin(key, account, spot, until, other),
         };
-        let n = match n {
-            Some(n) => n,
-            None => {
-                let begun = self.begin(request, (number, account), tenant, until);
-                let Some(n) = begun else {
-                    account.counts.quota.add(refused.is_none().into());
-                    self.uncharge_one(account, tenant.map(|(_, t)| t), refused.is_none());
-                    return Err(refused.unwrap_or(Reason::Quota));
-                };
-                n
-            }
-        };
-        if let Some(reason) = refused {
-            self.ledger.assembly.spoil(n);
-            return Err(reason);
+        if refused.is_none()
+            && n.is_some_and(|n| self.ledger.assembly.keep(n, request, &self.instance.records))
+        {
+            return Ok(());
         }
-        if !self.ledger.assembly.keep(n, request, &self.instance.records) {
-            self.ledger.assembly.spoil(n);
-            account.counts.quota.add(1);
-            self.uncharge_one(account, tenant.map(|(_, t)| t), true);
-            return Err(Reason::Quota);
-        }
-        Ok(())
+        Err(self.keep_not(n, account.0, spot, refused))
     }
 
+    /// A request is not kept: its group, if there is one, is answered Invalid as a whole.
+    #[cold]
+    fn keep_not(
+        &mut self,
+        group: Option<u32>,
+        account: &Account,
+        spot: &Spot<'_, P>,
+        refused: Option<Reason>,
+    ) -> Reason {
+        group.into_iter().for_each(|n| self.ledger.assembly.spoil(n));
+        refused.unwrap_or_else(|| {
+            account.counts.quota.add(1);
+            account.outstanding.sub(1);
+            if let Some(t) = spot.inner() {
+                t.lease.requests.uncharge(1, &t.domain.quota.requests);
+            }
+            Reason::Quota
+        })
+    }
+
+    /// Begins a group, in the place of one that the device does not mean any more.
     fn begin(
         &mut self,
-        request: &PageRequest,
-        (number, account): (u32, &Account),
-        tenant: Option<(Key, &Inner<P>)>,
+        key: GroupKey,
+        (account, number): (&Account, u32),
+        spot: &Spot<'_, P>,
         until: Time,
+        old: Option<u32>,
     ) -> Option<u32> {
+        old.into_iter().for_each(|n| self.drop_partial(n));
         let most = self.instance.config().partials_per_device;
-        if account.standing().share == 0 || account.partials.get() >= u64::from(most) {
+        if account.share() == 0 || account.partials.get() >= u64::from(most) {
             return None;
         }
-        if tenant.is_some_and(|(_, t)| !t.lease.take_partial(&t.domain.quota)) {
+        let lease = |t: &Inner<P>| t.lease.partials.lease(&t.domain.quota.partials, u32::MAX);
+        if spot.inner().is_some_and(|t| !lease(t)) {
             return None;
         }
-        let life = account.life();
-        let key = tenant.map(|(key, _)| key);
-        let begun = self.ledger.assembly.begin(request, (number, life), key, until);
+        let tenant = spot.inner().and(spot.tenant);
+        let begun = self.ledger.assembly.begin(key, |key| Partial {
+            key,
+            account: number,
+            life: account.life(),
+            // Nobody whom it is charged to is known by a version.
+            version: if tenant == spot.tenant { spot.version } else { u64::MAX },
+            tenant,
+            first: Chain::default(),
+            spoilt: false,
+            until,
+        });
         match begun {
             Some(_) => account.partials.add(1),
-            None => tenant.iter().for_each(|(_, t)| t.lease.give_partial(&t.domain.quota)),
+            None => one_partial_less(spot),
         }
         begun
     }
 
-    fn uncharge_one(&self, account: &Account, tenant: Option<&Inner<P>>, charged: bool) {
-        if charged {
-            account.outstanding.sub(1);
-            tenant.iter().for_each(|t| t.lease.uncharge(1));
-        }
-    }
-
     /// Whether a partial group is still what the device means, and meant for what is attached now.
-    fn is_current(&self, n: u32, tenant: Option<Key>) -> bool {
-        self.ledger.assembly.get(n).is_some_and(|p| {
-            let account = self.instance.accounts.get(p.account as usize);
-            p.tenant == tenant && account.is_some_and(|a| a.life() == p.life)
-        })
+    #[inline]
+    fn is_current(&mut self, n: u32, account: (&Account, u32), spot: &Spot<'_, P>) -> bool {
+        let Some(p) = self.ledger.assembly.get_mut(n) else { return false };
+        p.life == account.0.life() && (p.version == spot.version || is_same(p, account.1, spot))
     }
 
     /// Takes the collected first requests of a group out, for its last one.
     #[inline]
-    pub(crate) fn complete(&mut self, request: &PageRequest, tenant: Option<Key>) -> Option<Partial> {
-        let n = self.ledger.assembly.find(request)?;
-        if !self.is_current(n, tenant) {
+    pub(crate) fn complete(
+        &mut self,
+        request: &PageRequest,
+        account: (&Account, u32),
+        spot: &Spot<'_, P>,
+    ) -> Option<Partial> {
+        let n = self.ledger.assembly.find(GroupKey { place: spot.key, index: request.index })?;
+        if !self.is_current(n, account, spot) {
             self.drop_partial(n);
             return None;
         }
         let partial = self.ledger.assembly.end(n)?;
-        self.one_partial_less(&partial);
+        account.0.partials.sub(1);
+        one_partial_less(spot);
         Some(partial)
-    }
-
-    fn one_partial_less(&self, partial: &Partial) {
-        if let Some(account) = self.instance.accounts.get(partial.account as usize) {
-            account.partials.sub(1);
-        }
-        self.with_tenant(partial.tenant, |t| t.lease.give_partial(&t.domain.quota));
     }
 
     fn drop_partial(&mut self, n: u32) {
         let Some(partial) = self.ledger.assembly.end(n) else { return };
-        self.one_partial_less(&partial);
         let Chain { len, .. } = partial.first;
         if let Some(account) = self.instance.accounts.get(partial.account as usize) {
+            account.partials.sub(1);
             account.outstanding.sub(len.into());
             account.counts.partials_dropped.add(len.into());
         }
-        self.uncharge(partial.tenant, len);
+        if let Some(t) = partial.tenant.and_then(|key| self.late(key)) {
+            let (lease, quota) = (&t.inner.lease, &t.inner.domain.quota);
+            lease.partials.uncharge(1, &quota.partials);
+            lease.requests.uncharge(len, &quota.requests);
+        }
+        self.leave_late();
         self.ledger.assembly.free_chain(partial.first, &self.instance.records);
     }
 
@@ -410,4 +428,30 @@ impl<'a, P: Platform> Books<'a, P> {
         let partial = assembly.first().and_then(|n| Some(assembly.get(n)?.until));
         [group, partial].into_iter().flatten().min()
     }
+}
+
+impl<P: Platform> Drop for Books<'_, P> {
+    fn drop(&mut self) {
+        self.leave_late();
+    }
+}
+
+#[inline]
+fn one_partial_less<P: Platform>(spot: &Spot<'_, P>) {
+    if let Some(t) = spot.inner() {
+        t.lease.partials.uncharge(1, &t.domain.quota.partials);
+    }
+}
+
+/// The table of places has changed since a partial group was last looked at: perhaps elsewhere.
+#[cold]
+fn is_same<P: Platform>(partial: &mut Partial, account: u32, spot: &Spot<'_, P>) -> bool {
+    if partial.account != account {
+        return false;
+    }
+    if partial.tenant == spot.tenant {
+        partial.version = spot.version;
+        return true;
+    }
+    partial.tenant.is_none() && spot.inner().is_none()
 }

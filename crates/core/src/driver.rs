@@ -366,6 +366,7 @@ pub struct PageRequest {
 
 impl PageRequest {
     /// Whether somebody has to answer it.
+    #[inline]
     pub fn wants_answer(&self) -> bool {
         self.last || self.own_answer
     }

@@ -24,13 +24,15 @@ pub(crate) struct Entry {
     pub(crate) counted: bool,
 }
 
-/// The slots: free ones on a stack, the others in order of arrival once a turn left them behind.
+/// The slots: free ones on a stack, those of groups that a turn left behind in order of arrival.
 pub(crate) struct Flight {
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     order: List,
-    /// Where the search for groups that are over goes on.
-    pub(crate) cursor: u32,
+    /// How many stayed.
+    len: u32,
+    /// Where the search for groups that are over goes on; at the oldest where this is none.
+    cursor: Option<u32>,
 }
 
 impl Flight {
@@ -40,47 +42,52 @@ impl Flight {
         free.try_reserve_exact(slots).map_err(|_| OutOfMemory)?;
         entries.resize(slots, None);
         free.extend((0..slots as u32).rev());
-        Ok(Flight { entries, free, order: List::new(slots)?, cursor: 0 })
+        Ok(Flight { entries, free, order: List::new(slots)?, len: 0, cursor: None })
     }
 
-    pub(crate) fn slots(&self) -> u32 {
-        self.entries.len() as u32
+    /// How many groups stayed behind.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
     }
 
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// The slot that [`enter`](Self::enter) fills next.
+    /// The slot that the next group goes through; it is [`stay`](Self::stay)'s if the group stays, and
+    /// else the next one's too.
     #[inline]
     pub(crate) fn next_free(&self) -> Option<u32> {
         self.free.last().copied()
     }
 
-    /// Fills the slot that [`next_free`](Self::next_free) named.
-    #[inline]
-    pub(crate) fn enter(&mut self, entry: Entry) {
+    /// The group in the slot that [`next_free`](Self::next_free) named stays behind when the turn goes
+    /// on.
+    pub(crate) fn stay(&mut self, entry: Entry) {
         if let Some(slot) = self.free.pop() {
             self.entries[slot as usize] = Some(entry);
+            self.order.push(slot);
+            self.len += 1;
         }
     }
 
-    /// The slot's group stays behind when the turn goes on.
-    pub(crate) fn stays(&mut self, slot: u32) {
-        self.order.push(slot);
-    }
-
-    /// Frees a slot that did not stay.
-    #[inline]
+    /// Frees the slot of a group that stayed.
     pub(crate) fn leave(&mut self, slot: u32) {
+        if self.cursor == Some(slot) {
+            self.cursor = self.order.after(slot);
+        }
+        self.order.remove(slot);
+        self.len -= 1;
         self.entries[slot as usize] = None;
         self.free.push(slot);
     }
 
-    /// Frees a slot that stayed.
-    pub(crate) fn leave_late(&mut self, slot: u32) {
-        self.order.remove(slot);
-        self.leave(slot);
+    /// The next one that a search looks at, round and round.
+    pub(crate) fn next_to_look_at(&mut self) -> Option<u32> {
+        let slot = self.cursor.or(self.order.first())?;
+        self.cursor = self.order.after(slot);
+        Some(slot)
     }
 
     #[inline]

@@ -12,7 +12,7 @@ use crate::{
 };
 use alloc::{collections::VecDeque, sync::Arc};
 use portcullis_sync::{
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicUsize, Ordering},
     errand::Bell,
     roster::Roster,
 };
@@ -27,6 +27,8 @@ pub(crate) struct Hub<P: Platform> {
     /// or a transition ended: whatever a blocking operation may be waiting for.
     pub(crate) progress: P::Event,
     running: AtomicU32,
+    /// Attachments that wait for a worker: written under the lock of the work, read without.
+    waiting: AtomicUsize,
     pub(crate) observers: Roster<Listener>,
     /// A sleeping observer may have records to be handed to it.
     records_due: Bell,
@@ -101,6 +103,7 @@ impl<P: Platform> Hub<P> {
             told: platform.event(),
             progress: platform.event(),
             running: AtomicU32::new(0),
+            waiting: AtomicUsize::new(0),
             observers,
             records_due: Bell::new(),
             work: platform.lock(work),
@@ -186,21 +189,43 @@ impl<P: Platform> Hub<P> {
 
     /// Queues an attachment whose resolver has work. The caller has set its `scheduled` mark.
     pub(crate) fn schedule(&self, inner: Arc<Inner<P>>) {
-        self.work.with(|w| w.handlers.push(inner.device.lane.number, inner.key.index, inner));
+        self.work.with(|w| {
+            w.handlers.push(inner.device.lane.number, inner.key.index, inner);
+            self.note_waiting(w);
+        });
         self.platform.kick();
     }
 
     /// Queues an attachment that was dropped.
     pub(crate) fn reap(&self, inner: Arc<Inner<P>>) {
-        self.work.with(|w| w.dropped.push_back(inner));
+        self.work.with(|w| {
+            w.dropped.push_back(inner);
+            self.note_waiting(w);
+        });
         self.platform.kick();
     }
 
     pub(crate) fn next_job(&self) -> Option<Job<'_, P>> {
-        let first = self.work.with(|w| match w.dropped.pop_front() {
-            Some(inner) => Some(Job::Reap(inner)),
-            None => w.handlers.pop().map(|(lane, inner)| Job::Handle(inner, Turn { hub: self, lane })),
+        let first = self.work.with(|w| {
+            let first = match w.dropped.pop_front() {
+                Some(inner) => Some(Job::Reap(inner)),
+                None => w.handlers.pop().map(|(lane, inner)| Job::Handle(inner, Turn { hub: self, lane })),
+            };
+            self.note_waiting(w);
+            first
         });
         first.or_else(|| self.next_desk().map(Job::Tell))
+    }
+
+    /// Whether anything waits for a worker: one that asks after its own piece of work goes on with the
+    /// same attachment's next one if nothing does. Without a lock; what it misses waits for no more
+    /// than one resolver.
+    #[inline]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0 || self.records_due.is_rung()
+    }
+
+    fn note_waiting(&self, work: &Work<P>) {
+        self.waiting.store(work.handlers.waiting() + work.dropped.len(), Ordering::Relaxed);
     }
 }

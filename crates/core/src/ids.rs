@@ -68,11 +68,13 @@ impl Pasid {
     pub const MAX: u32 = (1 << 20) - 1;
 
     /// A PASID, unless the number is 0 or needs more than 20 bits.
+    #[inline]
     pub fn new(n: u32) -> Option<Pasid> {
         if n > Pasid::MAX { None } else { core::num::NonZeroU32::new(n).map(Pasid) }
     }
 
     /// The number.
+    #[inline]
     pub fn get(self) -> u32 {
         self.0.get()
     }

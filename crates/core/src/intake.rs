@@ -2,95 +2,45 @@
 //! at a time runs for an instance; it holds no lock.
 
 use crate::{
+    account::{Account, Standing},
+    attachment::Inner,
     books::{Books, Ledger, SOON},
     driver::{More, PageRequest, QueuePos, Taken},
     fault::{Access, FaultKind, RawFault, Reason},
     flight::Entry,
-    ids::{Key, Pasid, SourceId},
     instance::Instance,
     platform::{Platform, Sleep, Time},
     record::{Chain, Record},
     resolver::{PageGroup, Resolves},
-    slab::{Tenant, leave},
+    slab::Tenant,
+    spots::Spots,
     turn::{Code, Intake},
 };
 use alloc::sync::Arc;
-use portcullis_sync::{slot::Generation, slot::State as Slot, tenants::Inside};
+use portcullis_sync::slot::{Generation, State as Slot};
 
 /// One round of a service turn.
 pub(crate) struct TurnIntake<'a, P: Platform> {
     instance: &'a Arc<Instance<P>>,
     books: Books<'a, P>,
-    tenants: Used<'a, P>,
+    spots: Spots<'a, P>,
     /// The clock is read once a round.
     now: Time,
-    /// Where the last request came from, and what was found there.
-    last: Option<Hint>,
-}
-
-/// What stands for a place that requests come from.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    /// The number of the device's account.
-    pub(crate) account: u32,
-    /// What is attached there.
-    pub(crate) tenant: Option<Key>,
-}
-
-struct Hint {
-    source: SourceId,
-    pasid: Option<Pasid>,
-    version: u64,
-    place: Option<Place>,
-}
-
-/// Attachments that the round is inside of. Each is gone in to once, and left at the end of the
-/// round, or before the head of the queue is told to have passed.
-struct Used<'a, P: Platform> {
-    instance: &'a Instance<P>,
-    inside: [Option<(Key, Inside<'a, Tenant<P>>)>; USED],
-}
-
-/// Attachments that a round stays inside of at once.
-const USED: usize = 8;
-
-impl<'a, P: Platform> Used<'a, P> {
-    fn enter(&mut self, key: Key) -> Option<&Inside<'a, Tenant<P>>> {
-        let at = key.index as usize % USED;
-        if self.inside[at].as_ref().is_none_or(|(k, _)| *k != key) {
-            self.leave(at);
-            let inside = self.instance.hub.attachments.enter(key)?;
-            self.inside[at] = Some((key, inside));
-        }
-        self.inside[at].as_ref().map(|(_, inside)| inside)
-    }
-
-    fn leave(&mut self, at: usize) {
-        if let Some((_, inside)) = self.inside[at].take() {
-            inside.inner.lease.trim(&inside.inner.domain.quota);
-            leave(inside);
-        }
-    }
-
-    fn leave_all(&mut self) {
-        (0..USED).for_each(|at| self.leave(at));
-    }
-}
-
-impl<P: Platform> Drop for Used<'_, P> {
-    fn drop(&mut self) {
-        self.leave_all();
-    }
+    /// When a group that comes now is late, and one of which the last request does not come.
+    group_until: Option<Time>,
+    partial_until: Time,
 }
 
 impl<'a, P: Platform> TurnIntake<'a, P> {
     pub(crate) fn new(instance: &'a Arc<Instance<P>>, ledger: &'a mut Ledger) -> Self {
+        let (now, config) = (instance.platform().now(), instance.config());
         TurnIntake {
             instance,
             books: Books::open(instance, ledger),
-            tenants: Used { instance, inside: [const { None }; USED] },
-            now: instance.platform().now(),
-            last: None,
+            spots: Spots::new(instance),
+            now,
+            group_until: config.group_deadline.map(|d| now + d),
+            partial_until: now + config.partial_deadline,
         }
     }
 
@@ -105,7 +55,7 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
 
     /// What is due after: answers that found no room, deadlines, and the timer for what comes next.
     pub(crate) fn end(mut self, more: More) {
-        self.tenants.leave_all();
+        self.spots.leave_all();
         let sent = self.send_unsent();
         self.books.drop_late(self.now);
         self.end_late();
@@ -125,90 +75,98 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
     }
 
     /// Takes in one request: everything that a device sends is counted here.
+    #[inline]
     fn file(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
-        let wants_answer = request.wants_answer();
-        if wants_answer && !self.books.has_room() {
-            return Taken::NoRoom;
+        if request.wants_answer() {
+            return self.file_last(request, wellformed);
         }
-        let instance = self.instance;
-        let Some(place) = self.place(request) else { return self.stray(request) };
-        let Some(account) = instance.accounts.get(place.account as usize) else { return Taken::Yes };
+        let TurnIntake { instance, books, spots, now, partial_until, .. } = self;
+        let spot = spots.find(request);
+        let Some((account, number)) = spot.account else { return self.stray(request) };
         account.counts.requests.add(1);
         let standing = account.standing();
-        if standing.resetting {
-            account.counts.groups.add(wants_answer.into());
-            account.counts.void.add(wants_answer.into());
-            return Taken::Yes;
-        }
-        let refused = if standing.share == 0 || standing.quarantined {
-            account.counts.unauthorised.add(1);
-            Some(Reason::RequestType)
-        } else if !wellformed {
-            account.counts.malformed.add(1);
-            Some(Reason::BadEntry)
-        } else {
-            None
-        };
-        let TurnIntake { books, tenants, now, .. } = self;
-        let tenant = place.tenant.and_then(|key| Some((key, tenants.enter(key)?)));
-        let inner = tenant.as_ref().map(|(_, t)| &*t.inner);
-        let refused = refused.or_else(|| {
-            let fits = books.charge(account, standing.share, inner);
-            account.counts.quota.add((!fits).into());
-            (!fits).then_some(Reason::Quota)
-        });
-        if !wants_answer {
-            let until = *now + instance.config().partial_deadline;
-            let tenant = tenant.as_ref().map(|(key, t)| (*key, &*t.inner));
-            if let Err(why) = books.keep(request, (place.account, account), tenant, until, refused) {
-                instance.report_at(raw(request, why), *now);
+        let mut refused = None;
+        if !(wellformed && standing.is_good() && books.charge(account, spot.inner())) {
+            match refuse(account, standing, wellformed) {
+                Verdict::Void => return Taken::Yes,
+                Verdict::Refused(why) => refused = Some(why),
             }
-            return Taken::Yes;
+        }
+        if let Err(why) = books.keep(request, (account, number), spot, *partial_until, refused) {
+            report(instance, request, why, *now);
+        }
+        Taken::Yes
+    }
+
+    /// The same of one that wants an answer: its group is complete, or it is a group of its own.
+    #[inline]
+    fn file_last(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
+        let TurnIntake { instance, books, spots, now, group_until, .. } = self;
+        if !books.has_room() {
+            return Taken::NoRoom;
+        }
+        let spot = spots.find(request);
+        let Some((account, number)) = spot.account else { return self.stray(request) };
+        account.counts.requests.add(1);
+        account.counts.groups.add(1);
+        let standing = account.standing();
+        let mut refused = None;
+        if !(wellformed && standing.is_good() && books.charge(account, spot.inner())) {
+            match refuse(account, standing, wellformed) {
+                Verdict::Void => {
+                    account.counts.void.add(1);
+                    return Taken::Yes;
+                }
+                Verdict::Refused(why) => refused = Some(why),
+            }
         }
         let charged = u32::from(refused.is_none());
         // One that is answered by itself is a group of its own; the rest of its group goes on.
-        let partial = if request.last { books.complete(request, place.tenant) } else { None };
-        let first = partial.map_or(Chain::default(), |p| p.first);
-        let refused = refused.or(partial.filter(|p| p.spoilt).map(|_| Reason::Quota));
-        account.counts.groups.add(1);
-        let entry = |generation| Entry {
+        let partial = if request.last { books.complete(request, (account, number), spot) } else { None };
+        let mut first = Chain::default();
+        if let Some(p) = partial {
+            first = p.first;
+            refused = refused.or(p.spoilt.then_some(Reason::Quota));
+        }
+        let device = account.device(standing);
+        let serves = match (spot.tenant(), refused) {
+            (_, Some(_)) => Err(refused),
+            // Nobody could say which device asks.
+            _ if device.is_none() => Err(Some(Reason::Blocked)),
+            (Some(t), _) if !t.inner.resolves() => Err(Some(Reason::Blocked)),
+            // The entry is gone: what still comes out of the fabric is answered Invalid.
+            (Some(t), _) if t.is_closed() => Err(None),
+            (Some(t), _) => Ok(t),
+            _ if spot.tenant.is_some() => Err(None),
+            _ => Err(Some(Reason::Blocked)),
+        };
+        let owner = if serves.is_ok() { spot.tenant } else { None };
+        let record = Record { last: *request, first, device, owner };
+        let Some((slot, generation)) = books.put(&record) else { return Taken::NoRoom };
+        let entry = Entry {
             generation,
-            account: Some((place.account, account.holder())),
-            tenant: place.tenant,
+            account: Some((number, account.holder())),
+            tenant: spot.tenant,
             // What was kept for the group stays charged until it is settled.
             charge: first.len + charged,
-            tenant_charge: first.len + if inner.is_some() { charged } else { 0 },
+            tenant_charge: first.len + if spot.inner().is_some() { charged } else { 0 },
             first,
-            until: instance.config().group_deadline.map(|d| *now + d),
+            until: *group_until,
             waits: false,
             counted: false,
         };
-        let serves = match (&tenant, place.tenant) {
-            _ if refused.is_some() => Err(refused),
-            // Nobody could say which device asks.
-            _ if standing.device.is_none() => Err(Some(Reason::Blocked)),
-            (Some((_, t)), _) if !t.inner.resolves() => Err(Some(Reason::Blocked)),
-            // The entry is gone: what still comes out of the fabric is answered Invalid.
-            (Some((_, t)), _) if t.is_closed() => Err(None),
-            (Some((key, t)), _) => Ok((*key, *t)),
-            (None, Some(_)) => Err(None),
-            (None, None) => Err(Some(Reason::Blocked)),
-        };
-        let owner = serves.ok().map(|(key, _)| key);
-        let record = Record { last: *request, first, device: standing.device, owner };
-        let Some((slot, generation)) = books.put(&record, entry) else { return Taken::NoRoom };
-        let filed = Filed { books, slot };
+        let mut filed = Filed { books, slot, entry, tenant: spot.inner() };
         let refused = match serves {
-            Ok((_, t)) if t.is_waiting() => {
-                filed.books.wait(slot);
+            Ok(t) if t.is_waiting() => {
+                filed.entry.waits = true;
                 return Taken::Yes;
             }
-            Ok((key, t)) => hand_over(instance, t, key, slot, generation, &record).err().map(Some),
+            Ok(t) => hand_over(instance, t, slot, generation, &record).err().map(Some),
             Err(why) => Some(why),
         };
         if let Some(why) = refused {
             if let Some(reason) = why {
-                instance.report_at(raw(request, reason), *now);
+                report(instance, request, reason, *now);
             }
             instance.settle(slot, generation, request, Code::Invalid);
         }
@@ -216,13 +174,15 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
     }
 
     /// Refuses a request of a requester that nobody knows.
+    #[cold]
     fn stray(&mut self, request: &PageRequest) -> Taken {
-        self.instance.report_at(raw(request, Reason::Blocked), self.now);
+        report(self.instance, request, Reason::Blocked, self.now);
         if !request.wants_answer() {
             return Taken::Yes;
         }
         let record = Record { last: *request, first: Chain::default(), device: None, owner: None };
-        let entry = |generation| Entry {
+        let Some((slot, generation)) = self.books.put(&record) else { return Taken::NoRoom };
+        let entry = Entry {
             generation,
             account: None,
             tenant: None,
@@ -233,30 +193,9 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
             waits: false,
             counted: false,
         };
-        let Some((slot, generation)) = self.books.put(&record, entry) else { return Taken::NoRoom };
-        let _filed = Filed { books: &mut self.books, slot };
+        let _filed = Filed { books: &mut self.books, slot, entry, tenant: None };
         self.instance.settle(slot, generation, request, Code::Invalid);
         Taken::Yes
-    }
-
-    /// What stands for the place that a request came from; looked up once for requests in a row.
-    fn place(&mut self, request: &PageRequest) -> Option<Place> {
-        let PageRequest { source, pasid, .. } = *request;
-        match &self.last {
-            Some(hint)
-                if hint.source == source
-                    && hint.pasid == pasid
-                    && self.instance.places.unchanged(hint.version) =>
-            {
-                hint.place
-            }
-            _ => {
-                let version = self.instance.places.version();
-                let place = self.instance.place(source, pasid);
-                self.last = Some(Hint { source, pasid, version, place });
-                place
-            }
-        }
     }
 
     /// Groups that waited for their attachments to be ready.
@@ -268,14 +207,12 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
             let generation = entry.generation;
             let record = self.instance.records.read(slot, generation).map(|w| Record::from_words(&w));
             let Some((record, key)) = record.and_then(|r| Some((r, r.owner?))) else { continue };
-            let done = match self.tenants.enter(key) {
-                Some(t) if t.is_waiting() => continue,
-                Some(t) => {
-                    self.books.waits_no_more(slot);
-                    hand_over(self.instance, t, key, slot, generation, &record).is_ok()
-                }
-                None => false,
-            };
+            if self.books.late(key).is_some_and(|t| t.is_waiting()) {
+                continue;
+            }
+            self.books.waits_no_more(slot);
+            let tenant = self.books.late(key);
+            let done = tenant.is_some_and(|t| hand_over(self.instance, t, slot, generation, &record).is_ok());
             if !done {
                 self.instance.settle(slot, generation, &record.last, Code::Invalid);
             }
@@ -325,11 +262,32 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
     }
 }
 
+/// What becomes of a request that is not served.
+enum Verdict {
+    /// The device is being reset: nobody waits for an answer.
+    Void,
+    Refused(Reason),
+}
+
+#[cold]
+fn refuse(account: &Account, standing: Standing, wellformed: bool) -> Verdict {
+    let (count, why) = match () {
+        () if standing.is_resetting() => return Verdict::Void,
+        () if account.share() == 0 || standing.is_quarantined() => {
+            (&account.counts.unauthorised, Reason::RequestType)
+        }
+        () if !wellformed => (&account.counts.malformed, Reason::BadEntry),
+        () => (&account.counts.quota, Reason::Quota),
+    };
+    count.add(1);
+    Verdict::Refused(why)
+}
+
 /// Gives a group to its attachment's resolver, here or through its queue.
+#[inline]
 fn hand_over<P: Platform>(
     instance: &Arc<Instance<P>>,
     tenant: &Tenant<P>,
-    key: Key,
     slot: u32,
     generation: Generation,
     record: &Record,
@@ -337,7 +295,7 @@ fn hand_over<P: Platform>(
     match tenant.inner.resolves {
         Resolves::Immediately => {
             if let Some(group) = PageGroup::new(instance, slot, generation, record, true) {
-                tenant.handler.handle(&Sleep::in_resolver(key), group);
+                tenant.handler.handle(&Sleep::in_resolver(tenant.inner.key), group);
             }
             Ok(())
         }
@@ -351,11 +309,15 @@ fn hand_over<P: Platform>(
 struct Filed<'b, 'a, P: Platform> {
     books: &'b mut Books<'a, P>,
     slot: u32,
+    entry: Entry,
+    /// The attachment that it is charged to.
+    tenant: Option<&'b Inner<P>>,
 }
 
 impl<P: Platform> Drop for Filed<'_, '_, P> {
+    #[inline]
     fn drop(&mut self) {
-        self.books.filed(self.slot);
+        self.books.filed(self.slot, &mut self.entry, self.tenant);
     }
 }
 
@@ -375,7 +337,7 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
     fn passed(&mut self, head: QueuePos) {
         // What is filed from now on is filed for what is attached then: a drain that sees the head
         // finds every group of the attachment that it closed.
-        self.tenants.leave_all();
+        self.spots.leave_all();
         self.instance.pass(head);
     }
 
@@ -387,6 +349,12 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
     fn completed(&mut self) {
         self.instance.hub.progressed();
     }
+}
+
+/// Tells of a request that is settled without reaching a resolver.
+#[cold]
+fn report<P: Platform>(instance: &Instance<P>, request: &PageRequest, why: Reason, now: Time) {
+    instance.report_at(raw(request, why), now);
 }
 
 fn raw(request: &PageRequest, reason: Reason) -> RawFault {

@@ -305,29 +305,36 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// Does one piece of sleepable work: a resolver for one group, the clean-up after a dropped
-    /// attachment, or a few records for an observer that sleeps. False when there is none. Sleepable context; may take as long as a resolver
-    /// takes.
+    /// attachment, or a few records for an observer that sleeps. False when there is none. Sleepable
+    /// context; may take as long as a resolver takes.
     pub fn run_one(&self, cx: &Sleep<'_>) -> bool {
+        self.work(cx, || false)
+    }
+
+    /// As [`run_one`](Iommu::run_one), but goes on with an attachment's next group while nothing else
+    /// waits, which saves asking whose turn it is: what a worker that was [kicked](Platform::kick)
+    /// calls until it returns false. Sleepable context; may take as long as groups keep coming.
+    pub fn run(&self, cx: &Sleep<'_>) -> bool {
+        self.work(cx, || !self.shared.hub.is_wanted())
+    }
+
+    fn work(&self, cx: &Sleep<'_>, go_on: impl Fn() -> bool) -> bool {
         match self.shared.hub.next_job() {
-            None => false,
-            Some(Job::Handle(inner, _turn)) => {
-                inner.handle_one();
-                true
-            }
+            None => return false,
+            Some(Job::Handle(inner, _turn)) => inner.handle(go_on),
             Some(Job::Tell(desk)) => {
                 if desk.run(cx) {
                     self.shared.hub.ask_for_telling();
                 }
-                true
             }
             Some(Job::Reap(inner)) => {
                 // Shut down half-way, what the device may still reach stays where it is.
                 if block_on(&self.shared.hub, cx, detach(inner.clone())).is_err() {
                     inner.domain.keep_for_ever();
                 }
-                true
             }
         }
+        true
     }
 
     /// How busy the workers are.

@@ -65,6 +65,7 @@ mod settle;
 mod slab;
 mod sources;
 mod speck;
+mod spots;
 mod storm;
 mod sync;
 mod tags;

@@ -28,16 +28,19 @@ impl List {
         Ok(List { links, first: END, last: END })
     }
 
+    #[inline]
     pub(crate) fn first(&self) -> Option<u32> {
         (self.first != END).then_some(self.first)
     }
 
+    #[inline]
     pub(crate) fn after(&self, place: u32) -> Option<u32> {
         let after = self.links[place as usize].after;
         (after != END).then_some(after)
     }
 
     /// Appends a place that is not in the list.
+    #[inline]
     pub(crate) fn push(&mut self, place: u32) {
         self.links[place as usize] = Link { before: self.last, after: END };
         match self.last {
@@ -48,6 +51,7 @@ impl List {
     }
 
     /// Takes out a place that is in the list.
+    #[inline]
     pub(crate) fn remove(&mut self, place: u32) {
         let Link { before, after } = self.links[place as usize];
         match before {

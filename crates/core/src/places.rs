@@ -9,13 +9,21 @@ use crate::{
     faultlog::FaultLog,
     ids::{At, DeviceId, GroupId, Key, Pasid, SourceId},
     instance::Instance,
-    intake::Place,
     platform::{Platform, ShortLock},
     quell::Weather,
     sources::{Counters, Phase, Slot, Source},
 };
 use alloc::sync::Arc;
 use portcullis_sync::lookup::Found;
+
+/// What stands for a place that requests come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// The number of the device's account.
+    pub(crate) account: u32,
+    /// What is attached there.
+    pub(crate) tenant: Option<Key>,
+}
 
 impl<P: Platform> Instance<P> {
     /// Takes a requester in that nobody has. Allocates what the fault path needs for it.
@@ -194,12 +202,12 @@ impl<P: Platform> Instance<P> {
             Found::Nothing => None,
             Found::Changing => self.state.with(|s| s.places.get(&self.places, key)),
         };
-        if let Some([numbers, generation]) = found(place_key(source, pasid)) {
-            let tenant = Key { index: numbers as u32, generation };
-            return Some(Place { account: (numbers >> 32) as u32, tenant: Some(tenant) });
-        }
-        let [numbers, _] = found(source_key(source))?;
-        Some(Place { account: (numbers >> 32) as u32, tenant: None })
+        let (numbers, generation) = match found(place_key(source, pasid)) {
+            Some([numbers, generation]) => (numbers, Some(generation)),
+            None => (found(source_key(source))?[0], None),
+        };
+        let tenant = generation.map(|generation| Key { index: numbers as u32, generation });
+        Some(Place { account: (numbers >> 32) as u32, tenant })
     }
 
     pub(crate) fn account_of(&self, source: &Source<P>) -> &Account {
@@ -235,8 +243,9 @@ fn source_key(source: SourceId) -> u64 {
     1 << 60 | u64::from(source.0)
 }
 
-/// The key of a place.
-fn place_key(source: SourceId, pasid: Option<Pasid>) -> u64 {
+/// The key of a place. Never all ones.
+#[inline]
+pub(crate) fn place_key(source: SourceId, pasid: Option<Pasid>) -> u64 {
     u64::from(source.0) << 21 | pasid.map_or(0, |p| 1 << 20 | u64::from(p.get()))
 }
 

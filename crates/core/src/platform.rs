@@ -113,7 +113,7 @@ pub trait Platform: TableMem + Clone {
     fn timer_at(&self, at: Time);
     /// Unpredictable bits, for generations and cookies. Any context.
     fn random(&self) -> u64;
-    /// There is sleepable work: a worker should call [`Iommu::run_one`](crate::Iommu::run_one)
+    /// There is sleepable work: a worker should call [`Iommu::run`](crate::Iommu::run)
     /// until it returns false. Any context.
     fn kick(&self);
 

@@ -11,12 +11,13 @@ const PLENTY: u32 = 16;
 /// What is left for an owner.
 #[derive(Debug)]
 pub(crate) struct Quota {
-    requests: Pool,
-    partials: Pool,
+    pub(crate) requests: Pool,
+    /// Groups of which the last request has not come.
+    pub(crate) partials: Pool,
 }
 
 #[derive(Debug)]
-struct Pool {
+pub(crate) struct Pool {
     left: AtomicU32,
 }
 
@@ -31,18 +32,12 @@ impl Pool {
         Pool { left: AtomicU32::new(most) }
     }
 
-    /// Takes a batch, and less and less of it as little is left, so that what one instance leases
+    /// Takes a batch of up to `most`, and less and less of it as little is left, so that what one instance leases
     /// and does not use keeps no other from its last few.
-    fn take_batch(&self) -> u32 {
-        let left = self.left.load(Ordering::Relaxed);
-        self.take((left / PLENTY).clamp(1, BATCH))
-    }
-
-    /// Takes up to `wanted`.
-    fn take(&self, wanted: u32) -> u32 {
+    fn take_batch(&self, most: u32) -> u32 {
         let mut left = self.left.load(Ordering::Relaxed);
         loop {
-            let got = left.min(wanted);
+            let got = (left / PLENTY).clamp(1, BATCH).min(left).min(most);
             if got == 0 {
                 return 0;
             }
@@ -64,70 +59,74 @@ impl Pool {
 /// back when the attachment ends.
 #[derive(Debug, Default)]
 pub(crate) struct Lease {
-    used: AtomicU32,
-    leased: AtomicU32,
-    partials: AtomicU32,
+    pub(crate) requests: Leased,
+    pub(crate) partials: Leased,
 }
 
 impl Lease {
-    /// Charges one request. False when `most` of this attachment, or the owner's all, are out.
-    #[inline]
-    pub(crate) fn charge(&self, quota: &Quota, most: u32) -> bool {
-        let used = self.used.load(Ordering::Relaxed);
-        if used >= most {
-            return false;
-        }
-        let leased = self.leased.load(Ordering::Relaxed);
-        if used >= leased {
-            let more = quota.requests.take_batch();
-            if more == 0 {
-                return false;
-            }
-            self.leased.store(leased + more, Ordering::Relaxed);
-        }
-        self.used.store(used + 1, Ordering::Relaxed);
-        true
-    }
-
-    /// Takes charges back.
-    #[inline]
-    pub(crate) fn uncharge(&self, n: u32) {
-        let used = self.used.load(Ordering::Relaxed);
-        self.used.store(used.saturating_sub(n), Ordering::Relaxed);
-    }
-
-    /// One more group of which the last request has not come. False when the owner has too many.
-    pub(crate) fn take_partial(&self, quota: &Quota) -> bool {
-        let taken = quota.partials.take(1) == 1;
-        self.partials.store(self.partials.load(Ordering::Relaxed) + u32::from(taken), Ordering::Relaxed);
-        taken
-    }
-
-    pub(crate) fn give_partial(&self, quota: &Quota) {
-        self.partials.store(self.partials.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
-        quota.partials.give(1);
-    }
-
-    /// Gives back what is leased and not used: all of it where little is left, else what is more
-    /// than a batch. At the end of a turn.
-    pub(crate) fn trim(&self, quota: &Quota) {
-        let (leased, used) = (self.leased.load(Ordering::Relaxed), self.used.load(Ordering::Relaxed));
-        let spare = leased.saturating_sub(used);
-        let keep = (quota.requests.left.load(Ordering::Relaxed) / PLENTY).min(BATCH);
-        if spare > keep {
-            self.give(quota, spare - keep);
-        }
-    }
-
-    fn give(&self, quota: &Quota, n: u32) {
-        self.leased.store(self.leased.load(Ordering::Relaxed) - n, Ordering::Relaxed);
-        quota.requests.give(n);
-    }
-
     /// Gives everything back: no turn knows the attachment any more.
     pub(crate) fn end(&self, quota: &Quota) {
-        quota.requests.give(self.leased.swap(0, Ordering::Relaxed));
-        quota.partials.give(self.partials.swap(0, Ordering::Relaxed));
+        self.requests.end(&quota.requests);
+        self.partials.end(&quota.partials);
+    }
+}
+
+/// What is leased of one pool.
+#[derive(Debug, Default)]
+pub(crate) struct Leased {
+    used: AtomicU32,
+    leased: AtomicU32,
+}
+
+impl Leased {
+    /// Charges one of what is leased. False when all of that is out.
+    #[inline]
+    pub(crate) fn charge(&self) -> bool {
+        let used = self.used.load(Ordering::Relaxed);
+        let fits = used < self.leased.load(Ordering::Relaxed);
+        if fits {
+            self.used.store(used + 1, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// The same, leasing a batch if need be. False when `most` of this attachment, or the owner's all,
+    /// are out.
+    pub(crate) fn lease(&self, pool: &Pool, most: u32) -> bool {
+        let leased = self.leased.load(Ordering::Relaxed);
+        if self.used.load(Ordering::Relaxed) >= leased {
+            let more = pool.take_batch(most.saturating_sub(leased));
+            self.leased.store(leased + more, Ordering::Relaxed);
+        }
+        self.charge()
+    }
+
+    /// Takes `n` charges back.
+    #[inline]
+    pub(crate) fn uncharge(&self, n: u32, pool: &Pool) {
+        self.used.store(self.used.load(Ordering::Relaxed).saturating_sub(n), Ordering::Relaxed);
+        self.trim(pool);
+    }
+
+    /// Gives back what is leased and not used: all of it where little is left, else what is more than
+    /// a batch. Whenever charges are taken back, and at the end of a turn.
+    #[inline]
+    pub(crate) fn trim(&self, pool: &Pool) {
+        let spare = self.leased.load(Ordering::Relaxed).saturating_sub(self.used.load(Ordering::Relaxed));
+        let keep = (pool.left.load(Ordering::Relaxed) / PLENTY).min(BATCH);
+        if spare > keep {
+            self.give_back(spare - keep, pool);
+        }
+    }
+
+    #[cold]
+    fn give_back(&self, n: u32, pool: &Pool) {
+        self.leased.store(self.leased.load(Ordering::Relaxed) - n, Ordering::Relaxed);
+        pool.give(n);
+    }
+
+    fn end(&self, pool: &Pool) {
+        pool.give(self.leased.swap(0, Ordering::Relaxed));
     }
 }
 
@@ -179,7 +178,8 @@ mod tests {
                 match step {
                     Step::Charge(n) => {
                         let all: u32 = used.iter().sum();
-                        let charged = leases[n].charge(&quota, MOST);
+                        let of = &leases[n].requests;
+                        let charged = of.charge() || of.lease(&quota.requests, MOST);
                         prop_assert!(!charged || (all < requests && used[n] < MOST), "over a bound");
                         let others = (0..LEASES).any(|m| m != n && untrimmed[m]);
                         let must = all < requests && used[n] < MOST && !others;
@@ -189,29 +189,30 @@ mod tests {
                     }
                     Step::Uncharge(n, units) => {
                         let units = units.min(used[n]);
-                        leases[n].uncharge(units);
+                        leases[n].requests.uncharge(units, &quota.requests);
                         used[n] -= units;
-                        untrimmed[n] = true;
+                        untrimmed[n] = requests - used.iter().sum::<u32>() >= PLENTY;
                     }
                     Step::Trim(n) => {
-                        leases[n].trim(&quota);
+                        leases[n].requests.trim(&quota.requests);
                         // What little is left unused is the others' again.
                         let left = requests - used.iter().sum::<u32>();
                         untrimmed[n] = left >= PLENTY;
                     }
                     Step::TakePartial(n) => {
                         let all: u32 = kept.iter().sum();
-                        prop_assert_eq!(leases[n].take_partial(&quota), all < partials);
+                        prop_assert_eq!(leases[n].partials.lease(&quota.partials, u32::MAX), all < partials);
                         kept[n] += u32::from(all < partials);
                     }
                     Step::GivePartial(n) if kept[n] > 0 => {
-                        leases[n].give_partial(&quota);
+                        leases[n].partials.uncharge(1, &quota.partials);
                         kept[n] -= 1;
                     }
                     Step::GivePartial(_) => {}
                     Step::End(n) => {
                         leases[n].end(&quota);
-                        leases[n].used.store(0, Ordering::Relaxed);
+                        leases[n].requests.used.store(0, Ordering::Relaxed);
+                        leases[n].partials.used.store(0, Ordering::Relaxed);
                         (used[n], kept[n], untrimmed[n]) = (0, 0, false);
                     }
                 }

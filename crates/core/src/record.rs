@@ -23,10 +23,11 @@ pub(crate) struct Record {
     pub(crate) owner: Option<Key>,
 }
 
-/// A list of stored requests, first to last.
+/// A list of stored requests, first to last, by the pages' links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) head: u32,
+    pub(crate) tail: u32,
     pub(crate) len: u32,
 }
 
@@ -39,10 +40,12 @@ const DEVICE: u64 = 1 << 5;
 const OWNER: u64 = 1 << 6;
 const OWN_ANSWER: u64 = 1 << 7;
 
+#[inline]
 fn flag(set: bool, bit: u64) -> u64 {
     if set { bit } else { 0 }
 }
 
+#[inline]
 fn flags(r: &PageRequest) -> u64 {
     flag(r.read, READ)
         | flag(r.write, WRITE)
@@ -74,11 +77,12 @@ impl Record {
             v[2],
             v[3],
             self.device.map_or(0, |d| d.0),
-            u64::from(owner.index),
+            u64::from(self.first.tail) << 32 | u64::from(owner.index),
             owner.generation,
         ]
     }
 
+    #[inline]
     pub(crate) fn from_words(w: &[u64; WORDS]) -> Record {
         let has = |bit| w[1] & bit != 0;
         Record {
@@ -95,25 +99,25 @@ impl Record {
                 own_answer: has(OWN_ANSWER),
                 vendor: VendorBits([w[4], w[5], w[6], w[7]]),
             },
-            first: Chain { head: (w[2] >> 32) as u32, len: w[2] as u32 },
+            first: Chain { head: (w[2] >> 32) as u32, tail: (w[9] >> 32) as u32, len: w[2] as u32 },
             device: has(DEVICE).then_some(DeviceId(w[8])),
             owner: has(OWNER).then_some(Key { index: w[9] as u32, generation: w[10] }),
         }
     }
 }
 
-/// A request that waits for the last of its group, as the first word of a page and the low half of
-/// the second; the high half is the next page.
+/// A request that waits for the last of its group, as what a page holds.
 #[inline]
-pub(crate) fn to_page(r: &PageRequest) -> [u64; 2] {
-    [r.address, flags(r)]
+pub(crate) fn to_page(r: &PageRequest) -> (u64, u32) {
+    // All of them lie in the lower half.
+    (r.address, flags(r) as u32)
 }
 
 /// What [`to_page`] wrote, with what the requests of a group share.
-pub(crate) fn from_page(page: [u64; 2], like: &PageRequest) -> PageRequest {
-    let has = |bit| page[1] & bit != 0;
+pub(crate) fn from_page((address, flags): (u64, u32), like: &PageRequest) -> PageRequest {
+    let has = |bit| u64::from(flags) & bit != 0;
     PageRequest {
-        address: page[0],
+        address,
         read: has(READ),
         write: has(WRITE),
         exec: has(EXEC),
@@ -155,13 +159,13 @@ mod tests {
         fn a_record_comes_back_as_it_was(
             last in request(),
             like in request(),
-            first in any::<(u32, u32)>(),
+            first in any::<(u32, u32, u32)>(),
             device in any::<Option<u64>>(),
             owner in any::<Option<(u32, u64)>>(),
         ) {
             let record = Record {
                 last,
-                first: Chain { head: first.0, len: first.1 },
+                first: Chain { head: first.0, tail: first.1, len: first.2 },
                 device: device.map(DeviceId),
                 owner: owner.map(|(index, generation)| Key { index, generation }),
             };

@@ -1,16 +1,15 @@
 //! Resolvers: who decides a page-request group, and the token by which it is answered.
 
 use crate::{
-    driver::PageRequest,
     error::AlreadyAnswered,
     ids::{At, DeviceId, Key, Pasid},
     instance::Instance,
     platform::{Platform, Sleep},
-    record::{Chain, Record, from_page},
+    record::{Record, from_page},
     turn::Code,
 };
 use alloc::sync::Arc;
-use core::fmt;
+use core::{borrow::Borrow, fmt};
 use portcullis_sync::slot::{Generation, SlotWord, State};
 
 /// Decides what becomes of page requests. At most one per domain, given when the domain is built,
@@ -112,6 +111,7 @@ impl<P: Platform, T: Send + Sync + 'static, R: ImmediateResolver<P, T>> Bind<P, 
 }
 
 impl<P: Platform, T: Send + Sync, R: ImmediateResolver<P, T>> Handler<P> for ImmediateHandler<R, T> {
+    #[inline]
     fn handle(&self, _: &Sleep<'_>, group: PageGroup<'_, P>) {
         self.resolver.resolve(&self.data, group)
     }
@@ -158,12 +158,12 @@ pub struct Request {
     pub privileged: bool,
 }
 
-/// The answer that a group still owes, in whoever's hands.
-struct Token {
+/// The answer that a group still owes, in whoever's hands, with the record it is about: borrowed from
+/// who calls the resolver, or kept.
+struct Token<R> {
     slot: u32,
     generation: Generation,
-    last: PageRequest,
-    first: Chain,
+    record: R,
     device: DeviceId,
     owner: Key,
     /// The service turn that brought it looks after it itself.
@@ -172,7 +172,13 @@ struct Token {
     done: bool,
 }
 
-impl Token {
+impl<R: Borrow<Record>> Token<R> {
+    #[inline]
+    fn record(&self) -> &Record {
+        self.record.borrow()
+    }
+
+    #[inline]
     fn respond<P: Platform>(
         &mut self,
         instance: &Instance<P>,
@@ -183,7 +189,7 @@ impl Token {
             Response::Invalid => Code::Invalid,
         };
         self.done = true;
-        if !instance.settle(self.slot, self.generation, &self.last, code) {
+        if !instance.settle(self.slot, self.generation, &self.record().last, code) {
             return Err(AlreadyAnswered);
         }
         if !self.in_turn {
@@ -192,6 +198,7 @@ impl Token {
         Ok(())
     }
 
+    #[inline]
     fn end<P: Platform>(&mut self, instance: &Instance<P>) {
         if !self.done {
             // Whoever answered before has settled it.
@@ -204,41 +211,50 @@ impl Token {
         word == Some((self.generation, State::Pending))
     }
 
-    fn request<P: Platform>(&self, instance: &Instance<P>, n: usize) -> Option<Request> {
-        let n = u32::try_from(n).ok()?;
+    /// The requests from the `n`th on, by one walk along the pages.
+    fn requests<'a, P: Platform>(
+        &'a self,
+        instance: &'a Instance<P>,
+        n: usize,
+    ) -> impl Iterator<Item = Request> + 'a {
+        let Record { last, first, .. } = self.record();
         let records = &instance.records;
-        let r = if n == self.first.len {
-            self.last
-        } else {
-            let mut page = (n < self.first.len).then_some(self.first.head)?;
-            for _ in 0..n {
-                page = (records.page(page)?[1] >> 32) as u32;
-            }
-            from_page(records.page(page)?, &self.last)
-        };
-        records.still_live(self.slot, self.generation).then_some(Request {
-            address: r.address,
-            read: r.read,
-            write: r.write,
-            exec: r.exec,
-            privileged: r.privileged,
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        let next = |page: &u32| records.next_page(*page);
+        let mut page = Some(first.head);
+        (0..n.min(first.len)).for_each(|_| page = page.as_ref().and_then(next));
+        (n..=first.len).map_while(move |n| {
+            let r = if n == first.len {
+                *last
+            } else {
+                let this = page?;
+                page = next(&this);
+                from_page(records.page(this)?, last)
+            };
+            records.still_live(self.slot, self.generation).then_some(Request {
+                address: r.address,
+                read: r.read,
+                write: r.write,
+                exec: r.exec,
+                privileged: r.privileged,
+            })
         })
     }
 }
 
 macro_rules! reply {
-    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?> in $instance:ty) => {
+    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?> of $record:ty, in $instance:ty) => {
         $(#[$doc])*
         #[must_use = "a group that is dropped is answered Invalid"]
         pub struct $name<$($life,)? P: Platform> {
             instance: $instance,
-            token: Token,
+            token: Token<$record>,
         }
 
         impl<$($life,)? P: Platform> $name<$($life,)? P> {
             /// Number of requests in the group, at least one.
             pub fn len(&self) -> usize {
-                self.token.first.len as usize + 1
+                self.token.record().first.len as usize + 1
             }
 
             /// Never: a group has a last request.
@@ -253,12 +269,12 @@ macro_rules! reply {
 
             /// The `n`th request. `None` past the end, and once somebody else answered the group.
             pub fn request(&self, n: usize) -> Option<Request> {
-                self.token.request(&self.instance, n)
+                self.token.requests(&self.instance, n).next()
             }
 
             /// The requests, first to last; ends early if somebody else answers the group.
             pub fn requests(&self) -> impl Iterator<Item = Request> + '_ {
-                (0..self.len()).map_while(|n| self.request(n))
+                self.token.requests(&self.instance, 0)
             }
 
             /// The device that asks.
@@ -268,17 +284,17 @@ macro_rules! reply {
 
             /// Where the requests came from.
             pub fn at(&self) -> At {
-                At { source: self.token.last.source, pasid: self.token.last.pasid }
+                self.token.record().at()
             }
 
             /// The PASID of the requests.
             pub fn pasid(&self) -> Option<Pasid> {
-                self.token.last.pasid
+                self.token.record().last.pasid
             }
 
             /// Page request group index.
             pub fn index(&self) -> u16 {
-                self.token.last.index
+                self.token.record().last.index
             }
 
             /// The attachment that the group belongs to, for a detach from inside a resolver.
@@ -291,12 +307,14 @@ macro_rules! reply {
             /// # Errors
             /// [`AlreadyAnswered`] when a deadline, a detach or a reset came first. Nothing
             /// changed then.
+            #[inline]
             pub fn respond(mut self, response: Response) -> Result<(), AlreadyAnswered> {
                 self.token.respond(&self.instance, response)
             }
         }
 
         impl<$($life,)? P: Platform> Drop for $name<$($life,)? P> {
+            #[inline]
             fn drop(&mut self) {
                 self.token.end(&self.instance);
             }
@@ -317,21 +335,21 @@ macro_rules! reply {
 reply! {
     /// A page-request group in a resolver's hands. Answered once: by [`respond`](Self::respond),
     /// or Invalid when dropped.
-    PageGroup<'a> in &'a Arc<Instance<P>>
+    PageGroup<'a> of &'a Record, in &'a Arc<Instance<P>>
 }
 
 reply! {
     /// A group that is answered after its resolver returned. It does not keep the attachment alive:
     /// a detach answers it, and a later [`respond`](Self::respond) is told so.
-    Deferred<> in Arc<Instance<P>>
+    Deferred<> of Record, in Arc<Instance<P>>
 }
 
 impl<'a, P: Platform> PageGroup<'a, P> {
     /// Takes the group out of the resolver, to be answered later from anywhere.
     pub fn defer(mut self) -> Deferred<P> {
         self.token.done = true;
-        let Token { slot, generation, last, first, device, owner, .. } = self.token;
-        let token = Token { slot, generation, last, first, device, owner, in_turn: false, done: false };
+        let Token { slot, generation, record, device, owner, .. } = self.token;
+        let token = Token { slot, generation, record: *record, device, owner, in_turn: false, done: false };
         Deferred { instance: self.instance.clone(), token }
     }
 
@@ -341,12 +359,11 @@ impl<'a, P: Platform> PageGroup<'a, P> {
         instance: &'a Arc<Instance<P>>,
         slot: u32,
         generation: Generation,
-        record: &Record,
+        record: &'a Record,
         in_turn: bool,
     ) -> Option<Self> {
-        let Record { last, first, device, owner } = *record;
-        let (device, owner) = (device?, owner?);
-        let token = Token { slot, generation, last, first, device, owner, in_turn, done: false };
+        let (device, owner) = (record.device?, record.owner?);
+        let token = Token { slot, generation, record, device, owner, in_turn, done: false };
         Some(PageGroup { instance, token })
     }
 }

@@ -22,6 +22,7 @@ pub enum Code {
 }
 
 impl Code {
+    #[inline]
     pub(crate) fn to_bits(self) -> u8 {
         match self {
             Code::Success => 0,
@@ -30,6 +31,7 @@ impl Code {
         }
     }
 
+    #[inline]
     pub(crate) fn from_bits(b: u8) -> Code {
         match b {
             0 => Code::Success,
@@ -70,6 +72,7 @@ impl<'a> Turn<'a> {
 
     /// Uses one unit of the turn's bound; false when it is used up and the driver should return
     /// [`More::Yes`](crate::driver::More::Yes).
+    #[inline]
     pub fn spend(&mut self) -> bool {
         if self.budget == 0 {
             return false;
@@ -80,12 +83,14 @@ impl<'a> Turn<'a> {
 
     /// Hands over a page request. On [`Taken::NoRoom`] the driver leaves it in the queue, does not
     /// move its head past it, and ends the turn.
+    #[inline]
     pub fn page_request(&mut self, request: PageRequest) -> Taken {
         self.intake.page_request(request)
     }
 
     /// Hands over a request that violates the protocol: it is settled with Invalid if it is the
     /// last of its group, counted, and reaches no resolver.
+    #[inline]
     pub fn malformed(&mut self, request: PageRequest) -> Taken {
         self.intake.malformed(request)
     }
@@ -132,6 +137,7 @@ pub struct Answer<'a> {
 
 impl<'a> Answer<'a> {
     /// An answer for the group that `word` stands for under `generation`.
+    #[inline]
     pub fn new(request: &PageRequest, word: &'a SlotWord, generation: Generation) -> Answer<'a> {
         Answer {
             source: request.source,
@@ -146,6 +152,7 @@ impl<'a> Answer<'a> {
     /// Takes the code for sending. `None`: somebody sent it before, or nobody needs it any more.
     /// Must be called with the hardware queue's lock held and room in the queue, and what it
     /// returns must be queued before that lock is released.
+    #[inline]
     pub fn take(&self) -> Option<Code> {
         self.word.take(self.generation).map(Code::from_bits)
     }

@@ -88,6 +88,12 @@ impl Bell {
         }
     }
 
+    /// Whether it was rung and nobody has heard it. Says nothing of what came before the ringing.
+    #[inline]
+    pub fn is_rung(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Whether it was rung since this was last asked.
     #[must_use]
     pub fn heard(&self) -> bool {

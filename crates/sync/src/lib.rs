@@ -12,6 +12,7 @@ pub mod census;
 pub mod errand;
 #[cfg(feature = "hook")]
 pub mod hook;
+pub mod inbox;
 pub mod lookup;
 #[cfg(portcullis_loom)]
 pub mod mutate;

@@ -35,6 +35,12 @@ pub enum Line {
     TurnGoesAgain,
     /// One turn runs at a time.
     TurnExcludes,
+    /// A piece is there when its position is.
+    InboxPublishes,
+    /// A piece is written where none waits.
+    InboxHasRoom,
+    /// What came while a worker was there is still owed when it goes.
+    InboxCountsDown,
     /// What is published lies before a fence, and the entry is shown after it.
     CensusPublishFence,
     /// The list is read after a fence, and entries were cleared before it.

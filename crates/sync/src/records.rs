@@ -6,7 +6,7 @@
 //! reader never waits, it is told that the slot is somebody else's.
 
 use crate::{
-    atomic::{AtomicU64, Ordering, fence},
+    atomic::{AtomicU32, AtomicU64, Ordering, fence},
     mutate::{Line, without},
     ring::AllocError,
     slot::{Generation, SlotWord, State},
@@ -30,23 +30,28 @@ struct Slot<const W: usize> {
 }
 
 #[derive(Debug)]
-struct Page([AtomicU64; 2]);
+struct Page {
+    value: AtomicU64,
+    note: AtomicU32,
+    next: AtomicU32,
+}
 
-fn boxed<T>(n: usize, new: impl Fn() -> T) -> Result<Box<[T]>, AllocError> {
+fn boxed<T>(n: usize, new: impl Fn(u32) -> T) -> Result<Box<[T]>, AllocError> {
     let mut list = Vec::new();
     list.try_reserve_exact(n).map_err(|_| AllocError)?;
-    list.resize_with(n, new);
+    list.extend((0..u32::try_from(n).map_err(|_| AllocError)?).map(new));
     Ok(list.into_boxed_slice())
 }
 
 impl<const W: usize> Records<W> {
-    /// So many free slots, and pages.
+    /// So many free slots, and pages, each linked to the one after it.
     ///
     /// # Errors
     /// [`AllocError`] when there is no memory for them.
     pub fn new(slots: usize, pages: usize) -> Result<Records<W>, AllocError> {
-        let slot = || Slot { word: SlotWord::new(), record: array::from_fn(|_| AtomicU64::new(0)) };
-        let page = || Page([AtomicU64::new(0), AtomicU64::new(0)]);
+        let slot = |_| Slot { word: SlotWord::new(), record: array::from_fn(|_| AtomicU64::new(0)) };
+        let page =
+            |n| Page { value: AtomicU64::new(0), note: AtomicU32::new(0), next: AtomicU32::new(n + 1) };
         Ok(Records { slots: boxed(slots, slot)?, pages: boxed(pages, page)? })
     }
 
@@ -79,6 +84,7 @@ impl<const W: usize> Records<W> {
     }
 
     /// A slot's record, if it is still that generation's and its answer was not sent.
+    #[inline]
     pub fn read(&self, slot: u32, generation: Generation) -> Option<[u64; W]> {
         let slot = self.slots.get(slot as usize)?;
         if !slot.word.is_live(generation) {
@@ -97,31 +103,37 @@ impl<const W: usize> Records<W> {
         Some((generation, state, self.read(slot, generation)?))
     }
 
-    /// Writes a page that no live record refers to. Called by one at a time, after the slot whose
-    /// record referred to it last was seen free.
+    /// Writes a page that no live record refers to, but for its link. Called by one at a time, after
+    /// the slot whose record referred to it last was seen free.
     #[inline]
-    pub fn write_page(&self, page: u32, value: [u64; 2]) {
+    pub fn write_page(&self, page: u32, value: u64, note: u32) {
         if let Some(p) = self.pages.get(page as usize) {
             write_fence();
-            p.0[0].store(value[0], Ordering::Relaxed);
-            p.0[1].store(value[1], Ordering::Relaxed);
+            p.value.store(value, Ordering::Relaxed);
+            p.note.store(note, Ordering::Relaxed);
         }
     }
 
-    /// Writes the second word of a page, by the one who writes pages.
+    /// Links a page that no live record refers to yet to another one, by the one who writes pages.
     #[inline]
-    pub fn link_page(&self, page: u32, value: u64) {
+    pub fn link_page(&self, page: u32, next: u32) {
         if let Some(p) = self.pages.get(page as usize) {
-            p.0[1].store(value, Ordering::Relaxed);
+            p.next.store(next, Ordering::Relaxed);
         }
     }
 
-    /// A page, for the one who writes pages, or as long as [`still_live`](Self::still_live) says so
-    /// afterwards.
+    /// What is written in a page, for the one who writes pages, or as long as
+    /// [`still_live`](Self::still_live) says so afterwards.
     #[inline]
-    pub fn page(&self, page: u32) -> Option<[u64; 2]> {
+    pub fn page(&self, page: u32) -> Option<(u64, u32)> {
         let p = self.pages.get(page as usize)?;
-        Some([p.0[0].load(Ordering::Relaxed), p.0[1].load(Ordering::Relaxed)])
+        Some((p.value.load(Ordering::Relaxed), p.note.load(Ordering::Relaxed)))
+    }
+
+    /// The page that a page is linked to, for the same readers. `None` for a page that is none.
+    #[inline]
+    pub fn next_page(&self, page: u32) -> Option<u32> {
+        Some(self.pages.get(page as usize)?.next.load(Ordering::Relaxed))
     }
 
     /// Whether what was read of a slot's pages before was its record's.
@@ -167,11 +179,13 @@ mod tests {
     #[test]
     fn pages_outside_are_nobodys() {
         let r = Records::<1>::new(1, 1).unwrap();
-        r.write_page(7, [1, 1]);
+        r.write_page(7, 1, 1);
         r.link_page(7, 1);
-        r.write_page(0, [5, 6]);
+        r.write_page(0, 5, 6);
+        assert_eq!(r.next_page(0), Some(1), "linked to the one after it, whether that is there or not");
         r.link_page(0, 7);
-        assert_eq!((r.page(0), r.page(7)), (Some([5, 7]), None));
+        assert_eq!((r.page(0), r.next_page(0)), (Some((5, 6)), Some(7)));
+        assert_eq!((r.page(7), r.next_page(7)), (None, None));
         assert!(r.word(1).is_none() && r.arm(1, &[0]).is_none());
         assert_eq!((r.len(), r.is_empty()), (1, false));
     }

@@ -50,11 +50,13 @@ pub enum State {
 
 impl State {
     /// Whether the slot may be armed again.
+    #[inline]
     pub fn is_free(self) -> bool {
         !matches!(self, State::Pending | State::Answered(_))
     }
 
     /// Whether nobody can decide the answer any more.
+    #[inline]
     pub fn is_decided(self) -> bool {
         self != State::Pending
     }
@@ -78,6 +80,7 @@ impl Default for SlotWord {
     }
 }
 
+#[inline]
 fn state(word: u64) -> State {
     match word & 0xff {
         UNUSED => State::Unused,
@@ -94,10 +97,12 @@ impl SlotWord {
         SlotWord(AtomicU64::new(UNUSED))
     }
 
+    #[inline]
     fn word(generation: Generation, state: u64) -> u64 {
         generation.0 << 8 | state
     }
 
+    #[inline]
     fn swap(&self, from: u64, to: u64) -> bool {
         self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }

@@ -193,6 +193,7 @@ impl<T> Tenants<T> {
         tenant
     }
 
+    #[inline]
     fn place(&self, index: u32) -> Option<&Place<T>> {
         self.places.get(index as usize)
     }

@@ -1,0 +1,105 @@
+//! Where the requests of a round come from, and what stands there: looked up, and gone in to, once.
+
+use crate::{
+    account::Account,
+    attachment::Inner,
+    driver::PageRequest,
+    ids::Key,
+    instance::Instance,
+    places::place_key,
+    platform::Platform,
+    slab::{Tenant, leave},
+};
+use portcullis_sync::tenants::Inside;
+
+/// A place that requests come from, as a round found it.
+pub(crate) struct Spot<'a, P: Platform> {
+    /// Its key in the table of places.
+    pub(crate) key: u64,
+    /// The table's version then: what was found stands as long as that does.
+    pub(crate) version: u64,
+    /// The device's account, and its number. `None` for a requester that nobody knows.
+    pub(crate) account: Option<(&'a Account, u32)>,
+    /// What is attached there.
+    pub(crate) tenant: Option<Key>,
+    inside: Option<Inside<'a, Tenant<P>>>,
+}
+
+impl<'a, P: Platform> Spot<'a, P> {
+    const NOWHERE: Spot<'a, P> =
+        Spot { key: u64::MAX, version: 0, account: None, tenant: None, inside: None };
+
+    /// What is attached there, unless it is closed.
+    #[inline]
+    pub(crate) fn tenant(&self) -> Option<&Inside<'a, Tenant<P>>> {
+        self.inside.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn inner(&self) -> Option<&Inner<P>> {
+        self.inside.as_ref().map(|t| &*t.inner)
+    }
+
+    #[cold]
+    fn look_up(&mut self, instance: &'a Instance<P>, request: &PageRequest, key: u64) {
+        let version = instance.places.version();
+        let place = instance.place(request.source, request.pasid);
+        let account = place.and_then(|p| Some((instance.accounts.get(p.account as usize)?, p.account)));
+        let tenant = place.and_then(|p| p.tenant);
+        if self.tenant != tenant || self.inside.is_none() {
+            self.leave();
+            self.inside = tenant.and_then(|key| instance.hub.attachments.enter(key));
+        }
+        (self.key, self.version, self.account, self.tenant) = (key, version, account, tenant);
+    }
+
+    fn leave(&mut self) {
+        if let Some(inside) = self.inside.take() {
+            let Inner { lease, domain, .. } = &*inside.inner;
+            lease.requests.trim(&domain.quota.requests);
+            inside.inner.announce();
+            leave(inside);
+        }
+    }
+}
+
+/// The places that a round remembers, in no order. It stays inside of their attachments until its end,
+/// or until the head of the queue is told to have passed.
+pub(crate) struct Spots<'a, P: Platform> {
+    instance: &'a Instance<P>,
+    spots: [Spot<'a, P>; 1 << BITS],
+}
+
+const BITS: u32 = 3;
+
+impl<'a, P: Platform> Spots<'a, P> {
+    pub(crate) fn new(instance: &'a Instance<P>) -> Self {
+        Spots { instance, spots: [const { Spot::NOWHERE }; 1 << BITS] }
+    }
+
+    /// The place that a request came from.
+    #[inline]
+    pub(crate) fn find(&mut self, request: &PageRequest) -> &Spot<'a, P> {
+        let key = place_key(request.source, request.pasid);
+        // Fibonacci hashing.
+        let at = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BITS);
+        let spot = &mut self.spots[at as usize];
+        if spot.key != key || !self.instance.places.unchanged(spot.version) {
+            spot.look_up(self.instance, request, key);
+        }
+        spot
+    }
+
+    pub(crate) fn leave_all(&mut self) {
+        for spot in &mut self.spots {
+            spot.leave();
+            spot.key = Spot::<P>::NOWHERE.key;
+        }
+    }
+}
+
+impl<P: Platform> Drop for Spots<'_, P> {
+    fn drop(&mut self) {
+        self.leave_all();
+    }
+}
