@@ -64,6 +64,12 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// Gives back what little is left and not used. At the end of a turn.
+    pub(crate) fn trim(&self, quota: &Quota) {
+        self.requests.trim(&quota.requests);
+        self.partials.trim(&quota.partials);
+    }
+
     /// Gives everything back: no turn knows the attachment any more.
     pub(crate) fn end(&self, quota: &Quota) {
         self.requests.end(&quota.requests);
@@ -109,7 +115,7 @@ impl Leased {
     }
 
     /// Gives back what is leased and not used: all of it where little is left, else what is more than
-    /// a batch. Whenever charges are taken back, and at the end of a turn.
+    /// a batch.
     #[inline]
     pub(crate) fn trim(&self, pool: &Pool) {
         let spare = self.leased.load(Ordering::Relaxed).saturating_sub(self.used.load(Ordering::Relaxed));

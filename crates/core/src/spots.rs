@@ -56,7 +56,7 @@ impl<'a, P: Platform> Spot<'a, P> {
     fn leave(&mut self) {
         if let Some(inside) = self.inside.take() {
             let Inner { lease, domain, .. } = &*inside.inner;
-            lease.requests.trim(&domain.quota.requests);
+            lease.trim(&domain.quota);
             inside.inner.announce();
             leave(inside);
         }

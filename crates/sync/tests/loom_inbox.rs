@@ -3,6 +3,8 @@
 //! says, with `--test loom_inbox`.
 #![cfg(portcullis_loom)]
 
+mod lines;
+
 use loom::{
     sync::{
         Arc,
@@ -10,10 +12,7 @@ use loom::{
     },
     thread,
 };
-use portcullis_sync::{
-    inbox::Inbox,
-    mutate::{Line, take_away},
-};
+use portcullis_sync::inbox::Inbox;
 
 struct Room {
     inbox: Inbox,
@@ -124,39 +123,8 @@ fn places_are_free_when_they_were_read() {
     a_place_is_free_when_it_was_read();
 }
 
-/// Gives all lines back, also after a model failed.
-struct Without;
-
-impl Without {
-    fn line(line: Line) -> Without {
-        take_away(Some(line));
-        Without
-    }
-}
-
-impl Drop for Without {
-    fn drop(&mut self) {
-        take_away(None);
-    }
-}
-
-#[test]
-#[should_panic(expected = "not what was pushed")]
-fn it_fails_without_the_release_of_a_piece() {
-    let _without = Without::line(Line::InboxPublishes);
-    each_piece_is_taken_once();
-}
-
-#[test]
-#[should_panic]
-fn it_fails_without_the_look_for_room() {
-    let _without = Without::line(Line::InboxHasRoom);
-    a_place_is_free_when_it_was_read();
-}
-
-#[test]
-#[should_panic]
-fn it_fails_without_the_count_of_what_is_owed() {
-    let _without = Without::line(Line::InboxCountsDown);
-    each_piece_is_taken_once();
+fails_without! {
+    the_release_of_a_piece: InboxPublishes, each_piece_is_taken_once;
+    the_look_for_room: InboxHasRoom, a_place_is_free_when_it_was_read;
+    the_count_of_what_is_owed: InboxCountsDown, each_piece_is_taken_once;
 }
