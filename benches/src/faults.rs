@@ -29,7 +29,7 @@ const TURN: u64 = 512;
 
 /// What a turn brings.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Shape {
+pub(crate) enum Shape {
     /// Groups of a single request.
     Single,
     /// Groups of eight, one after the other.
@@ -71,6 +71,8 @@ struct Source {
     head: AtomicU64,
     /// The queue of answers, behind its lock as a driver's is.
     answers: Mutex<u64>,
+    /// The same count, for those who wait for it.
+    answered: AtomicU64,
 }
 
 struct Scripted(Arc<Source>);
@@ -154,6 +156,7 @@ impl Driver for Scripted {
     fn page_response(&self, answer: &Answer<'_>) -> Offer {
         let mut sent = self.0.answers.lock().unwrap_or_else(|e| e.into_inner());
         *sent += u64::from(answer.take().is_some());
+        self.0.answered.store(*sent, Ordering::Release);
         Offer::Done
     }
 
@@ -184,15 +187,15 @@ impl DeviceControl for NoCapabilities {
 }
 
 /// One core with one device attached, and what keeps it so.
-struct World {
+pub(crate) struct World {
     iommu: Iommu<ThreadPlatform>,
     source: Arc<Source>,
-    _threads: Threads,
+    threads: Threads,
     _kept: (Device<ThreadPlatform>, Domain<ThreadPlatform, External<()>>, Attachment<ThreadPlatform>),
 }
 
 impl World {
-    fn new(shape: Shape, immediate: bool, deadline: bool) -> World {
+    pub(crate) fn new(shape: Shape, immediate: bool, deadline: bool) -> World {
         let threads = Threads::new(0x1000_0000, 4 << 20).expect("4 MiB");
         let platform = threads.platform().clone();
         let room = 2 * TURN as u32;
@@ -213,6 +216,7 @@ impl World {
             due: AtomicU64::new(0),
             head: AtomicU64::new(0),
             answers: Mutex::new(0),
+            answered: AtomicU64::new(0),
         });
         let cx = Sleep::in_sleepable_context();
         iommu.register(&cx, IOMMU, Box::new(Scripted(source.clone())), Start::Fresh).expect("it starts");
@@ -238,24 +242,41 @@ impl World {
         }
         .expect("a table");
         let attachment = iommu.attach(&cx, &domain, &device, None, Arc::new(())).expect("a free place");
-        World { iommu, source, _threads: threads, _kept: (device, domain, attachment) }
+        World { iommu, source, threads, _kept: (device, domain, attachment) }
+    }
+
+    /// One with workers of its own, who sleep while there is nothing to do.
+    pub(crate) fn with_workers(workers: usize) -> World {
+        let mut world = World::new(Shape::Single, false, true);
+        let core = world.iommu.clone();
+        world.threads.workers(workers, move |_| core.run(&Sleep::in_sleepable_context()));
+        world
+    }
+
+    pub(crate) fn iommu(&self) -> &Iommu<ThreadPlatform> {
+        &self.iommu
+    }
+
+    /// Hands `n` requests over in a turn.
+    pub(crate) fn service(&self, n: u64) {
+        self.source.due.store(n, Ordering::Relaxed);
+        self.iommu.service(IOMMU);
     }
 
     /// Hands `n` requests over in a turn, and does what workers would.
     fn turn(&self, n: u64) {
-        self.source.due.store(n, Ordering::Relaxed);
-        self.iommu.service(IOMMU);
+        self.service(n);
         let cx = Sleep::in_sleepable_context();
         while self.iommu.run(&cx) {}
     }
 
-    fn answered(&self) -> u64 {
-        *self.source.answers.lock().unwrap_or_else(|e| e.into_inner())
+    pub(crate) fn answered(&self) -> u64 {
+        self.source.answered.load(Ordering::Acquire)
     }
 }
 
 /// The rows that [`count`] knows.
-pub(crate) const NAMES: [&str; 4] = ["single", "eight", "interleaved", "worker"];
+pub(crate) const NAMES: [&str; 5] = ["single", "eight", "interleaved", "worker", "alone"];
 
 /// One of the rows, as it is shipped: its shape, whether the resolver is immediate, and the requests
 /// of a turn.
@@ -264,6 +285,7 @@ fn named(name: &str) -> (Shape, bool, u64) {
         "eight" => (Shape::Eight, true, TURN),
         "interleaved" => (Shape::Interleaved, true, TURN),
         "worker" => (Shape::Single, false, 64),
+        "alone" => (Shape::Single, false, 1),
         _ => (Shape::Single, true, 64),
     }
 }
@@ -283,6 +305,7 @@ pub(crate) fn rows() -> Vec<Row> {
         row("fault core: groups of eight, a fault", "eight", true),
         row("fault core: 64 groups interleaved, a fault", "interleaved", true),
         row("fault core: a group of one, by a worker, same CPU", "worker", true),
+        row("the same, one in flight: a round trip, same thread", "alone", true),
     ]
 }
 
@@ -293,4 +316,23 @@ fn row(what: &str, name: &str, deadline: bool) -> Row {
     let groups = (0..requests).filter(|n| shape.request(*n).last).count() as u64;
     assert_eq!(world.answered(), groups, "{what}: each group is answered once");
     Row::new(what, requests, move || world.turn(requests))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allocations;
+
+    #[test]
+    fn a_fault_allocates_nothing_once_all_is_warm() {
+        for name in NAMES {
+            let (shape, immediate, requests) = named(name);
+            let world = World::new(shape, immediate, true);
+            world.turn(requests);
+            let before = world.answered();
+            let turns = || (0..10).for_each(|_| world.turn(requests));
+            assert_eq!(allocations::of(turns), 0, "{name}");
+            assert!(world.answered() > before, "{name}: nothing was answered");
+        }
+    }
 }

@@ -4,7 +4,10 @@
 //! run, and the first two, one locked instruction and a lock taken and given back, are the yardsticks
 //! for the others: each row's least time stands there as a multiple of them too.
 
+#[cfg(test)]
+mod allocations;
 mod faults;
+mod handoff;
 mod inline;
 mod io;
 mod live;
@@ -76,6 +79,7 @@ fn main() {
     let machine = machine::Bench::new();
     let mut rows = tables::rows();
     rows.extend(faults::rows());
+    rows.extend(handoff::rows());
     rows.extend(machine.rows());
     rows.extend(io::rows());
     rows.retain(|row| wanted(&row.name));
@@ -103,12 +107,12 @@ fn measure(mut rows: Vec<Row>) {
     let [add, pair] = [times[0][0], times[1][0]];
     let least = "min";
     println!(
-        "{:<60} {:>10} {least:>10} {:>8} {:>8}",
+        "{:<64} {:>10} {least:>10} {:>8} {:>8}",
         "ns per page, access or fault", "median", "adds", "pairs"
     );
     for (row, times) in rows.iter().zip(&times) {
         let (median, least) = (times[ROUNDS / 2], times[0]);
         let (adds, pairs) = (least / add, least / pair);
-        println!("{:<60} {median:>10.2} {least:>10.2} {adds:>8.1} {pairs:>8.1}", row.name);
+        println!("{:<64} {median:>10.2} {least:>10.2} {adds:>8.1} {pairs:>8.1}", row.name);
     }
 }

@@ -134,7 +134,7 @@ impl<P: Platform> Hub<P> {
 
     /// A sleeping observer with records, now the caller's to run.
     fn next_desk(&self) -> Option<Arc<Desk>> {
-        if !self.records_due.heard() {
+        if !self.records_due.is_rung() || !self.records_due.heard() {
             return None;
         }
         let mut found = None;
@@ -205,7 +205,11 @@ impl<P: Platform> Hub<P> {
         self.platform.kick();
     }
 
+    /// The next piece of work. Two loads when there is none: who left some since kicks a worker.
     pub(crate) fn next_job(&self) -> Option<Job<'_, P>> {
+        if !self.is_wanted() {
+            return None;
+        }
         let first = self.work.with(|w| {
             let first = match w.dropped.pop_front() {
                 Some(inner) => Some(Job::Reap(inner)),
@@ -217,9 +221,8 @@ impl<P: Platform> Hub<P> {
         first.or_else(|| self.next_desk().map(Job::Tell))
     }
 
-    /// Whether anything waits for a worker: one that asks after its own piece of work goes on with the
-    /// same attachment's next one if nothing does. Without a lock; what it misses waits for no more
-    /// than one resolver.
+    /// Whether anything waits for a worker. One that asks after its own piece of work goes on with the
+    /// same attachment's next one if nothing does; what it misses waits for no more than one resolver.
     #[inline]
     pub(crate) fn is_wanted(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0 || self.records_due.is_rung()

@@ -40,7 +40,6 @@ impl<'a, P: Platform> Spot<'a, P> {
         self.inside.as_ref().map(|t| &*t.inner)
     }
 
-    #[cold]
     fn look_up(&mut self, instance: &'a Instance<P>, request: &PageRequest, key: u64) {
         let version = instance.places.version();
         let place = instance.place(request.source, request.pasid);
@@ -63,18 +62,22 @@ impl<'a, P: Platform> Spot<'a, P> {
     }
 }
 
-/// The places that a round remembers, in no order. It stays inside of their attachments until its end,
-/// or until the head of the queue is told to have passed.
+/// The places that a round remembers. It stays inside of their attachments until its end, or until the
+/// head of the queue is told to have passed.
 pub(crate) struct Spots<'a, P: Platform> {
     instance: &'a Instance<P>,
-    spots: [Spot<'a, P>; 1 << BITS],
+    spots: [Spot<'a, P>; SPOTS],
+    /// Those in use, in the order in which they came into use: so are their workers sent.
+    order: [u8; SPOTS],
+    used: usize,
 }
 
 const BITS: u32 = 3;
+const SPOTS: usize = 1 << BITS;
 
 impl<'a, P: Platform> Spots<'a, P> {
     pub(crate) fn new(instance: &'a Instance<P>) -> Self {
-        Spots { instance, spots: [const { Spot::NOWHERE }; 1 << BITS] }
+        Spots { instance, spots: [const { Spot::NOWHERE }; SPOTS], order: [0; SPOTS], used: 0 }
     }
 
     /// The place that a request came from.
@@ -82,19 +85,33 @@ impl<'a, P: Platform> Spots<'a, P> {
     pub(crate) fn find(&mut self, request: &PageRequest) -> &Spot<'a, P> {
         let key = place_key(request.source, request.pasid);
         // Fibonacci hashing.
-        let at = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BITS);
-        let spot = &mut self.spots[at as usize];
+        let at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BITS)) as usize;
+        let spot = &self.spots[at];
         if spot.key != key || !self.instance.places.unchanged(spot.version) {
-            spot.look_up(self.instance, request, key);
+            self.look_up(at, request, key);
         }
-        spot
+        &self.spots[at]
+    }
+
+    #[cold]
+    fn look_up(&mut self, at: usize, request: &PageRequest, key: u64) {
+        let spot = &mut self.spots[at];
+        if spot.key == Spot::<P>::NOWHERE.key
+            && let Some(next) = self.order.get_mut(self.used)
+        {
+            *next = at as u8;
+            self.used += 1;
+        }
+        spot.look_up(self.instance, request, key);
     }
 
     pub(crate) fn leave_all(&mut self) {
-        for spot in &mut self.spots {
+        for at in self.order.iter().take(self.used) {
+            let spot = &mut self.spots[usize::from(*at) % SPOTS];
             spot.leave();
             spot.key = Spot::<P>::NOWHERE.key;
         }
+        self.used = 0;
     }
 }
 

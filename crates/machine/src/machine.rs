@@ -163,7 +163,7 @@ impl Machine {
         let core = iommu.clone();
         run.on_timer(move || core.tick());
         let core = iommu.clone();
-        run.workers(config.workers.max(1), move || core.run(&Sleep::in_sleepable_context()));
+        run.workers(config.workers.max(1), move || core.run_one(&Sleep::in_sleepable_context()));
         Ok(Machine { run, iommu })
     }
 }

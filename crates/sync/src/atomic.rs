@@ -21,13 +21,13 @@ pub use hooked::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 #[cfg(all(not(portcullis_loom), not(portcullis_shuttle), feature = "hook"))]
 #[allow(unsafe_code, reason = "from_ptr passes core's contract on to its caller")]
 mod hooked {
-    use crate::hook::point;
+    use crate::hook::{Op, point};
     use core::sync::atomic::{self as real, Ordering};
 
     /// As [`core::sync::atomic::fence`].
     #[inline]
     pub fn fence(order: Ordering) {
-        point();
+        point(Op::Fence);
         real::fence(order);
     }
 
@@ -62,19 +62,19 @@ mod hooked {
                 /// As core's.
                 #[inline]
                 pub fn load(&self, order: Ordering) -> $int {
-                    point();
+                    point(Op::Access);
                     self.0.load(order)
                 }
                 /// As core's.
                 #[inline]
                 pub fn store(&self, v: $int, order: Ordering) {
-                    point();
+                    point(Op::Access);
                     self.0.store(v, order);
                 }
                 /// As core's.
                 #[inline]
                 pub fn swap(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.swap(v, order)
                 }
                 /// As core's.
@@ -89,7 +89,7 @@ mod hooked {
                     ok: Ordering,
                     err: Ordering,
                 ) -> Result<$int, $int> {
-                    point();
+                    point(Op::Update);
                     self.0.compare_exchange(old, new, ok, err)
                 }
                 /// As core's.
@@ -104,19 +104,19 @@ mod hooked {
                     ok: Ordering,
                     err: Ordering,
                 ) -> Result<$int, $int> {
-                    point();
+                    point(Op::Update);
                     self.0.compare_exchange_weak(old, new, ok, err)
                 }
                 /// As core's.
                 #[inline]
                 pub fn fetch_or(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.fetch_or(v, order)
                 }
                 /// As core's.
                 #[inline]
                 pub fn fetch_and(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.fetch_and(v, order)
                 }
             }
@@ -133,25 +133,25 @@ mod hooked {
                 /// As core's.
                 #[inline]
                 pub fn fetch_add(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.fetch_add(v, order)
                 }
                 /// As core's.
                 #[inline]
                 pub fn fetch_sub(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.fetch_sub(v, order)
                 }
                 /// As core's.
                 #[inline]
                 pub fn fetch_max(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.fetch_max(v, order)
                 }
                 /// As core's.
                 #[inline]
                 pub fn fetch_min(&self, v: $int, order: Ordering) -> $int {
-                    point();
+                    point(Op::Update);
                     self.0.fetch_min(v, order)
                 }
             }

@@ -11,11 +11,18 @@
 
 use core::{fmt, sync::atomic::Ordering};
 
+#[cfg(feature = "hook")]
+use crate::hook::{Op, point};
+
+#[cfg(not(feature = "hook"))]
+enum Op {
+    Access,
+    Update,
+}
+
 #[cfg(not(feature = "hook"))]
 #[inline]
-fn point() {}
-#[cfg(feature = "hook")]
-use crate::hook::point;
+fn point(_: Op) {}
 
 /// Two neighbouring 64-bit words as one atomic, 16-byte aligned.
 #[derive(Debug, Default)]
@@ -72,14 +79,14 @@ impl AtomicU128 {
     /// Reads all 16 bytes at once (acquire).
     #[inline]
     pub fn load(&self) -> u128 {
-        point();
+        point(Op::Access);
         self.0.load(Ordering::Acquire)
     }
 
     /// Writes all 16 bytes at once (release).
     #[inline]
     pub fn store(&self, v: u128) {
-        point();
+        point(Op::Access);
         self.0.store(v, Ordering::Release);
     }
 
@@ -89,7 +96,7 @@ impl AtomicU128 {
     /// The value found, when it was not `old`.
     #[inline]
     pub fn compare_exchange(&self, old: u128, new: u128) -> Result<u128, u128> {
-        point();
+        point(Op::Update);
         self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
     }
 }

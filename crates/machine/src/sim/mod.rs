@@ -34,6 +34,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use portcullis::{Time, Woken};
+use portcullis_sync::hook::Op;
 use shared::{Shared, Status, Why};
 use stack::{Kind, Stack};
 use std::{
@@ -535,7 +536,7 @@ impl shared::State {
 }
 
 /// What `portcullis-sync` calls before every atomic operation.
-fn at_atomic() {
+fn at_atomic(_: Op) {
     stack::current(|running| {
         if let Some(running) = running {
             running.shared.point(costs::ATOMIC);
