@@ -12,8 +12,18 @@ const LOOM: &str = "--cfg portcullis_loom -C target-feature=+cmpxchg16b";
 #[cfg(not(target_arch = "x86_64"))]
 const LOOM: &str = "--cfg portcullis_loom";
 
-const LOOM_TEST: &[&str] =
-    &["test", "--release", "-p", "portcullis-sync", "-p", "portcullis-pgtable", "--test", "loom*"];
+const LOOM_TEST: &[&str] = &[
+    "test",
+    "--release",
+    "-p",
+    "portcullis-sync",
+    "-p",
+    "portcullis-pgtable",
+    "-p",
+    "portcullis-models",
+    "--test",
+    "loom*",
+];
 
 /// Shuttle's scheduler replaces the atomics in the same way.
 #[cfg(target_arch = "x86_64")]
@@ -203,7 +213,7 @@ pub fn groups() -> Vec<&'static str> {
 fn loom(preemptions: u32) -> Step {
     step(
         "loom",
-        format!("interleavings of sync and pgtable, {preemptions} preemptions"),
+        format!("interleavings of sync, pgtable and the software IOTLB, {preemptions} preemptions"),
         Action::Tests {
             args: LOOM_TEST,
             env: vec![

@@ -51,6 +51,7 @@ pub mod endpoint;
 pub mod fabric;
 mod hash;
 pub mod iommu;
+pub mod iotlb;
 pub mod log;
 pub mod memory;
 pub mod mutation;

@@ -2,9 +2,13 @@
 //!
 //! Translations of large pages are kept in pieces of 4 KiB, as the manual allows (`[V]` 6.5.3.2): an
 //! invalidation with too small an address mask then leaves the other pieces behind, and one probe
-//! serves every look-up. Entries stay until an invalidation obliges the unit to drop them.
+//! serves every look-up. Entries stay until an invalidation obliges the unit to drop them, which no
+//! cache of a fixed shape can promise: it evicts. So what they are kept in is a map, and most look-ups
+//! are served by the [software IOTLB](crate::iotlb) in front of it, which holds a part of the same
+//! entries and loses each when the map does.
 
 use crate::hash::Map;
+use crate::iotlb::{self as fast, Space, Translation};
 
 /// Which stage made an entry: the tables of `[V]` 6.5.2.3 and 6.5.2.4 tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,7 +42,7 @@ pub(super) struct Tag {
 }
 
 /// A cached translation of 4 KiB.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) tag: Tag,
     /// Physical address of the 4 KiB.
@@ -103,10 +107,19 @@ pub(super) struct Pointer {
     pub(super) user: bool,
 }
 
+/// Entries in front of the map at most.
+const FRONT: usize = 4096;
+/// Requesters and PASIDs that have some there.
+const FRONT_SPACES: u16 = 512;
+
 /// Both kinds of cache.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Iotlb {
     entries: Map<Key, Entry>,
+    /// A part of the same entries, to be found faster.
+    front: fast::Iotlb,
+    /// The requesters and PASIDs in front, and the tag that all their entries there have.
+    spaces: Map<(u16, u32), (Space, Tag)>,
     /// Requesters and PASIDs with an entry for a page of a domain.
     users: Map<(u16, u64), Vec<(u16, u32)>>,
     /// First-stage entries and pointers of a domain: page-selective second-stage invalidations have
@@ -118,11 +131,49 @@ pub(super) struct Iotlb {
 
 impl Iotlb {
     pub(super) fn new(capacity: usize) -> Self {
-        Iotlb { capacity, ..Iotlb::default() }
+        Iotlb {
+            entries: Map::default(),
+            front: fast::Iotlb::new(capacity.min(FRONT), FRONT_SPACES),
+            spaces: Map::default(),
+            users: Map::default(),
+            first_stage: Map::default(),
+            pointers: Map::default(),
+            capacity,
+        }
     }
 
-    pub(super) fn lookup(&self, key: &Key) -> Option<&Entry> {
-        self.entries.get(key)
+    pub(super) fn lookup(&self, key: &Key) -> Option<Entry> {
+        let space = self.spaces.get(&(key.source, key.pasid));
+        if let Some((space, tag)) = space
+            && let Some(found) = self.front.lookup(*space, key.page << 12)
+        {
+            return Some(from_front(*tag, &found));
+        }
+        let entry = *self.entries.get(key)?;
+        if let Some((space, tag)) = space
+            && *tag == entry.tag
+        {
+            self.show(*space, key.page, &entry);
+        }
+        Some(entry)
+    }
+
+    /// Puts an entry of the map in front.
+    fn show(&self, space: Space, page: u64, entry: &Entry) {
+        if let (Some(fill), Some(t)) = (self.front.begin(space), to_front(entry)) {
+            self.front.insert(fill, page << 12, t);
+        }
+    }
+
+    /// The space of an entry that is new in the map. If it has another tag than those in front, these
+    /// go.
+    fn space(&mut self, key: &Key, tag: Tag) -> Option<Space> {
+        let next = Space(u16::try_from(self.spaces.len()).ok().filter(|n| *n < FRONT_SPACES)?);
+        let (space, old) = self.spaces.entry((key.source, key.pasid)).or_insert((next, tag));
+        if std::mem::replace(old, tag) != tag {
+            self.front.invalidate_space(*space);
+        }
+        Some(*space)
     }
 
     pub(super) fn insert(&mut self, key: Key, entry: Entry) {
@@ -137,6 +188,9 @@ impl Iotlb {
             *self.first_stage.entry(entry.tag.did).or_default() += 1;
         }
         self.entries.insert(key, entry);
+        if let Some(space) = self.space(&key, entry.tag) {
+            self.show(space, key.page, &entry);
+        }
     }
 
     /// The cached pointer closest to the leaf.
@@ -158,6 +212,7 @@ impl Iotlb {
     /// Global: `[V]` 6.5.2.3.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
+        self.spaces.values().for_each(|(space, _)| self.front.invalidate_space(*space));
         self.users.clear();
         self.first_stage.clear();
         self.pointers.clear();
@@ -242,6 +297,9 @@ impl Iotlb {
         let Some(entry) = self.entries.remove(key) else {
             return;
         };
+        if let Some((space, _)) = self.spaces.get(&(key.source, key.pasid)) {
+            self.front.invalidate(*space, key.page << 12, key.page << 12);
+        }
         let place = (entry.tag.did, key.page);
         if let Some(users) = self.users.get_mut(&place) {
             users.retain(|u| *u != (key.source, key.pasid));
@@ -275,6 +333,42 @@ impl Iotlb {
                 self.first_stage.remove(&did);
             }
         }
+    }
+}
+
+/// Flags of what is in front; above them is the number of the page's size.
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+const USER: u8 = 4;
+const DIRTY: u8 = 8;
+const FPD: u8 = 16;
+const SIZE: u8 = 32;
+
+/// What stands in front for an entry: 4 KiB with all that the entry says beside. `None` where it does
+/// not fit.
+fn to_front(e: &Entry) -> Option<Translation> {
+    let size = [12, 21, 30].iter().position(|b| *b == e.bits)? as u8;
+    let flag = |on: bool, bit: u8| if on { bit } else { 0 };
+    let flags = flag(e.read, READ)
+        | flag(e.write, WRITE)
+        | flag(e.user, USER)
+        | flag(e.dirty, DIRTY)
+        | flag(e.fpd, FPD)
+        | size * SIZE;
+    Some(Translation { phys: e.phys, bits: 12, flags })
+}
+
+fn from_front(tag: Tag, t: &Translation) -> Entry {
+    let has = |bit: u8| t.flags & bit != 0;
+    Entry {
+        tag,
+        phys: t.phys,
+        bits: 12 + 9 * (t.flags / SIZE),
+        read: has(READ),
+        write: has(WRITE),
+        user: has(USER),
+        dirty: has(DIRTY),
+        fpd: has(FPD),
     }
 }
 
@@ -355,24 +449,37 @@ mod tests {
         ) {
             let mut iotlb = Iotlb::new(1 << 10);
             let mut expected = std::collections::HashMap::new();
+            let (mut ever, mut serial) = (std::collections::HashSet::new(), 0u64);
             for (inserted, drop) in rounds {
                 for (key, tag) in inserted {
-                    let phys = key.page << 12;
+                    // No two are the same, so that one taken for another shows.
+                    serial += 1;
                     let entry = Entry {
-                        tag, phys, bits: 12, read: true, write: true, user: true, dirty: true, fpd: false,
+                        tag,
+                        phys: serial << 12,
+                        bits: [12, 21, 30][serial as usize % 3],
+                        read: serial & 1 != 0,
+                        write: serial & 2 != 0,
+                        user: serial & 4 != 0,
+                        dirty: serial & 8 != 0,
+                        fpd: serial & 16 != 0,
                     };
                     iotlb.insert(key, entry);
-                    expected.insert(key, tag);
+                    expected.insert(key, entry);
+                    ever.insert(key);
                 }
                 drop.apply(&mut iotlb);
-                expected.retain(|key, tag| !drop.obliges(key.page, tag));
+                expected.retain(|key, entry| !drop.obliges(key.page, &entry.tag));
                 prop_assert_eq!(iotlb.entries.len(), expected.len());
-                for (key, tag) in &expected {
-                    prop_assert_eq!(iotlb.lookup(key).map(|e| e.tag), Some(*tag));
+                // Once from wherever it is, once more from the front.
+                for _ in 0..2 {
+                    for key in &ever {
+                        prop_assert_eq!(iotlb.lookup(key), expected.get(key).copied());
+                    }
                 }
                 let users: usize = iotlb.users.values().map(Vec::len).sum();
                 prop_assert_eq!(users, expected.len());
-                let first = expected.values().filter(|t| t.stage == Stage::First).count();
+                let first = expected.values().filter(|e| e.tag.stage == Stage::First).count();
                 prop_assert_eq!(iotlb.first_stage.values().sum::<usize>(), first);
             }
         }

@@ -158,7 +158,7 @@ impl Vtd {
         let key = Key { source: req.source.0, pasid, page: req.addr >> 12 };
         let privileged = req.prefix.is_some_and(|p| p.privileged);
         let need = Need { privileged, ..need };
-        let hit = self.iotlb.lookup(&key).copied().filter(|e| e.dirty || !(need.write && e.write));
+        let hit = self.iotlb.lookup(&key).filter(|e| e.dirty || !(need.write && e.write));
         let counts = self.lookups.entry(key.source).or_default();
         if let Some(entry) = hit {
             counts.hits += 1;
