@@ -22,7 +22,8 @@ usage: cargo xtask COMMAND
   test [--only GROUP] [--list]   run every check, or one group of them, or list the groups
   qemu                           find or fetch QEMU, and print the path of its command
   boot                           build the freestanding image and boot it in QEMU
-  bench pgtable|core [ARGUMENTS] what page tables, or core and machine, cost; pgtable takes --rounds N, --only NAME, --json FILE
+  bench pgtable|core|iotlb [ARGUMENTS] what page tables, core and machine, or the software IOTLB cost; pgtable and
+                                 iotlb take --rounds N and --json FILE, pgtable --only NAME too
   fuzz [--seconds N]             run each fuzzer for N seconds (default 60)
   soak [--seeds N]               longer sweeps: hostile simulation seeds 0..N (default 200), loom, shuttle, fuzzers
   help                           print this
@@ -90,11 +91,12 @@ fn parse(args: &[String]) -> Result<Command, String> {
         "qemu" => Command::Qemu,
         "boot" => Command::Boot,
         "bench" => {
-            let (what, arguments) = rest.split_first().ok_or("`bench` needs one of pgtable, core")?;
+            let (what, arguments) = rest.split_first().ok_or("`bench` needs one of pgtable, core, iotlb")?;
             let binary = match what.as_str() {
                 "pgtable" => "pgtable",
                 "core" => "portcullis-benches",
-                other => return Err(format!("no bench `{other}`, there are pgtable, core")),
+                "iotlb" => "iotlb",
+                other => return Err(format!("no bench `{other}`, there are pgtable, core, iotlb")),
             };
             return Ok(Command::Bench { binary, arguments: arguments.to_vec() });
         }
