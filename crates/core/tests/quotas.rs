@@ -125,3 +125,22 @@ fn partial_groups_are_bounded_per_device_and_per_owner() {
     w.sends(&[first(1, 4, 0xa000)]);
     assert_eq!(quota(), 0, "what was dropped makes room");
 }
+
+#[test]
+fn a_request_that_finds_no_room_stays_with_the_hardware_and_is_counted_once() {
+    let w = World::made(Config::default(), 8);
+    let d = w.device(1);
+    // Nothing is attached: each is answered at once, and keeps its slot until that is sent.
+    w.hw.state().responses_full = true;
+    w.sends(&(1..=12).map(|i| last(1, i)).collect::<Vec<_>>());
+    (0..3).for_each(|_| w.iommu.service(IOMMU));
+    assert_eq!(w.hw.waiting(), 4);
+    w.hw.state().responses_full = false;
+    while w.hw.waiting() > 0 {
+        w.iommu.service(IOMMU);
+    }
+    w.pass(Duration::from_millis(10));
+    let c = d.counters();
+    assert_eq!((c.requests, c.groups, c.unauthorised, c.invalid), (12, 12, 12, 12));
+    assert_eq!(w.hw.answers().len(), 12);
+}

@@ -91,6 +91,37 @@ fn a_reset_waits_for_an_attach() {
 }
 
 #[test]
+fn the_end_of_a_reset_waits_for_a_detach() {
+    let w = World::new();
+    let d = w.device(1);
+    let a = w.attach(&w.plain(&d), &d);
+    let parked = d.park(&cx()).unwrap();
+    w.hw.state().hold = true;
+    let mut detaching = a.start_detach();
+    assert!(detaching.step().is_pending());
+    let mut ending = parked.start_end();
+    assert!(ending.step().is_pending());
+    assert!(w.hw.is_cut_off(SourceId(1)), "it would be shown what is on its way out");
+    assert!(end(&w, detaching).is_gone());
+    end(&w, ending).unwrap();
+    assert_eq!((w.hw.entry(at(1)), w.hw.is_cut_off(SourceId(1))), (None, false));
+}
+
+#[test]
+fn a_device_whose_translations_are_switched_off_in_a_reset_is_told_before() {
+    let w = World::new();
+    let d = w.device_with_direct(1, 0x8000);
+    w.hw.take_log();
+    let parked = d.park(&cx()).unwrap();
+    let log = w.hw.take_log();
+    let when = |call| log.iter().position(|c| *c == call);
+    let (told, off) = (when(Call::Ats(SourceId(1), false)), when(Call::Features(SourceId(1), false)));
+    assert!(told.is_some() && told < off, "{log:?}");
+    parked.end(&cx()).unwrap();
+    assert!(d.features().ats);
+}
+
+#[test]
 fn a_device_that_is_removed_gives_back_the_credits_of_an_attach_that_was_given_up() {
     let w = World::new();
     let d = w.device(1);
