@@ -60,7 +60,7 @@ const GENERATION_AT: u32 = FLAGS_AT + 8;
 /// again; above, its generation.
 const COUNT_BITS: u32 = 48;
 const NEXT_GENERATION: u64 = (1 << COUNT_BITS) + 1;
-/// The generation in which nothing is found and nothing filled in: entries of earlier rounds are
+/// The generation in which nothing is filled in, and so nothing found: entries of earlier rounds are
 /// being taken out, before their generations come again.
 const CLOSED: u64 = 0xffff;
 
@@ -166,7 +166,7 @@ impl Iotlb {
         if sequence & 1 != 0 || shard.0.load(Acquire) != sequence {
             return None;
         }
-        if data >> GENERATION_AT != generation || generation == CLOSED {
+        if data >> GENERATION_AT != generation {
             return None;
         }
         let bits = SIZES[size];
