@@ -354,7 +354,7 @@ fn to_front(e: &Entry) -> Option<Translation> {
         | flag(e.user, USER)
         | flag(e.dirty, DIRTY)
         | flag(e.fpd, FPD)
-        | size * SIZE;
+        | (size * SIZE);
     Some(Translation { phys: e.phys, bits: 12, flags })
 }
 
