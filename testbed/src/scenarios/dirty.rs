@@ -36,7 +36,7 @@ pub fn dirty_pages<R: Rig>(s: &mut Stage<R>) {
     s.map(&space, LARGE_IOVA, large, LARGE, RW);
     let at = s.attach(&device, &space);
     let off = DirtyTrackingError::NotTracked(DirtyError::Off);
-    assert_eq!(told(s, &space), Err(off.clone()));
+    assert_eq!(told(s, &space), Err(off));
     // Cached as dirty before tracking begins.
     s.lands(Who::First, IOVA, &[(pages[0], 64)]);
     space.domain.set_dirty_tracking(&s.cx, true).expect("the hardware answers");
