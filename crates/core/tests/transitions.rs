@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use portcullis::error::AttachError;
 use portcullis::{At, DeviceSpec, GroupId, Membership, Op, ReservedRegion, SourceId};
+use portcullis_pgtable::Phys;
 use std::task::Poll;
 
 /// Steps an operation to its end; nothing holds the hardware up any more.
@@ -173,6 +174,23 @@ fn requesters_take_no_room_from_attachments() {
     let w = World::with(portcullis::Config { devices: 8, attachments: 1, ..Default::default() });
     let devices: Vec<Dev> = (1..=8).map(|n| w.device(n)).collect();
     let _a = w.attach(&w.plain(&devices[0]), &devices[7]);
+}
+
+#[test]
+fn a_direct_region_that_meets_a_mapping_of_the_owner_is_taken_back() {
+    let w = World::new();
+    let (d, other) = (w.device_with_direct(1, 0x8000), w.device(2));
+    let dom = w.plain(&other);
+    // In the way of the second page.
+    dom.map_range(0x9000, Phys(0x7_0000), 0x1000, RW).unwrap();
+    let refused = w.iommu.attach(&cx(), &dom, &d, None, data());
+    assert!(matches!(refused, Err(AttachError::Direct { start: 0x8000, .. })));
+    assert_eq!(dom.lookup(0x8000), None, "the first page");
+    let mut gone = dom.unmapping();
+    gone.unmap(0x9000, 0x1000).expect("it is the owner's as before");
+    gone.sync(&cx()).unwrap();
+    let _a = w.attach(&dom, &d);
+    assert!(dom.lookup(0x8000).is_some() && dom.lookup(0x9000).is_some());
 }
 
 #[test]

@@ -188,8 +188,10 @@ fn attaches_to(rig: &Rc<Rig>, d: &Dev, dom: Dom, pasid: Option<Pasid>) -> Case {
     let (rig, d, seen) = (rig.clone(), d.clone(), dom.clone());
     let held = data();
     let counted = held.clone();
-    Case::keeping(move || said(rig.iommu.attach(&cx(), &dom, &d, pasid, held.clone())))
-        .and(move || format!("unused: {}, data held: {}", seen.is_unused(), Arc::strong_count(&counted)))
+    Case::keeping(move || said(rig.iommu.attach(&cx(), &dom, &d, pasid, held.clone()))).and(move || {
+        let direct = [0x10_0000, 0x10_1000, 0x20_0000, 0x20_1000].map(|iova| seen.lookup(iova).is_some());
+        format!("unused: {}, data held: {}, {direct:?}", seen.is_unused(), Arc::strong_count(&counted))
+    })
 }
 
 fn replaces(rig: &Rc<Rig>, d: &Dev, pasid: Option<Pasid>) -> Case {
