@@ -139,3 +139,19 @@ fn refusals_change_nothing() {
     gone.sync(&cx()).unwrap();
     assert!(w.hw.take_log().is_empty());
 }
+
+#[test]
+fn a_domain_that_goes_frees_tables_that_were_never_synced() {
+    const M2: u64 = 1 << 21;
+    let w = World::new();
+    let d = w.device(1);
+    let before = w.board.frames();
+    let dom = w.plain(&d);
+    dom.map_range(M2, portcullis_pgtable::Phys(0x3000), M2, RW).unwrap();
+    let mapped = w.board.frames();
+    // A table goes with its pages; until a flush, or the end of the domain, it is kept.
+    dom.unmapping().unmap(M2, M2).unwrap();
+    assert_eq!(w.board.frames(), mapped);
+    drop(dom);
+    assert_eq!(w.board.frames(), before);
+}

@@ -11,7 +11,7 @@ use portcullis::{
     Config, DefaultKind, DeviceId, DeviceSpec, DeviceState, FaultRecord, Iommu, OwnerId, Pasid,
     ReservedRegion, Scope, Sleep, SourceId, Told,
 };
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
 pub const ALL: &[Operation] = &[
     bare("make the subsystem", |rig| {
@@ -51,6 +51,22 @@ pub const ALL: &[Operation] = &[
     on("add a second member with direct regions", |rig| {
         rig.add(direct(rig.member(1))).expect("added");
         adds(rig, |rig| direct(rig.member(2)))
+    }),
+    on("add a second member with direct regions and remove it", |rig| {
+        rig.add(with_another_id(direct(rig.member(1)))).expect("added");
+        let rig = rig.clone();
+        rig.devices.borrow_mut().reserve(4);
+        // How many are asked to let go of the regions.
+        let asked = Rc::new(Cell::new(None));
+        let seen = asked.clone();
+        Case::new(move || {
+            rig.add(with_another_id(direct(rig.member(2))))?;
+            let device = rig.devices.borrow_mut().pop().expect("it was added");
+            said(rig.iommu.remove_device(&cx(), device).map_err(|(_, e)| e))?;
+            asked.set(rig.hw.state().batches.last().map(|(tags, ..)| tags.len()));
+            Ok(())
+        })
+        .and(move || format!("asked: {:?}", seen.get()))
     }),
     on("add a device in steps", |rig| {
         let rig = rig.clone();
@@ -236,6 +252,13 @@ fn removes(rig: &Rc<Rig>) -> Case {
 pub fn direct(mut spec: DeviceSpec) -> DeviceSpec {
     let SourceId(id) = spec.upstreams[0].sources[0];
     spec.regions = vec![ReservedRegion::direct(0x10_0000 * u64::from(id), 0x2000, RW)];
+    spec
+}
+
+/// So many ids in all that there is no room for those of the second member without an allocation.
+fn with_another_id(mut spec: DeviceSpec) -> DeviceSpec {
+    let SourceId(id) = spec.upstreams[0].sources[0];
+    spec.upstreams[0].sources.push(SourceId(id + 200));
     spec
 }
 

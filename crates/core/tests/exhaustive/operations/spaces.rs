@@ -108,12 +108,19 @@ pub const ALL: &[Operation] = &[
         let rig = rig.clone();
         Case::keeping(move || nested(&rig, &parent, &d, &table))
     }),
-    on("attach to a nested domain", |rig| {
+    on("attach to a nested domain, and unmap below it", |rig| {
         let d = rig.device(1);
         let parent = rig.plain(&d);
         let dom = nested(rig, &parent, &d, &theirs(rig)).expect("made");
-        let rig = rig.clone();
-        Case::keeping(move || said(rig.iommu.attach(&cx(), &dom, &d, None, data())))
+        let (rig, hw) = (rig.clone(), rig.hw.clone());
+        Case::keeping(move || {
+            let a = said(rig.iommu.attach(&cx(), &dom, &d, None, data()))?;
+            let mut gone = parent.unmapping();
+            said(gone.unmap(0x1000, 0x1000))?;
+            said(gone.sync(&cx()))?;
+            Ok(a)
+        })
+        .and(move || format!("asked last: {:?}", hw.state().batches.last().map(|(tags, ..)| tags.len())))
     }),
     on("unmap below a guest and invalidate for it", |rig| {
         let d = rig.device(1);
