@@ -1,7 +1,7 @@
 //! The VT-d driver over a unit whose registers and queues hold anything: fault records, page
 //! requests, errors of the invalidation queue.
 
-use portcullis::driver::{Driver, Features, More, PageRequest, QueuePos, Start, Taken};
+use portcullis::driver::{Driver, Features, More, PageRequest, QueuePos, Stall, Start, Taken};
 use portcullis::{Intake, RawFault, SourceId, Turn, Window};
 use portcullis_drivers::vtd::{Options, Vtd};
 use portcullis_spec::vtd::regs::{Cap, Ecap, offset};
@@ -126,6 +126,14 @@ impl Intake for Log {
 
     fn malformed(&mut self, request: PageRequest) -> Taken {
         self.take(&request)
+    }
+
+    fn stalled(&mut self, stall: Stall) -> Taken {
+        unreachable!("VT-d stalls nothing: {stall:?}")
+    }
+
+    fn stalls_ended(&mut self, source: SourceId) {
+        unreachable!("VT-d stalls nothing: {source}")
     }
 
     fn fault(&mut self, fault: RawFault) {

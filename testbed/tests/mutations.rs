@@ -5,7 +5,7 @@ use portcullis::{
     Answer, At, Intake, RawFault, SourceId, Turn,
     driver::{
         Batch, Caps, DrainEnd, Driver, Features, Incompatible, InvError, InvSeq, More, Offer, PageRequest,
-        PrepareError, Prepared, QueuePos, Start, StartError, SubmitError, TableRequest, Taken, Target,
+        PrepareError, Prepared, QueuePos, Stall, Start, StartError, SubmitError, TableRequest, Taken, Target,
     },
 };
 use portcullis_machine::{
@@ -433,6 +433,14 @@ impl Intake for Forgetful<'_, '_> {
 
     fn malformed(&mut self, request: PageRequest) -> Taken {
         self.turn.malformed(request)
+    }
+
+    fn stalled(&mut self, stall: Stall) -> Taken {
+        self.turn.stalled(stall)
+    }
+
+    fn stalls_ended(&mut self, source: SourceId) {
+        self.turn.stalls_ended(source);
     }
 
     fn fault(&mut self, fault: RawFault) {

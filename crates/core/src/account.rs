@@ -18,6 +18,8 @@ pub(crate) struct Account {
     pub(crate) outstanding: Own,
     /// Groups of which the last request has not come. Written by the turn.
     pub(crate) partials: Own,
+    /// Stalled transactions that wait for a verdict. Written by the turn.
+    pub(crate) stalled: Own,
     pub(crate) counts: Counts,
 }
 
@@ -66,7 +68,25 @@ macro_rules! counts {
         }
     };
 }
-counts!(requests, groups, success, invalid, deadline, void, quota, unauthorised, malformed, partials_dropped);
+counts!(
+    requests,
+    groups,
+    success,
+    invalid,
+    deadline,
+    void,
+    quota,
+    unauthorised,
+    malformed,
+    partials_dropped,
+    stalls,
+    retried,
+    terminated,
+    stalls_late,
+    stalls_over,
+    stalls_lost,
+    stall_storms
+);
 
 /// Between the block and the end of a reset: what the device sent before is void.
 const RESETTING: u32 = 1;
@@ -74,6 +94,8 @@ const RESETTING: u32 = 1;
 const QUARANTINED: u32 = 2;
 /// Several devices have its id.
 const SHARED: u32 = 4;
+/// It stalled too much, and does not for a while.
+const LIMITED: u32 = 8;
 
 /// What a device may do, read once for each request.
 #[derive(Clone, Copy)]
@@ -105,6 +127,7 @@ impl Account {
             holder: AtomicU32::new(0),
             outstanding: Own::default(),
             partials: Own::default(),
+            stalled: Own::default(),
             counts: Counts::default(),
         }
     }
@@ -152,6 +175,14 @@ impl Account {
 
     pub(crate) fn set_quarantined(&self, on: bool) {
         self.switch(QUARANTINED, on);
+    }
+
+    pub(crate) fn set_limited(&self, on: bool) {
+        self.switch(LIMITED, on);
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.switches.load(Ordering::Acquire) & LIMITED != 0
     }
 
     fn switch(&self, which: u32, on: bool) {

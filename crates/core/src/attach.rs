@@ -16,6 +16,7 @@ use crate::{
     platform::{Platform, ShortLock},
     resolver::{Handler, Resolves},
     sources::Phase,
+    stall::{StallHandler, may_stall, switched},
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::future::poll_fn;
@@ -28,6 +29,7 @@ pub(crate) struct Wanted<P: Platform> {
     pub(crate) pasid: Option<Pasid>,
     pub(crate) handler: Arc<dyn Handler<P>>,
     pub(crate) resolves: Resolves,
+    pub(crate) stalls: Option<Arc<dyn StallHandler<P>>>,
 }
 
 impl<P: Platform> Wanted<P> {
@@ -63,6 +65,9 @@ impl<P: Platform> Wanted<P> {
         }
         if device.is_quarantined() {
             return Err(AttachError::Quarantined(device.id));
+        }
+        if domain.stalls() {
+            may_stall(device)?;
         }
         let unfit = |why| Err(AttachError::Incompatible { device: device.id, at, why });
         if let Err(why) = device.meets(domain.coherence) {
@@ -116,9 +121,7 @@ pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<
     if gap && inner.has_direct() {
         return Err(made.undo(AttachError::NotHitless(inner.at)).await);
     }
-    if let Err(e) = made.show() {
-        return Err(made.undo(e).await);
-    }
+    let made = made.shown().await?;
     let shown = match gap {
         // An entry that an earlier life left there goes through blocked.
         true => through_blocked(&inner).await,
@@ -163,9 +166,7 @@ pub(crate) async fn replace<P: Platform>(
     if how == Replaced::ThroughBlocked && (inner.has_direct() || gap == Gap::Refused) {
         return Err(made.undo(AttachError::NotHitless(inner.at)).await);
     }
-    if let Err(e) = made.show() {
-        return Err(made.undo(e).await);
-    }
+    let made = made.shown().await?;
     old.begin_leaving();
     old.close();
     let shown = match how {
@@ -260,12 +261,16 @@ impl<P: Platform> Made<P> {
         replaces: Option<&Arc<Inner<P>>>,
     ) -> Result<Made<P>, AttachError> {
         let Plan { instance, devices, places } = plan;
-        let most = match wanted.resolves {
-            Resolves::Sleeping => instance.config().credits_per_device as usize,
+        let config = instance.config();
+        let groups = match wanted.resolves {
+            Resolves::Sleeping => config.credits_per_device,
             Resolves::Immediately | Resolves::Nothing => 0,
         };
-        let inbox = Inbox::new(most.saturating_mul(devices.len())).map_err(|_| OutOfMemory)?;
-        let Wanted { device: named, domain, pasid, handler, resolves } = wanted;
+        let stalls = if wanted.stalls.is_none() { 0 } else { config.stalls_per_device };
+        let times = |n: u32, of: usize| (n as usize).saturating_mul(of);
+        let most = times(groups, devices.len()).saturating_add(times(stalls, places.len()));
+        let inbox = Inbox::new(most).map_err(|_| OutOfMemory)?;
+        let Wanted { device: named, domain, pasid, handler, resolves, stalls } = wanted;
         let device = named.member.up()?;
         let key = device.shared_slab().reserve().ok_or(AttachError::TooMany(device.id))?;
         let tag: Result<Option<DomainTag>, AttachError> = match &domain.kind {
@@ -279,7 +284,8 @@ impl<P: Platform> Made<P> {
         let tag = tag.inspect_err(|_| device.shared_slab().free(key))?;
         domain.count_attachment(true);
         let at = At { source: device.source, pasid };
-        let parts = Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, inbox };
+        let parts =
+            Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, stalls, inbox };
         let inner = Arc::new(Inner::new(parts));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };
@@ -307,6 +313,35 @@ impl<P: Platform> Made<P> {
         Ok(())
     }
 
+    /// Shows it to everybody but the hardware, and has the places stall, or not, as the domain asks:
+    /// before anything translates through it.
+    async fn shown(self) -> Result<Self, AttachError> {
+        if let Err(e) = self.show() {
+            return Err(self.unshow(e).await);
+        }
+        if self.inner.domain.stalls()
+            && let Some(Err(e)) = self.inner.devices.iter().map(|d| may_stall(d)).find(Result::is_err)
+        {
+            // The domain began to stall while this was being prepared.
+            return Err(self.unshow(e.into()).await);
+        }
+        match switched(&self.inner).await {
+            Ok(()) => Ok(self),
+            Err(e) => Err(self.unshow(e.into()).await),
+        }
+    }
+
+    /// Takes back what was shown. What came for it meanwhile belongs to nobody, and the places stall
+    /// as what is there again wants.
+    async fn unshow(self, why: AttachError) -> AttachError {
+        self.inner.close();
+        let _ = switched(&self.inner).await;
+        self.hide();
+        let _ = switched(&self.inner).await;
+        settle_rest(&self.inner).await;
+        self.undo(why).await
+    }
+
     /// Publishes the cache tags for unmaps, then the attachment for the fault path. Both before
     /// the hardware can use an entry: an unmap must not miss it, and a request that comes at once
     /// waits for the resolver instead of being refused.
@@ -323,7 +358,6 @@ impl<P: Platform> Made<P> {
         }
         for at in &inner.places {
             if !instance.show(*at, Phase::Attaching, inner) {
-                self.hide();
                 return Err(AttachError::TooMany(inner.device.id));
             }
         }

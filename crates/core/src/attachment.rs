@@ -13,8 +13,9 @@ use crate::{
     quota::Lease,
     record::Record,
     reserved::ReservedRegion,
-    resolver::{Handler, PageGroup, Resolves},
+    resolver::{Deferred, Handler, PageGroup, Resolves},
     slab::Tenant,
+    stall::StallHandler,
     turn::Code,
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -43,6 +44,8 @@ pub(crate) struct Parts<P: Platform> {
     pub(crate) domain: Arc<DomainInner<P>>,
     pub(crate) handler: Arc<dyn Handler<P>>,
     pub(crate) resolves: Resolves,
+    /// What decides stalled transactions, where the devices may stall.
+    pub(crate) stalls: Option<Arc<dyn StallHandler<P>>>,
     /// Room for the groups that wait for the resolver.
     pub(crate) inbox: Inbox,
 }
@@ -59,8 +62,10 @@ pub(crate) struct Inner<P: Platform> {
     pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
     pub(crate) domain: Arc<DomainInner<P>>,
     /// Until the attachment is shown.
-    handler: P::Lock<Option<Arc<dyn Handler<P>>>>,
+    handlers: P::Lock<Option<Handlers<P>>>,
     pub(crate) resolves: Resolves,
+    /// Its devices may stall.
+    may_stall: bool,
     /// What it has outstanding of its owner's quota.
     pub(crate) lease: Lease,
     /// Slot and generation of each group that waits for the resolver. What is owed there stands in the
@@ -79,6 +84,9 @@ pub(crate) struct Inner<P: Platform> {
     pub(crate) lost: AtomicBool,
 }
 
+/// What decides page requests, and what decides stalled transactions.
+type Handlers<P> = (Arc<dyn Handler<P>>, Option<Arc<dyn StallHandler<P>>>);
+
 /// In its owner's hands.
 const LIVE: u32 = 0;
 /// A detach has begun, or its owner dropped it and the reaper will begin one.
@@ -88,7 +96,8 @@ const GONE: u32 = 2;
 
 impl<P: Platform> Inner<P> {
     pub(crate) fn new(parts: Parts<P>) -> Inner<P> {
-        let Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, inbox } = parts;
+        let Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, stalls, inbox } =
+            parts;
         let platform = device.instance.platform();
         Inner {
             key,
@@ -97,7 +106,8 @@ impl<P: Platform> Inner<P> {
             tag,
             instance: device.instance.clone(),
             named,
-            handler: platform.lock(Some(handler)),
+            may_stall: stalls.is_some(),
+            handlers: platform.lock(Some((handler, stalls))),
             resolves,
             lease: Lease::default(),
             inbox,
@@ -134,9 +144,14 @@ impl<P: Platform> Inner<P> {
         self.resolves != Resolves::Nothing
     }
 
-    /// The handler, for whoever shows the attachment first.
-    pub(crate) fn take_handler(&self) -> Option<Arc<dyn Handler<P>>> {
-        self.handler.with(Option::take)
+    /// Whether what faults in it is to be held.
+    pub(crate) fn wants_stalls(&self) -> bool {
+        self.may_stall && self.domain.stalls() && !self.is_closed()
+    }
+
+    /// The handlers, for whoever shows the attachment first.
+    pub(crate) fn take_handlers(&self) -> Option<Handlers<P>> {
+        self.handlers.with(Option::take)
     }
 
     /// Lets nobody begin to use the attachment any more.
@@ -173,7 +188,7 @@ impl<P: Platform> Inner<P> {
 
     /// The attachment is ready: what came while it was being made goes to its resolver.
     pub(crate) fn schedule_waiting(&self) {
-        if self.resolves() {
+        if self.resolves() || self.may_stall {
             self.instance.say_ready();
             self.instance.service();
         }
@@ -196,10 +211,8 @@ impl<P: Platform> Inner<P> {
             visit.done += 1;
             if let Some((slot, generation)) = self.next_group()
                 && let Some(words) = self.instance.records.read(slot, generation)
-                && let record = Record::from_words(&words)
-                && let Some(group) = PageGroup::new(&self.instance, slot, generation, &record, false)
             {
-                tenant.handler.handle(&Sleep::in_resolver(self.key), group);
+                self.decide(tenant, slot, generation, &Record::from_words(&words));
             }
             if tenant.is_closed() || !go_on() {
                 break;
@@ -207,6 +220,20 @@ impl<P: Platform> Inner<P> {
             if visit.done == owed {
                 owed = self.inbox.owed();
             }
+        }
+    }
+
+    /// Has a group, or a stalled transaction, decided.
+    #[inline]
+    fn decide(&self, tenant: &Tenant<P>, slot: u32, generation: Generation, record: &Record) {
+        let (instance, cx) = (&self.instance, Sleep::in_resolver(self.key));
+        if instance.is_stall(slot) {
+            let stalled = Deferred::new(instance, slot, generation, record, false);
+            if let (Some(stalled), Some(handler)) = (stalled, &tenant.stalls) {
+                handler.handle(&cx, stalled, false);
+            }
+        } else if let Some(group) = PageGroup::new(instance, slot, generation, record, false) {
+            tenant.handler.handle(&cx, group);
         }
     }
 

@@ -15,6 +15,7 @@ use crate::{
     record::{Chain, Record},
     slab::{Tenant, leave},
     spots::Spot,
+    stall::ledger::Stalls,
 };
 use core::time::Duration;
 use portcullis_sync::{
@@ -26,6 +27,7 @@ use portcullis_sync::{
 pub(crate) struct Ledger {
     pub(crate) flight: Flight,
     pub(crate) assembly: Assembly,
+    pub(crate) stalls: Stalls,
     /// Groups that wait for their attachment to be ready.
     pub(crate) waiting: u32,
     /// Groups that are still to be looked at, since answers were given outside a turn.
@@ -43,9 +45,11 @@ pub(crate) const SOON: Duration = Duration::from_micros(10);
 const LATE: Duration = Duration::from_millis(1);
 
 impl Ledger {
-    pub(crate) fn new(slots: usize) -> Result<Ledger, OutOfMemory> {
-        let (flight, assembly) = (Flight::new(slots)?, Assembly::new(slots)?);
-        Ok(Ledger { flight, assembly, waiting: 0, to_look_at: 0, retry: SOON })
+    /// For so many groups and stalled transactions, of so many devices.
+    pub(crate) fn new(groups: usize, stalls: usize, devices: usize) -> Result<Ledger, OutOfMemory> {
+        let (flight, assembly) = (Flight::new(groups, stalls)?, Assembly::new(groups)?);
+        let stalls = Stalls::new(stalls, devices)?;
+        Ok(Ledger { flight, assembly, stalls, waiting: 0, to_look_at: 0, retry: SOON })
     }
 }
 
@@ -131,6 +135,17 @@ impl<'a, P: Platform> Books<'a, P> {
     #[inline]
     pub(crate) fn put(&mut self, record: &Record) -> Option<(u32, Generation)> {
         let slot = self.ledger.flight.next_free()?;
+        self.put_into(slot, record)
+    }
+
+    /// The same of a stalled transaction.
+    pub(crate) fn put_stall(&mut self, record: &Record) -> Option<(u32, Generation)> {
+        let slot = self.ledger.flight.next_free_stall()?;
+        self.put_into(slot, record)
+    }
+
+    #[inline]
+    fn put_into(&self, slot: u32, record: &Record) -> Option<(u32, Generation)> {
         let generation = self.instance.records.arm(slot, &record.to_words())?;
         Some((slot, generation))
     }
@@ -150,7 +165,7 @@ impl<'a, P: Platform> Books<'a, P> {
         if state != State::Pending {
             entry.counted = true;
             entry.waits = false;
-            self.count(entry, state);
+            self.count(slot, entry, state);
             if let Some(t) = tenant {
                 t.lease.requests.uncharge(entry.tenant_charge, &t.domain.quota.requests);
             }
@@ -159,7 +174,7 @@ impl<'a, P: Platform> Books<'a, P> {
             self.ledger.assembly.free_chain(entry.first, &self.instance.records);
         } else {
             self.ledger.waiting += u32::from(entry.waits);
-            self.ledger.flight.stay(*entry);
+            self.ledger.flight.stay(slot, *entry);
         }
     }
 
@@ -175,11 +190,14 @@ impl<'a, P: Platform> Books<'a, P> {
         entry.counted = true;
         if !before.counted {
             self.ledger.waiting -= u32::from(core::mem::take(&mut entry.waits));
-            self.count(&before, state);
+            self.count(slot, &before, state);
             self.uncharge(before.tenant, before.tenant_charge);
         } else if state == State::Void {
             // Decided, and a reset came before it was sent.
-            self.with_account(&before, |account| account.counts.void.add(1));
+            self.with_account(&before, |account| match self.is_stall(slot) {
+                false => account.counts.void.add(1),
+                true => account.counts.stalls_lost.add(1),
+            });
         }
         if state.is_free() {
             self.ledger.assembly.free_chain(before.first, &self.instance.records);
@@ -193,13 +211,21 @@ impl<'a, P: Platform> Books<'a, P> {
     }
 
     /// Nobody answered a group in time.
-    pub(crate) fn count_late(&self, entry: &Entry) {
-        self.with_account(entry, |account| account.counts.deadline.add(1));
+    pub(crate) fn count_late(&self, slot: u32, entry: &Entry) {
+        self.with_account(entry, |account| match self.is_stall(slot) {
+            false => account.counts.deadline.add(1),
+            true => account.counts.stalls_late.add(1),
+        });
+    }
+
+    #[inline]
+    fn is_stall(&self, slot: u32) -> bool {
+        self.instance.is_stall(slot)
     }
 
     /// Does something to the account that a group is charged to, unless it is another device's now.
     #[inline]
-    fn with_account(&self, entry: &Entry, f: impl FnOnce(&Account)) {
+    pub(crate) fn with_account(&self, entry: &Entry, f: impl FnOnce(&Account)) {
         if let Some((n, holder)) = entry.account
             && let Some(account) = self.instance.accounts.get(n as usize)
             && account.holder() == holder
@@ -211,7 +237,10 @@ impl<'a, P: Platform> Books<'a, P> {
     /// The answer of a group is decided: it counts no longer against any quota, because the device
     /// may ask again as soon as it can see it.
     #[inline]
-    fn count(&self, entry: &Entry, state: State) {
+    fn count(&mut self, slot: u32, entry: &Entry, state: State) {
+        if self.is_stall(slot) {
+            return self.count_stall(entry, state);
+        }
         let Some((n, holder)) = entry.account else { return };
         let Some(account) = self.instance.accounts.get(n as usize) else { return };
         if account.holder() == holder {
@@ -415,18 +444,18 @@ impl<'a, P: Platform> Books<'a, P> {
 
     /// When the oldest group or partial group is late.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let flight = &self.ledger.flight;
-        let mut group = flight.first();
+        let Ledger { flight, assembly, stalls, .. } = &*self.ledger;
         // Answered ones wait for nothing but room in the hardware's queue.
-        while let Some(n) = group
-            && flight.get(n).is_some_and(|e| e.counted || e.until.is_none())
-        {
-            group = flight.after(n);
-        }
-        let group = group.and_then(|n| flight.get(n)?.until);
-        let assembly = &self.ledger.assembly;
+        let [group, stall] = flight.oldest().map(|mut oldest| {
+            while let Some(n) = oldest
+                && flight.get(n).is_some_and(|e| e.counted || e.until.is_none())
+            {
+                oldest = flight.after(n);
+            }
+            flight.get(oldest?)?.until
+        });
         let partial = assembly.first().and_then(|n| Some(assembly.get(n)?.until));
-        [group, partial].into_iter().flatten().min()
+        [group, stall, partial, stalls.due()].into_iter().flatten().min()
     }
 }
 

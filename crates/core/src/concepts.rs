@@ -11,6 +11,7 @@
 //! | [`address_spaces`] | PASIDs, and devices that use a process's pointers |
 //! | [`faults`] | observers, fault records, explanations |
 //! | [`resets`] | resets, quarantine, lost hardware |
+//! | [`stall`] | transactions that are held where they fault |
 //! | [`storms`] | devices that fault too much |
 
 #[doc = include_str!("../docs/address_spaces.md")]
@@ -31,5 +32,7 @@ pub mod platform {}
 pub mod resets {}
 #[doc = include_str!("../docs/responses.md")]
 pub mod responses {}
+#[doc = include_str!("../docs/stall.md")]
+pub mod stall {}
 #[doc = include_str!("../docs/storms.md")]
 pub mod storms {}

@@ -3,7 +3,7 @@
 use crate::claim::DefaultKind;
 #[cfg(feature = "planted")]
 pub use crate::planted::Plant;
-use crate::{error::ConfigError, storm::Storms};
+use crate::{error::ConfigError, stall::StallLimit, storm::Storms};
 use core::{ops::RangeInclusive, time::Duration};
 
 /// The limits of one [`Iommu`](crate::Iommu). What they size is allocated when it is made or when
@@ -40,6 +40,17 @@ pub struct Config {
     pub group_deadline: Option<Duration>,
     /// How long the first requests of a group wait for the last one before they are dropped.
     pub partial_deadline: Duration,
+    /// Stalled transactions that one instance keeps, where its hardware holds that many. What it has
+    /// beyond waits in its queue.
+    pub stalls: u32,
+    /// Of these, the ones of one requester; further ones are terminated at once. They count against
+    /// what an attachment and an owner may have outstanding too.
+    pub stalls_per_device: u32,
+    /// How long a stalled transaction may wait for its verdict before the core terminates it; `None`
+    /// for ever. It occupies the hardware meanwhile.
+    pub stall_deadline: Option<Duration>,
+    /// When a device is not let stall any more.
+    pub stall_limit: StallLimit,
     /// How long one hardware step may take before the hardware is given up. Must exceed the
     /// hardware's own time-out for device-TLB invalidations.
     pub hardware_deadline: Duration,
@@ -99,6 +110,10 @@ impl Default for Config {
             workers_per_device: 2,
             group_deadline: Some(Duration::from_secs(10)),
             partial_deadline: Duration::from_secs(1),
+            stalls: 64,
+            stalls_per_device: 16,
+            stall_deadline: Some(Duration::from_secs(1)),
+            stall_limit: StallLimit::default(),
             hardware_deadline: Duration::from_secs(120),
             storms: Storms::default(),
             observers: 64,

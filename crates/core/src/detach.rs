@@ -10,6 +10,7 @@ use crate::{
     op::hw,
     pins::unpin,
     platform::{Platform, ShortLock, Sleep, Time},
+    stall::switched,
     wait::{GaveUp, wait_for},
 };
 use alloc::sync::Arc;
@@ -78,6 +79,9 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
     inner.places.iter().for_each(|at| instance.set_draining(*at, inner.key));
     let drained = to_rest(&inner).await;
     settle_rest(&inner).await;
+    // Nothing that is attached there later stalls by the way. Hardware that is lost, or cannot, is
+    // no reason to stay.
+    let _ = switched(&inner).await;
     // What a replacement that was given up half-way would have ended.
     let replaced = inner.replaces.with(|r| r.clone());
     if let Some(old) = &replaced {
@@ -154,7 +158,7 @@ pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), Hw
 
 /// Runs service turns until `done`. Hardware that does not let it come to that in time is lost,
 /// which ends it too.
-async fn by_deadline<P: Platform>(instance: &Arc<Instance<P>>, mut done: impl FnMut() -> bool) {
+pub(crate) async fn by_deadline<P: Platform>(instance: &Arc<Instance<P>>, mut done: impl FnMut() -> bool) {
     let since = instance.platform().now();
     poll_fn(|_| {
         if done() {

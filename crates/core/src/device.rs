@@ -4,7 +4,7 @@ use crate::{
     claim::DefaultKind,
     domain::Coherence,
     driver::{DeviceControl, Features, Incompatible},
-    error::{AttachError, OutOfMemory},
+    error::{AttachError, OutOfMemory, StallError},
     features::Pri,
     group::Group,
     hub::Lane,
@@ -43,6 +43,30 @@ pub struct DeviceCaps {
     pub physical_function: Option<SourceId>,
 }
 
+/// What bus a device is on, as far as that matters to its IOMMU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bus {
+    /// PCI or PCIe: never stalled.
+    #[default]
+    Pci,
+    /// The machine's own interconnect.
+    Platform {
+        /// Whether the device bears it that a transaction waits without a bound, and nothing that
+        /// is needed to decide the wait stands behind it: its firmware node or its driver says so.
+        may_stall: bool,
+    },
+}
+
+impl Bus {
+    pub(crate) fn may_stall(self, device: DeviceId) -> Result<(), StallError> {
+        match self {
+            Bus::Pci => Err(StallError::Pci(device)),
+            Bus::Platform { may_stall: false } => Err(StallError::Device(device)),
+            Bus::Platform { may_stall: true } => Ok(()),
+        }
+    }
+}
+
 /// One IOMMU instance that a device's requests pass through, and the ids it is known by there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -66,6 +90,8 @@ pub struct DeviceSpec {
     pub trusted: bool,
     /// What it can do.
     pub caps: DeviceCaps,
+    /// What bus it is on.
+    pub bus: Bus,
     /// How its PCIe capabilities are switched.
     pub control: Arc<dyn DeviceControl>,
     /// Its reserved regions; those of its IOMMU need not be named.
@@ -94,6 +120,7 @@ impl DeviceSpec {
             upstreams,
             trusted: false,
             caps: DeviceCaps::default(),
+            bus: Bus::Pci,
             control,
             regions: Vec::new(),
             group: None,

@@ -21,6 +21,7 @@ use crate::{
     quota::Quota,
     reserved::{Regions, ReservedRegion},
     resolver::Bind,
+    stall::Seat,
     sync::Parked,
     tags::TagList,
 };
@@ -51,13 +52,16 @@ pub struct DomainOptions {
 pub struct Domain<P: Platform, O: Owner> {
     pub(crate) inner: Arc<DomainInner<P>>,
     pub(crate) bind: Option<Arc<dyn Bind<P, O::Data>>>,
+    /// Who decides what stalls.
+    pub(crate) seat: Arc<Seat<P, O::Data>>,
     /// What the owner keeps with it.
     pub(crate) own: Arc<O::Own<P>>,
 }
 
 impl<P: Platform, O: Owner> Clone for Domain<P, O> {
     fn clone(&self) -> Self {
-        Domain { inner: self.inner.clone(), bind: self.bind.clone(), own: self.own.clone() }
+        let Domain { inner, bind, seat, own } = self;
+        Domain { inner: inner.clone(), bind: bind.clone(), seat: seat.clone(), own: own.clone() }
     }
 }
 
@@ -105,6 +109,8 @@ pub(crate) struct DomainInner<P: Platform> {
     uses: P::Lock<Vec<TagUse<P>>>,
     /// Attachments that the hardware may use, or that wait for it to stop.
     attachments: AtomicUsize,
+    /// What faults is held until its verdict.
+    stalls: AtomicBool,
     reserved: Vec<ReservedRegion>,
     pub(crate) window: Option<Window<P>>,
     never_output: Vec<(u64, u64)>,
@@ -142,6 +148,7 @@ impl<P: Platform> DomainInner<P> {
             history: History::new(shared.hub.config.provenance)?.map(|h| platform.lock(h)),
             uses: platform.lock(Vec::new()),
             attachments: AtomicUsize::new(0),
+            stalls: AtomicBool::new(false),
             reserved: Vec::new(),
             window: None,
             never_output: Vec::new(),
@@ -288,6 +295,15 @@ impl<P: Platform> DomainInner<P> {
         };
     }
 
+    pub(crate) fn stalls(&self) -> bool {
+        self.stalls.load(Ordering::Acquire)
+    }
+
+    /// False if it was so already.
+    pub(crate) fn set_stalls(&self, on: bool) -> bool {
+        self.stalls.swap(on, Ordering::AcqRel) != on
+    }
+
     fn is_unused(&self) -> bool {
         self.attachments.load(Ordering::Relaxed) == 0
     }
@@ -364,7 +380,8 @@ impl<P: Platform, O: Owner> Domain<P, O> {
         bind: Option<Arc<dyn Bind<P, O::Data>>>,
         own: O::Own<P>,
     ) -> Self {
-        Domain { inner, bind, own: Arc::new(own) }
+        let seat = Arc::new(Seat::new(&inner.shared.hub.platform));
+        Domain { inner, bind, seat, own: Arc::new(own) }
     }
 
     /// A number that names the domain among all of one [`Iommu`](crate::Iommu), for observers and

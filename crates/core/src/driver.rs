@@ -4,10 +4,11 @@
 //! quarantine are the core's, once for all vendors. A driver never calls out except through the
 //! [`Turn`] it is given.
 
+pub use crate::stall::event::{Stall, StallSwitchError};
 use crate::{
     ids::{At, DomainTag, Pasid, SourceId, VendorBits},
     reserved::ReservedRegion,
-    turn::{Answer, Turn},
+    turn::{Answer, Resume, Turn},
 };
 use alloc::boxed::Box;
 use core::{ops::Range, task::Poll};
@@ -24,6 +25,8 @@ pub struct Caps {
     pub ats: bool,
     /// Entries of the page-request queue that can be occupied at once; 0 without page requests.
     pub page_requests: u32,
+    /// Stalled transactions that can wait for their verdict at once; 0 where none stall.
+    pub stalls: u32,
     /// Whether devices that send PASID stop markers may be given page requests.
     pub stop_markers: bool,
     /// Whether table walks snoop the CPU's caches.
@@ -253,8 +256,8 @@ pub struct Prepared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InvSeq(pub u64);
 
-/// A point in an instance's page-request (or event) queue: counts entries since start, without
-/// wrapping.
+/// A point in an instance's page-request queue, and the queue of its stalls where that is another:
+/// counts entries since start, without wrapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct QueuePos(pub u64);
 
@@ -526,6 +529,29 @@ pub trait Driver: Send + Sync + 'static {
     /// Sends an answer: takes it inside the lock of the hardware's queue, so that whoever comes
     /// first sends it and nobody sends it twice.
     fn page_response(&self, answer: &Answer<'_>) -> Offer;
+
+    /// Switches whether what faults at an attachment point is held until its verdict, with the
+    /// invalidation that this needs. It holds for what is attached there now and later, also over a
+    /// block, a cut-off and a replacement, until it is switched again; where nothing translates,
+    /// nothing is held. Off at first. What is held when it is switched off is resumed like any
+    /// other. Where one switch serves several points (a context bank), they stall as long as any of
+    /// them is on: the core ends at once what stalls elsewhere. Asking for what is so already is no
+    /// error. Called by service turns, for one point at a time.
+    ///
+    /// # Errors
+    /// [`StallSwitchError::Cannot`] where these transactions cannot be held, which is what a driver
+    /// says that does not implement this; a full queue (nothing changed), or hardware that is gone.
+    fn set_stall(&self, _at: At, _on: bool) -> Result<InvSeq, StallSwitchError> {
+        Err(StallSwitchError::Cannot("it has no stalls"))
+    }
+
+    /// Ends a stalled transaction: takes the verdict inside the lock of the hardware's queue, or of
+    /// the register, so that whoever comes first resumes it and nobody does so twice. The verdict of
+    /// what the driver has ended by itself ([`Turn::stalls_ended`]) is taken, and the hardware told
+    /// nothing. A driver that hands over no stalls is never asked.
+    fn resume(&self, _resume: &Resume<'_>) -> Offer {
+        Offer::Lost
+    }
 
     /// Acknowledges an interrupt. Returns whether there is work for a service turn. Interrupt
     /// context: takes short locks at most.

@@ -1,5 +1,6 @@
 //! Why something was refused. Every error says which object, which range and why.
 
+pub use crate::stall::StallError;
 use crate::{
     driver::{HwLost, Incompatible, PrepareError, StartError},
     ids::{At, DeviceId, GroupId, InstanceId, Key, OwnerId, Pasid, SourceId},
@@ -242,6 +243,9 @@ pub enum AttachError {
         /// Why not.
         why: MapError,
     },
+    /// The domain stalls, and a member of the group cannot.
+    #[error(transparent)]
+    Stall(#[from] StallError),
     /// The change cannot be made without a gap, and the caller or a direct region forbids one.
     #[error("{0} cannot be switched without a gap")]
     NotHitless(At),

@@ -137,6 +137,9 @@ impl Explanation {
             (Reason::Hardware, ..) => {
                 "the IOMMU does not answer: its devices are lost until the machine, or the unit, is reset"
             }
+            (Reason::Storm, _, FaultKind::Stall | FaultKind::StallLimit) => {
+                "its faults are refused at once until it is quiet: find out what it wants that nobody maps"
+            }
             (Reason::Storm, _, FaultKind::Quarantine | FaultKind::ResetWanted) => {
                 "the device does not stop faulting: stop its driver, and reset it before it is used again"
             }
@@ -240,6 +243,8 @@ impl fmt::Display for Did<'_> {
                 return write!(f, "faults more than it did, or less: {rung}");
             }
             (FaultKind::ResetWanted, _) => return f.write_str("should be reset"),
+            (FaultKind::StallLimit, _) if r.code == 0 => return f.write_str("may not stall for a while"),
+            (FaultKind::StallLimit, _) => return f.write_str("may stall again"),
             (FaultKind::Configuration, Access::Unknown) => {
                 return f.write_str(match r.reason {
                     Reason::DeviceTimeout => "was told to forget translations",
@@ -293,6 +298,8 @@ fn why(r: &FaultRecord) -> &'static str {
         (Reason::DeviceTimeout, _) => "it did not complete an invalidation of its own TLB",
         (Reason::UnexpectedCompletion, _) => "nobody had told it to",
         (Reason::Hardware, _) => "it does not respond any more",
+        (Reason::Storm, FaultKind::StallLimit) if r.code == 0 => "it stalled too much",
+        (Reason::Storm, FaultKind::StallLimit) => "it was quiet",
         (Reason::Storm, FaultKind::Storm) => "counted over the last windows",
         (Reason::Storm, _) => "it faults too much",
         (Reason::Other, FaultKind::Overflow) => "the records came faster than they were read",

@@ -29,11 +29,17 @@ pub enum FaultKind {
     Storm,
     /// A device was cut off for its faults and goes on: somebody should reset it.
     ResetWanted,
+    /// A stalled transaction: one that waits for a verdict, or one that was terminated without
+    /// being asked about, or too late.
+    Stall,
+    /// What a device does stalls no more since it stalled too much (the code is 0), or stalls again
+    /// (1).
+    StallLimit,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [FaultKind; 9] = [
+    pub const ALL: [FaultKind; 11] = [
         FaultKind::Dma,
         FaultKind::PageRequest,
         FaultKind::InterruptRemapping,
@@ -43,6 +49,8 @@ impl FaultKind {
         FaultKind::InstanceLost,
         FaultKind::Storm,
         FaultKind::ResetWanted,
+        FaultKind::Stall,
+        FaultKind::StallLimit,
     ];
 }
 

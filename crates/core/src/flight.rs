@@ -1,8 +1,9 @@
-//! Groups whose last request has come and that are not accounted for yet: what the service turn
-//! alone knows of each slot.
+//! Groups whose last request has come, and stalled transactions, that are not accounted for yet: what
+//! the service turn alone knows of each slot.
 
 use crate::{error::OutOfMemory, ids::Key, links::List, platform::Time, record::Chain};
 use alloc::vec::Vec;
+use core::ops::Range;
 use portcullis_sync::slot::Generation;
 
 /// What the turn keeps of a slot's group.
@@ -24,25 +25,55 @@ pub(crate) struct Entry {
     pub(crate) counted: bool,
 }
 
-/// The slots: free ones on a stack, those of groups that a turn left behind in order of arrival.
+/// The slots: those of groups first, then those of stalled transactions, which take no room from one
+/// another.
 pub(crate) struct Flight {
     entries: Vec<Option<Entry>>,
-    free: Vec<u32>,
-    order: List,
-    /// How many stayed.
+    groups: Yard,
+    stalls: Yard,
+    /// The first slot that is for a stalled transaction.
+    first_stall: u32,
+    /// How many stayed, of both.
     len: u32,
-    /// Where the search for groups that are over goes on; at the oldest where this is none.
+    /// Where the search for those that are over goes on; at the oldest where this is none.
     cursor: Option<u32>,
 }
 
+/// Slots of one kind: free ones on a stack, the others in order of arrival once a turn left them
+/// behind.
+struct Yard {
+    free: Vec<u32>,
+    order: List,
+}
+
+impl Yard {
+    fn new(slots: Range<u32>) -> Result<Yard, OutOfMemory> {
+        let mut free = Vec::new();
+        free.try_reserve_exact(slots.len()).map_err(|_| OutOfMemory)?;
+        let order = List::new(slots.end as usize)?;
+        free.extend(slots.rev());
+        Ok(Yard { free, order })
+    }
+}
+
 impl Flight {
-    pub(crate) fn new(slots: usize) -> Result<Flight, OutOfMemory> {
-        let (mut entries, mut free) = (Vec::new(), Vec::new());
-        entries.try_reserve_exact(slots).map_err(|_| OutOfMemory)?;
-        free.try_reserve_exact(slots).map_err(|_| OutOfMemory)?;
-        entries.resize(slots, None);
-        free.extend((0..slots as u32).rev());
-        Ok(Flight { entries, free, order: List::new(slots)?, len: 0, cursor: None })
+    pub(crate) fn new(groups: usize, stalls: usize) -> Result<Flight, OutOfMemory> {
+        let mut entries = Vec::new();
+        let (first_stall, slots) = (groups as u32, (groups + stalls) as u32);
+        entries.try_reserve_exact(slots as usize).map_err(|_| OutOfMemory)?;
+        entries.resize(slots as usize, None);
+        let (groups, stalls) = (Yard::new(0..first_stall)?, Yard::new(first_stall..slots)?);
+        Ok(Flight { entries, groups, stalls, first_stall, len: 0, cursor: None })
+    }
+
+    #[inline]
+    fn yard(&mut self, slot: u32) -> &mut Yard {
+        if slot < self.first_stall { &mut self.groups } else { &mut self.stalls }
+    }
+
+    /// The number of a stalled transaction's slot among those.
+    pub(crate) fn stall(&self, slot: u32) -> Option<usize> {
+        slot.checked_sub(self.first_stall).map(|n| n as usize)
     }
 
     /// How many groups stayed behind.
@@ -50,44 +81,55 @@ impl Flight {
         self.len
     }
 
+    /// Whether no further group fits.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.free.is_empty()
+        self.groups.free.is_empty()
     }
 
     /// The slot that the next group goes through; it is [`stay`](Self::stay)'s if the group stays, and
     /// else the next one's too.
     #[inline]
     pub(crate) fn next_free(&self) -> Option<u32> {
-        self.free.last().copied()
+        self.groups.free.last().copied()
     }
 
-    /// The group in the slot that [`next_free`](Self::next_free) named stays behind when the turn goes
-    /// on.
-    pub(crate) fn stay(&mut self, entry: Entry) {
-        if let Some(slot) = self.free.pop() {
-            self.entries[slot as usize] = Some(entry);
-            self.order.push(slot);
-            self.len += 1;
-        }
+    /// The same of the next stalled transaction.
+    pub(crate) fn next_free_stall(&self) -> Option<u32> {
+        self.stalls.free.last().copied()
     }
 
-    /// Frees the slot of a group that stayed.
+    /// What is in the slot that is the next free one of its kind stays behind when the turn goes on.
+    pub(crate) fn stay(&mut self, slot: u32, entry: Entry) {
+        let yard = self.yard(slot);
+        yard.free.pop();
+        yard.order.push(slot);
+        self.entries[slot as usize] = Some(entry);
+        self.len += 1;
+    }
+
+    /// Frees the slot of one that stayed.
     pub(crate) fn leave(&mut self, slot: u32) {
         if self.cursor == Some(slot) {
-            self.cursor = self.order.after(slot);
+            self.cursor = self.looked_at_after(slot);
         }
-        self.order.remove(slot);
+        self.yard(slot).order.remove(slot);
         self.len -= 1;
         self.entries[slot as usize] = None;
-        self.free.push(slot);
+        self.yard(slot).free.push(slot);
     }
 
     /// The next one that a search looks at, round and round.
     pub(crate) fn next_to_look_at(&mut self) -> Option<u32> {
-        let slot = self.cursor.or(self.order.first())?;
-        self.cursor = self.order.after(slot);
+        let [group, stall] = self.oldest();
+        let slot = self.cursor.or(group).or(stall)?;
+        self.cursor = self.looked_at_after(slot);
         Some(slot)
+    }
+
+    fn looked_at_after(&self, slot: u32) -> Option<u32> {
+        let stalls = || if slot < self.first_stall { self.stalls.order.first() } else { None };
+        self.after(slot).or_else(stalls)
     }
 
     #[inline]
@@ -100,13 +142,14 @@ impl Flight {
         self.entries.get_mut(slot as usize)?.as_mut()
     }
 
-    /// The oldest that stayed.
-    pub(crate) fn first(&self) -> Option<u32> {
-        self.order.first()
+    /// The oldest group that stayed, and the oldest stalled transaction.
+    pub(crate) fn oldest(&self) -> [Option<u32>; 2] {
+        [self.groups.order.first(), self.stalls.order.first()]
     }
 
-    /// The next younger one.
+    /// The next younger one of its kind.
     pub(crate) fn after(&self, slot: u32) -> Option<u32> {
-        self.order.after(slot)
+        let yard = if slot < self.first_stall { &self.groups } else { &self.stalls };
+        yard.order.after(slot)
     }
 }

@@ -30,7 +30,8 @@ pub(crate) struct Instance<P: Platform> {
     driver: Box<dyn Driver>,
     caps: Caps,
     pub(crate) hub: Arc<Hub<P>>,
-    /// One for each page-request group that can wait for an answer.
+    /// One for each page-request group that can wait for an answer, then one for each stalled
+    /// transaction that can wait for its verdict.
     pub(crate) records: Records,
     /// From a requester, or a place of one, to its account and what is attached there: written
     /// under the short lock, read without.
@@ -48,6 +49,8 @@ pub(crate) struct Instance<P: Platform> {
     lost: AtomicBool,
     /// Something is to be done about a storm.
     pub(crate) restless: AtomicBool,
+    /// Some place may have to begin to stall, or to cease.
+    pub(crate) stalls_due: AtomicBool,
 }
 
 /// What the short lock of an instance guards.
@@ -71,7 +74,8 @@ impl<P: Platform> Instance<P> {
         driver: Box<dyn Driver>,
     ) -> Result<Self, OutOfMemory> {
         let caps = driver.caps();
-        let slots = caps.page_requests as usize;
+        let groups = caps.page_requests as usize;
+        let stalls = caps.stalls.min(hub.config.stalls) as usize;
         let (devices, attachments) = (hub.config.devices, hub.config.attachments);
         let mut accounts = Vec::new();
         accounts.try_reserve_exact(devices).map_err(|_| OutOfMemory)?;
@@ -97,12 +101,12 @@ impl<P: Platform> Instance<P> {
             id,
             driver,
             caps,
-            records: Records::new(slots, slots).map_err(|_| OutOfMemory)?,
+            records: Records::new(groups + stalls, groups).map_err(|_| OutOfMemory)?,
             places,
             accounts: accounts.into_boxed_slice(),
             state: hub.platform.lock(state),
             hub,
-            turn: Turnstile::new(Ledger::new(slots)?),
+            turn: Turnstile::new(Ledger::new(groups, stalls, devices)?),
             head: AtomicU64::new(0),
             head_awaited: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -111,6 +115,7 @@ impl<P: Platform> Instance<P> {
             sweep: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             restless: AtomicBool::new(false),
+            stalls_due: AtomicBool::new(false),
         })
     }
 
@@ -134,6 +139,12 @@ impl<P: Platform> Instance<P> {
         &self.hub.config
     }
 
+    /// Whether a slot is for a stalled transaction.
+    #[inline]
+    pub(crate) fn is_stall(&self, slot: u32) -> bool {
+        slot >= self.caps.page_requests
+    }
+
     /// Whether the hardware was given up.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
@@ -143,6 +154,8 @@ impl<P: Platform> Instance<P> {
     pub(crate) fn declare_lost(&self) {
         if !self.lost.swap(true, Ordering::AcqRel) {
             self.report(RawFault::new(FaultKind::InstanceLost, Reason::Hardware));
+            // What is stalled is nobody's to resume any more.
+            self.ask_for_stalls();
         }
         self.hub.progressed();
     }
@@ -159,6 +172,7 @@ impl<P: Platform> Instance<P> {
                 intake.end(more);
             });
             self.quell();
+            self.switch_stalls();
             match turn.end() {
                 Ok(()) => return,
                 Err(again) => turn = again,

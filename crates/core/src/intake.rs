@@ -5,15 +5,17 @@ use crate::{
     account::{Account, Standing},
     attachment::Inner,
     books::{Books, Ledger, SOON},
-    driver::{More, PageRequest, QueuePos, Taken},
+    driver::{More, PageRequest, QueuePos, Stall, Taken},
     fault::{Access, FaultKind, RawFault, Reason},
     flight::Entry,
+    ids::SourceId,
     instance::Instance,
     platform::{Platform, Sleep, Time},
     record::{Chain, Record},
     resolver::{PageGroup, Resolves},
     slab::Tenant,
     spots::Spots,
+    stall::hand_over_stall,
     turn::{Code, Intake},
 };
 use alloc::sync::Arc;
@@ -21,11 +23,11 @@ use portcullis_sync::slot::{Generation, State as Slot};
 
 /// One round of a service turn.
 pub(crate) struct TurnIntake<'a, P: Platform> {
-    instance: &'a Arc<Instance<P>>,
-    books: Books<'a, P>,
-    spots: Spots<'a, P>,
+    pub(crate) instance: &'a Arc<Instance<P>>,
+    pub(crate) books: Books<'a, P>,
+    pub(crate) spots: Spots<'a, P>,
     /// The clock is read once a round.
-    now: Time,
+    pub(crate) now: Time,
     /// When a group that comes now is late, and one of which the last request does not come.
     group_until: Option<Time>,
     partial_until: Time,
@@ -58,6 +60,7 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
         self.spots.leave_all();
         let sent = self.send_unsent();
         self.books.drop_late(self.now);
+        self.books.unlimit(self.now);
         self.end_late();
         let soon = match (sent, more) {
             (_, More::Yes) => Some(self.now + SOON),
@@ -198,9 +201,13 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
         Taken::Yes
     }
 
-    /// Groups that waited for their attachments to be ready.
+    /// Groups and stalled transactions that waited for their attachments to be ready.
     fn deliver_waiting(&mut self) {
-        let mut next = self.books.ledger.flight.first();
+        self.books.ledger.flight.oldest().into_iter().for_each(|oldest| self.deliver_waiting_of(oldest));
+    }
+
+    fn deliver_waiting_of(&mut self, oldest: Option<u32>) {
+        let mut next = oldest;
         while let Some(slot) = next {
             next = self.books.ledger.flight.after(slot);
             let Some(entry) = self.books.ledger.flight.get(slot).filter(|e| e.waits) else { continue };
@@ -211,8 +218,12 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
                 continue;
             }
             self.books.waits_no_more(slot);
+            let instance = self.instance;
             let tenant = self.books.late(key);
-            let done = tenant.is_some_and(|t| hand_over(self.instance, t, slot, generation, &record).is_ok());
+            let done = tenant.is_some_and(|t| match instance.is_stall(slot) {
+                false => hand_over(instance, t, slot, generation, &record).is_ok(),
+                true => hand_over_stall(instance, t, slot, generation, &record).is_ok(),
+            });
             if !done {
                 self.instance.settle(slot, generation, &record.last, Code::Invalid);
             }
@@ -225,7 +236,13 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
         if !self.instance.take_unsent() {
             return true;
         }
-        let mut next = self.books.ledger.flight.first();
+        // What finds no room among the one kind need not find none among the other.
+        let [groups, stalls] = self.books.ledger.flight.oldest().map(|oldest| self.send_unsent_of(oldest));
+        groups && stalls
+    }
+
+    fn send_unsent_of(&mut self, oldest: Option<u32>) -> bool {
+        let mut next = oldest;
         while let Some(slot) = next {
             next = self.books.ledger.flight.after(slot);
             let live = self.instance.records.live(slot);
@@ -238,10 +255,14 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
         true
     }
 
-    /// Answers Invalid what nobody answered in time: the oldest groups, since all have the same
-    /// time.
+    /// Answers Invalid what nobody answered in time: the oldest of each kind, since all of a kind have
+    /// the same time.
     fn end_late(&mut self) {
-        let mut next = self.books.ledger.flight.first();
+        self.books.ledger.flight.oldest().into_iter().for_each(|oldest| self.end_late_of(oldest));
+    }
+
+    fn end_late_of(&mut self, oldest: Option<u32>) {
+        let mut next = oldest;
         while let Some(slot) = next {
             next = self.books.ledger.flight.after(slot);
             let Some(entry) = self.books.ledger.flight.get(slot) else { continue };
@@ -254,8 +275,10 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
                 && !entry.counted
                 && self.instance.settle(slot, entry.generation, &last, Code::Invalid)
             {
-                self.books.count_late(&entry);
-                self.instance.report_at(raw(&last, Reason::Deadline), self.now);
+                self.books.count_late(slot, &entry);
+                let kind =
+                    if self.instance.is_stall(slot) { FaultKind::Stall } else { FaultKind::PageRequest };
+                self.instance.report_at(RawFault { kind, ..raw(&last, Reason::Deadline) }, self.now);
             }
             self.books.settled(slot);
         }
@@ -306,12 +329,12 @@ fn hand_over<P: Platform>(
 
 /// A group that was put into a slot. On drop it is over or left behind, also after a resolver that
 /// panicked.
-struct Filed<'b, 'a, P: Platform> {
-    books: &'b mut Books<'a, P>,
-    slot: u32,
-    entry: Entry,
+pub(crate) struct Filed<'b, 'a, P: Platform> {
+    pub(crate) books: &'b mut Books<'a, P>,
+    pub(crate) slot: u32,
+    pub(crate) entry: Entry,
     /// The attachment that it is charged to.
-    tenant: Option<&'b Inner<P>>,
+    pub(crate) tenant: Option<&'b Inner<P>>,
 }
 
 impl<P: Platform> Drop for Filed<'_, '_, P> {
@@ -330,7 +353,16 @@ impl<P: Platform> Intake for TurnIntake<'_, P> {
         self.file(&request, false)
     }
 
+    fn stalled(&mut self, stall: Stall) -> Taken {
+        self.file_stall(&stall)
+    }
+
+    fn stalls_ended(&mut self, source: SourceId) {
+        self.lose_stalls(source);
+    }
+
     fn fault(&mut self, fault: RawFault) {
+        self.books.faulted(fault.source, self.now);
         self.instance.report_at(fault, self.now);
     }
 

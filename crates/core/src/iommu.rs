@@ -140,10 +140,12 @@ impl<P: Platform> Iommu<P> {
     ) -> Wanted<P> {
         let resolves = domain.bind.as_ref().map_or(Resolves::Nothing, |b| b.resolves());
         let handler = match &domain.bind {
-            Some(bind) => bind.bind(data),
-            None => Arc::new(Keeps(data)),
+            Some(bind) => bind.bind(data.clone()),
+            None => Arc::new(Keeps(data.clone())),
         };
-        Wanted { device: device.clone(), domain: domain.inner.clone(), pasid, handler, resolves }
+        let may_stall = device.group.members().any(|m| m.spec.bus.may_stall(m.id()).is_ok());
+        let stalls = may_stall.then(|| domain.seat.bind(data));
+        Wanted { device: device.clone(), domain: domain.inner.clone(), pasid, handler, resolves, stalls }
     }
 
     /// What an attach of a device to an address space asks for. Page requests need a device that

@@ -66,6 +66,7 @@ mod slab;
 mod sources;
 mod speck;
 mod spots;
+mod stall;
 mod storm;
 mod sync;
 mod tags;
@@ -78,7 +79,7 @@ pub use claim::{Claim, DecidedBy, DefaultChoice, DefaultKind, DriverUse};
 pub use config::{Config, DuringReset};
 pub use cookies::{Claimant, CookieError, CookieWidth, Cookies};
 pub use detach::{Detaching, Waited};
-pub use device::{Device, DeviceCaps, DeviceSpec, GroupInfo, Membership, Upstream};
+pub use device::{Bus, Device, DeviceCaps, DeviceSpec, GroupInfo, Membership, Upstream};
 pub use domain::{Domain, DomainOptions};
 pub use explain::{DomainState, Explanation};
 pub use fault::{Access, FaultKind, FaultRecord, RawFault, Reason, Stage};
@@ -92,7 +93,7 @@ pub use member::DeviceState;
 pub use observer::{ImmediateObserver, Observation, Observer, Scope, Subscription, Told};
 pub use op::Op;
 pub use owner::{
-    Attaches, Blocked, Defers, Identity, Maps, Owner,
+    Attaches, Blocked, Defers, Identity, Maps, Owner, Stalls,
     bond::Bond,
     external::External,
     kernel_dma::{Direction, DmaOptions, KernelDma, Mapping},
@@ -109,10 +110,14 @@ pub use provenance::{Call, Gone, MappingHistory, Provenance};
 pub use reserved::{RegionKind, ReservedRegion};
 pub use resolver::{Deferred, ImmediateResolver, PageGroup, Request, Resolver, Response};
 pub use sources::Counters;
+pub use stall::{
+    ImmediateStallResolver, StallDecider, StallForwarder, StallLimit, StallResolver, StalledAccess, Stalling,
+    Verdict,
+};
 pub use storm::{Rung, Storm, Storms, Thresholds};
 pub use sync::Unmapping;
 pub use topology::MergedBy;
-pub use turn::{Answer, Code, Intake, Turn};
+pub use turn::{Answer, Code, Intake, Resume, Turn};
 pub use usage::{InstanceUsage, Usage};
 
 /// The README's example, compiled.

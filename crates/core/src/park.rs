@@ -5,7 +5,7 @@
 //! when the last of those that parked it is done.
 
 use crate::{
-    detach::drain,
+    detach::{by_deadline, drain},
     device::{Device, DeviceInner},
     driver::HwLost,
     error::AttachError,
@@ -116,7 +116,10 @@ async fn park<P: Platform>(device: &Device<P>) -> Result<Parked<P>, AttachError>
             instance.set_resetting(*source, true);
             stop(group, &served, *source).await?;
         }
-        served.sources().iter().for_each(|s| instance.void_all_of(*s));
+        for source in served.sources() {
+            instance.void_all_of(*source);
+            by_deadline(instance, || instance.end_stalls_of(*source)).await;
+        }
     }
     Ok(parked)
 }
@@ -173,6 +176,7 @@ async fn go_on<P: Platform>(
     for source in served.sources() {
         drain(instance, At { source: *source, pasid: None }).await?;
         instance.void_all_of(*source);
+        by_deadline(instance, || instance.end_stalls_of(*source)).await;
     }
     for (n, source) in served.sources().iter().enumerate() {
         if group.is_parked_but_for(*source, member.id()) {

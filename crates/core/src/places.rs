@@ -12,6 +12,7 @@ use crate::{
     platform::{Platform, ShortLock},
     quell::Weather,
     sources::{Counters, Phase, Slot, Source},
+    stall::switch::Switch,
 };
 use alloc::sync::Arc;
 use portcullis_sync::lookup::Found;
@@ -135,8 +136,8 @@ impl<P: Platform> Instance<P> {
         });
     }
 
-    /// Whether a requester may have sent page requests that did not arrive. Also when they are off
-    /// now: another attachment's end may have switched them off a moment ago.
+    /// Whether a requester may have sent page requests, or stalled, and that did not arrive. Also when
+    /// they are off now: another attachment's end may have switched them off a moment ago.
     pub(crate) fn may_have_asked(&self, source: SourceId) -> bool {
         self.state.with(|s| s.sources.get(source).is_some_and(|src| src.features.pri || src.asked))
     }
@@ -149,7 +150,7 @@ impl<P: Platform> Instance<P> {
         let (shown, old) = self.state.with(|s| {
             let requesters = s.sources.len();
             let Some(src) = s.sources.get_mut(at.source) else { return (false, None) };
-            let new = Slot { pasid: at.pasid, inner: inner.clone() };
+            let new = Slot { pasid: at.pasid, inner: inner.clone(), stall: Switch::Off };
             let slot = src.slots.iter().position(|s| s.pasid == at.pasid);
             if slot.is_none() && src.slots.len() == src.slots.capacity() {
                 return (false, Some(new));
@@ -163,7 +164,11 @@ impl<P: Platform> Instance<P> {
                 return (false, Some(new));
             }
             match slot {
-                Some(n) => (true, Some(core::mem::replace(&mut src.slots[n], new))),
+                Some(n) => {
+                    // The hardware's switch is the place's, whoever is attached.
+                    let new = Slot { stall: src.slots[n].stall, ..new };
+                    (true, Some(core::mem::replace(&mut src.slots[n], new)))
+                }
                 None => {
                     src.slots.push(new);
                     (true, None)

@@ -82,7 +82,10 @@ fn trouble(record: &FaultRecord) -> Option<Trouble> {
             Some(Trouble::Fault)
         }
         (FaultKind::PageRequest, Reason::Deadline) => None,
-        (FaultKind::PageRequest, _) => Some(Trouble::Request),
+        // What waits for a verdict is no trouble so far, and its own limit counts it.
+        (FaultKind::Stall, _) if record.stalled.is_some() => None,
+        (FaultKind::Stall, Reason::Deadline) => None,
+        (FaultKind::PageRequest | FaultKind::Stall, _) => Some(Trouble::Request),
         _ => None,
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     instance::Instance,
     platform::{Platform, Sleep},
     record::{Record, from_page},
+    stall::{StalledAccess, event},
     turn::Code,
 };
 use alloc::sync::Arc;
@@ -339,9 +340,46 @@ reply! {
 }
 
 reply! {
-    /// A group that is answered after its resolver returned. It does not keep the attachment alive:
+    /// A group that is answered after its resolver returned, or a stalled transaction whose decider is
+    /// elsewhere. It does not keep the attachment alive:
     /// a detach answers it, and a later [`respond`](Self::respond) is told so.
     Deferred<> of Record, in Arc<Instance<P>>
+}
+
+impl<P: Platform> Deferred<P> {
+    /// What it is where it is no group but a stalled transaction: it has one request, and
+    /// [`Response::Success`] retries it, any other end terminates it.
+    pub fn stalled(&self) -> Option<StalledAccess> {
+        let Token { slot, record: Record { last, .. }, device, owner, .. } = &self.token;
+        self.instance.is_stall(*slot).then(|| StalledAccess {
+            id: event::id_of(last),
+            device: *device,
+            at: self.at(),
+            address: last.address,
+            access: event::access_of(last),
+            privileged: last.privileged,
+            attachment: *owner,
+        })
+    }
+
+    /// The same out of the turn that brought it.
+    pub(crate) fn leaves_turn(mut self) -> Self {
+        self.token.in_turn = false;
+        self
+    }
+
+    /// The token for a stalled transaction.
+    pub(crate) fn new(
+        instance: &Arc<Instance<P>>,
+        slot: u32,
+        generation: Generation,
+        record: &Record,
+        in_turn: bool,
+    ) -> Option<Self> {
+        let (record, device, owner) = (*record, record.device?, record.owner?);
+        let token = Token { slot, generation, record, device, owner, in_turn, done: false };
+        Some(Deferred { instance: instance.clone(), token })
+    }
 }
 
 impl<'a, P: Platform> PageGroup<'a, P> {

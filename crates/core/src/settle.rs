@@ -1,4 +1,5 @@
-//! How a group ends: an answer is decided first and sent second, or a reset makes it void. Any
+//! How a group, or a stalled transaction, ends: an answer is decided first and sent second, or a reset
+//! makes it void. A reset does not end what is stalled: the IOMMU holds that, not the device. Any
 //! context; what it costs the quotas is the service turn's to take back.
 
 use crate::{
@@ -7,7 +8,7 @@ use crate::{
     instance::Instance,
     platform::Platform,
     record::Record,
-    turn::{Answer, Code},
+    turn::{Answer, Code, Resume},
 };
 use portcullis_sync::slot::{Generation, State};
 
@@ -34,6 +35,7 @@ impl<P: Platform> Instance<P> {
         }
         let offer = match self.is_lost() {
             true => Offer::Lost,
+            false if self.is_stall(slot) => self.driver().resume(&Resume::new(last, word, generation)),
             false => self.driver().page_response(&Answer::new(last, word, generation)),
         };
         match offer {
@@ -75,17 +77,21 @@ impl<P: Platform> Instance<P> {
         self.drop_partials_of(source);
     }
 
-    /// Makes everything void that a device had outstanding: no answer goes out.
+    /// Makes everything void that a device had outstanding, and terminates what it has stalled: no
+    /// answer goes out.
     pub(crate) fn void_all_of(&self, source: SourceId) {
         self.each_live(|slot, generation, _, r| {
-            if let (true, Some(word)) = (r.last.source == source, self.records.word(slot)) {
+            if r.last.source != source {
+            } else if self.is_stall(slot) {
+                self.settle(slot, generation, &r.last, Code::Invalid);
+            } else if let Some(word) = self.records.word(slot) {
                 word.void(generation);
             }
         });
         self.drop_partials_of(source);
     }
 
-    fn each_live(&self, mut f: impl FnMut(u32, Generation, State, &Record)) {
+    pub(crate) fn each_live(&self, mut f: impl FnMut(u32, Generation, State, &Record)) {
         for slot in 0..self.records.len() as u32 {
             if let Some((generation, state, words)) = self.records.live(slot) {
                 f(slot, generation, state, &Record::from_words(&words));

@@ -10,6 +10,7 @@ use crate::{
     ids::Key,
     platform::{Platform, ShortLock},
     resolver::Handler,
+    stall::StallHandler,
 };
 use alloc::{sync::Arc, vec::Vec};
 use portcullis_sync::tenants::{Inside, Tenants};
@@ -18,6 +19,15 @@ use portcullis_sync::tenants::{Inside, Tenants};
 pub(crate) struct Tenant<P: Platform> {
     pub(crate) inner: Arc<Inner<P>>,
     pub(crate) handler: Arc<dyn Handler<P>>,
+    /// What its stalled transactions go to, where its devices may stall.
+    pub(crate) stalls: Option<Arc<dyn StallHandler<P>>>,
+}
+
+impl<P: Platform> Tenant<P> {
+    /// Whether its stalled transactions are decided by somebody.
+    pub(crate) fn stalls(&self) -> bool {
+        self.stalls.is_some() && self.inner.domain.stalls()
+    }
 }
 
 pub(crate) struct Slab<P: Platform> {
@@ -44,8 +54,8 @@ impl<P: Platform> Slab<P> {
 
     /// Moves an attachment in, unless it is in already; the resolver is not called yet.
     pub(crate) fn fill(&self, inner: &Arc<Inner<P>>) {
-        if let Some(handler) = inner.take_handler() {
-            let tenant = Tenant { inner: inner.clone(), handler };
+        if let Some((handler, stalls)) = inner.take_handlers() {
+            let tenant = Tenant { inner: inner.clone(), handler, stalls };
             // Refused, it would have nobody who needs it.
             drop(self.tenants.fill(inner.key.index, inner.key.generation, tenant));
         }

@@ -10,6 +10,7 @@ use crate::{
     ids::{DeviceId, GroupId, Pasid, SourceId},
     platform::{Platform, ShortLock},
     quell::Weather,
+    stall::switch::Switch,
 };
 use alloc::{sync::Arc, vec::Vec};
 
@@ -40,6 +41,21 @@ pub struct Counters {
     pub partials_dropped: u64,
     /// Fault records.
     pub faults: u64,
+    /// Stalled transactions taken.
+    pub stalls: u64,
+    /// Of these, the ones that were retried.
+    pub retried: u64,
+    /// The ones that were terminated, for whatever reason.
+    pub terminated: u64,
+    /// Of these, the ones that nobody decided before the deadline.
+    pub stalls_late: u64,
+    /// Stalled transactions that nobody was asked about, since too many waited.
+    pub stalls_over: u64,
+    /// Stalled transactions that were not resumed, decided or not: the hardware, or the whole stream,
+    /// was stopped.
+    pub stalls_lost: u64,
+    /// Times that the device was not let stall for a while, since it did too much.
+    pub stall_storms: u64,
 }
 
 /// Where an attachment stands for the fault path.
@@ -54,6 +70,8 @@ pub(crate) enum Phase {
 pub(crate) struct Slot<P: Platform> {
     pub(crate) pasid: Option<Pasid>,
     pub(crate) inner: Arc<Inner<P>>,
+    /// Whether the hardware holds what faults here.
+    pub(crate) stall: Switch,
 }
 
 pub(crate) struct Source<P: Platform> {

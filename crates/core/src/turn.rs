@@ -1,9 +1,10 @@
 //! What a driver's service turn hands to the core, and the answer that the core offers back.
 
 use crate::{
-    driver::{PageRequest, QueuePos, Taken},
+    driver::{PageRequest, QueuePos, Stall, Taken},
     fault::RawFault,
-    ids::{Pasid, SourceId, VendorBits},
+    ids::{Pasid, SourceId, StallId, VendorBits},
+    stall::{Verdict, event::id_of},
 };
 use portcullis_sync::slot::{Generation, SlotWord};
 
@@ -48,6 +49,10 @@ pub trait Intake {
     fn page_request(&mut self, request: PageRequest) -> Taken;
     /// See [`Turn::malformed`].
     fn malformed(&mut self, request: PageRequest) -> Taken;
+    /// See [`Turn::stalled`].
+    fn stalled(&mut self, stall: Stall) -> Taken;
+    /// See [`Turn::stalls_ended`].
+    fn stalls_ended(&mut self, source: SourceId);
     /// See [`Turn::fault`].
     fn fault(&mut self, fault: RawFault);
     /// See [`Turn::passed`].
@@ -93,6 +98,20 @@ impl<'a> Turn<'a> {
     #[inline]
     pub fn malformed(&mut self, request: PageRequest) -> Taken {
         self.intake.malformed(request)
+    }
+
+    /// Hands over a stalled transaction: it is ended by exactly one
+    /// [`Driver::resume`](crate::driver::Driver::resume). On [`Taken::NoRoom`] the driver leaves it
+    /// in the queue, does not move its head past it, and ends the turn.
+    pub fn stalled(&mut self, stall: Stall) -> Taken {
+        self.intake.stalled(stall)
+    }
+
+    /// Everything of a requester that was stalled until now has ended without a verdict, and its
+    /// records may be lost: the driver had to stop the whole stream (SMMUv3: CMD_STALL_TERM). None
+    /// of it is resumed any more.
+    pub fn stalls_ended(&mut self, source: SourceId) {
+        self.intake.stalls_ended(source)
     }
 
     /// Hands over a fault record.
@@ -155,5 +174,34 @@ impl<'a> Answer<'a> {
     #[inline]
     pub fn take(&self) -> Option<Code> {
         self.word.take(self.generation).map(Code::from_bits)
+    }
+}
+
+/// A decided verdict, on its way to the hardware.
+#[derive(Debug)]
+pub struct Resume<'a> {
+    /// The requester.
+    pub source: SourceId,
+    /// The PASID of the transaction.
+    pub pasid: Option<Pasid>,
+    /// The transaction.
+    pub id: StallId,
+    word: &'a SlotWord,
+    generation: Generation,
+}
+
+impl<'a> Resume<'a> {
+    pub(crate) fn new(stall: &PageRequest, word: &'a SlotWord, generation: Generation) -> Resume<'a> {
+        Resume { source: stall.source, pasid: stall.pasid, id: id_of(stall), word, generation }
+    }
+
+    /// Takes the verdict for the hardware. `None`: somebody resumed it before, or there is nothing
+    /// left to resume. Must be called with the lock held under which the hardware is told, and with
+    /// room to tell it, and it must be told before that lock is released.
+    pub fn take(&self) -> Option<Verdict> {
+        self.word.take(self.generation).map(|bits| match Code::from_bits(bits) {
+            Code::Success => Verdict::Retry,
+            Code::Invalid | Code::Failure => Verdict::Terminate,
+        })
     }
 }

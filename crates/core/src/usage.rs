@@ -39,6 +39,8 @@ pub struct InstanceUsage {
     pub requests: u64,
     /// Page-request groups of which the last has not come.
     pub partials: u64,
+    /// Stalled transactions that wait for a verdict.
+    pub stalls: u64,
 }
 
 impl<P: Platform> Iommu<P> {
@@ -68,6 +70,7 @@ impl<P: Platform> Iommu<P> {
             places: s.places.len(),
             requests: accounts().map(|a| a.outstanding.get()).sum(),
             partials: accounts().map(|a| a.partials.get()).sum(),
+            stalls: accounts().map(|a| a.stalled.get()).sum(),
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! The caller as owner: a hypervisor's passthrough, a GPU driver's address spaces, memory
 //! registration.
 
-use super::{Attaches, Maps, Owner, sealed};
+use super::{Attaches, Maps, Owner, Stalls, sealed};
 use crate::{
     device::Device,
     domain::{Coherence, Domain, DomainInner, DomainOptions},
@@ -31,6 +31,7 @@ impl<T: Send + Sync + 'static> Owner for External<T> {
 
 impl<T: Send + Sync + 'static> Maps for External<T> {}
 impl<T: Send + Sync + 'static> Attaches for External<T> {}
+impl<T: Send + Sync + 'static> Stalls for External<T> {}
 
 impl<P: Platform> Iommu<P> {
     /// A domain whose mappings are the caller's, in a format that all of `devices` can walk, open

@@ -59,6 +59,10 @@ pub trait Maps: Owner {}
 /// Owners whose domains are attached by [`Iommu::attach`]. An address space is bound instead.
 pub trait Attaches: Owner {}
 
+/// Owners that control the mappings and may have faulting transactions stalled
+/// ([`Iommu::enable_stall`]).
+pub trait Stalls: Owner {}
+
 /// Owners whose decider lives elsewhere (a user-space process, a guest): only their resolvers may
 /// leave a stalled transaction to be decided later. All owners with a resolver may do so with page
 /// requests.

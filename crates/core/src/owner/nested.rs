@@ -1,7 +1,7 @@
 //! A guest as owner of the first stage: its table translates to addresses of a parent domain, which
 //! translates them again.
 
-use super::{Attaches, Defers, Maps, Owner, sealed, source::Foreign};
+use super::{Attaches, Defers, Maps, Owner, Stalls, sealed, source::Foreign};
 use crate::{
     device::Device,
     domain::{Domain, DomainInner, Kind},
@@ -31,6 +31,7 @@ impl<T: Send + Sync + 'static> Owner for Nested<T> {
 }
 
 impl<T: Send + Sync + 'static> Attaches for Nested<T> {}
+impl<T: Send + Sync + 'static> Stalls for Nested<T> {}
 impl<T: Send + Sync + 'static> Defers for Nested<T> {}
 
 impl<P: Platform> Iommu<P> {

@@ -1,6 +1,6 @@
 //! A user-space object as owner, as iommufd's page tables are.
 
-use super::{Attaches, Defers, Maps, Owner, external::mapped, sealed};
+use super::{Attaches, Defers, Maps, Owner, Stalls, external::mapped, sealed};
 use crate::{
     device::Device,
     domain::{Domain, DomainOptions},
@@ -27,6 +27,7 @@ impl<T: Send + Sync + 'static> Owner for UserObject<T> {
 
 impl<T: Send + Sync + 'static> Maps for UserObject<T> {}
 impl<T: Send + Sync + 'static> Attaches for UserObject<T> {}
+impl<T: Send + Sync + 'static> Stalls for UserObject<T> {}
 impl<T: Send + Sync + 'static> Defers for UserObject<T> {}
 
 impl<P: Platform> Iommu<P> {

@@ -3,10 +3,10 @@
 use super::{Board, Mutex, MutexGuard, Sent, Vendor};
 use portcullis::driver::{
     Batch, CacheTag, Caps, Change, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError,
-    InvSeq, More, MuteError, Offer, PageRequest, PrepareError, Prepared, QueuePos, Start, StartError,
-    SubmitError, TableRequest, Taken, Target,
+    InvSeq, More, MuteError, Offer, PageRequest, PrepareError, Prepared, QueuePos, Stall, StallSwitchError,
+    Start, StartError, SubmitError, TableRequest, Taken, Target,
 };
-use portcullis::{Answer, At, Platform, RawFault, SourceId, Time, Turn};
+use portcullis::{Answer, At, FaultKind, Platform, RawFault, Resume, SourceId, StallId, Time, Turn, Verdict};
 use portcullis_pgtable::{FormatDesc, IoTable, Phys, TableMem};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -31,6 +31,8 @@ pub enum Call {
     Drain(At),
     DrainEnd(At),
     Answer(Sent),
+    Stall(At, bool),
+    Resume(StallId, Verdict),
     Pasid(SourceId, bool),
     Ats(SourceId, bool),
     Pri(SourceId, Option<u32>),
@@ -42,6 +44,9 @@ pub struct Hardware {
     board: Board,
     state: Arc<Mutex<State>>,
 }
+
+/// Transactions that the hardware can hold at once.
+pub const STALLS: u32 = 8;
 
 /// How long the hardware waits for a device's own TLB.
 pub const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -70,6 +75,21 @@ pub struct State {
     requests: VecDeque<(PageRequest, bool)>,
     head: u64,
     faults: VecDeque<RawFault>,
+    stalls: VecDeque<Stall>,
+    /// Requesters whose stalls the hardware had to end by itself.
+    ended: VecDeque<SourceId>,
+    /// Places whose faulting transactions are held.
+    pub stalling: BTreeSet<At>,
+    /// Transactions that are held now.
+    pub held: BTreeMap<StallId, SourceId>,
+    /// Records of each tag that were written and not resumed.
+    pub records: BTreeMap<StallId, u32>,
+    /// Places that can hold nothing.
+    pub rigid: BTreeSet<At>,
+    /// The queue for resumptions has no room.
+    pub resumes_full: bool,
+    /// Held transactions whose record is on its way: a drain fence brings it.
+    pub late_stalls: Vec<Stall>,
     overflowed: bool,
     /// Requests still on their way: a drain fence brings them to the queue.
     pub in_fabric: Vec<PageRequest>,
@@ -127,6 +147,7 @@ impl Hardware {
             pasid_bits: vendor.pasid_bits,
             ats: true,
             page_requests: queue,
+            stalls: STALLS,
             stop_markers: false,
             coherent: vendor.coherent,
             identity: vendor.identity,
@@ -150,6 +171,14 @@ impl Hardware {
             requests: VecDeque::new(),
             head: 0,
             faults: VecDeque::new(),
+            stalls: VecDeque::new(),
+            ended: VecDeque::new(),
+            stalling: BTreeSet::new(),
+            held: BTreeMap::new(),
+            records: BTreeMap::new(),
+            rigid: BTreeSet::new(),
+            resumes_full: false,
+            late_stalls: Vec::new(),
             overflowed: false,
             in_fabric: Vec::new(),
             slow_start: vendor.slow_start,
@@ -199,6 +228,51 @@ impl Hardware {
         }
     }
 
+    /// A transaction faults: held and recorded where its place stalls, else refused. Whether it is
+    /// held.
+    pub fn stalls(&self, stall: Stall) -> bool {
+        let at = At { source: stall.source, pasid: stall.pasid };
+        let mut s = self.state();
+        if s.stalling.contains(&at) && s.entries.contains_key(&at) {
+            let taken = s.held.insert(stall.id, stall.source);
+            assert_eq!(taken, None, "the tests' own tags are unique");
+            s.records(stall);
+            return true;
+        }
+        drop(s);
+        let raw = RawFault::new(FaultKind::Dma, stall.reason);
+        self.faults(RawFault {
+            source: Some(stall.source),
+            pasid: stall.pasid,
+            address: Some(stall.address),
+            access: stall.access,
+            ..raw
+        });
+        false
+    }
+
+    /// The hardware records a stall, whatever it was asked to do.
+    pub fn reports_stall(&self, stall: Stall) {
+        let mut s = self.state();
+        s.held.entry(stall.id).or_insert(stall.source);
+        s.records(stall);
+    }
+
+    /// The hardware ends what a requester has stalled by itself, and loses the records.
+    pub fn ends_stalls(&self, source: SourceId) {
+        let mut s = self.state();
+        s.held.retain(|_, of| *of != source);
+        s.stalls.retain(|stall| stall.source != source);
+        s.late_stalls.retain(|stall| stall.source != source);
+        s.ended.push_back(source);
+    }
+
+    /// What was resumed since the log was last taken.
+    pub fn resumed(&self) -> Vec<(StallId, Verdict)> {
+        let resume = |c: &Call| if let Call::Resume(id, v) = c { Some((*id, *v)) } else { None };
+        self.state().log.iter().filter_map(resume).collect()
+    }
+
     /// Whether records wait for a service turn.
     pub fn has_faults(&self) -> bool {
         !self.state().faults.is_empty()
@@ -243,9 +317,10 @@ impl Hardware {
         usize::from(self.state().spare.is_some())
     }
 
-    /// Page requests that the core has not taken from the queue.
+    /// Page requests and stalls that the core has not taken from the queue.
     pub fn waiting(&self) -> usize {
-        self.state().requests.len()
+        let s = self.state();
+        s.requests.len() + s.stalls.len()
     }
 }
 
@@ -267,6 +342,11 @@ impl State {
             }
             None => false,
         }
+    }
+
+    fn records(&mut self, stall: Stall) {
+        *self.records.entry(stall.id).or_default() += 1;
+        self.stalls.push_back(stall);
     }
 
     /// Whether the invalidation queue takes anything now.
@@ -317,6 +397,8 @@ impl State {
             if work.drains && result.is_ok() {
                 let arrived = core::mem::take(&mut self.in_fabric);
                 self.requests.extend(arrived.into_iter().map(|r| (r, true)));
+                let late = core::mem::take(&mut self.late_stalls);
+                late.into_iter().for_each(|stall| self.records(stall));
             }
             let done = self.queue.pop_front().map(|w| w.seq);
             self.results.extend(done.map(|s| (s, result)));
@@ -513,7 +595,7 @@ impl Driver for Hardware {
             s.drain_again -= 1;
             return DrainEnd::Again;
         }
-        DrainEnd::At(QueuePos(s.head + s.requests.len() as u64))
+        DrainEnd::At(QueuePos(s.head + (s.requests.len() + s.stalls.len()) as u64))
     }
 
     fn page_response(&self, answer: &Answer<'_>) -> Offer {
@@ -532,6 +614,38 @@ impl Driver for Hardware {
         if let Some(code) = answer.take() {
             let (source, pasid, index) = (answer.source, answer.pasid, answer.index);
             s.call(Call::Answer(Sent { source, pasid, index, code }));
+        }
+        Offer::Done
+    }
+
+    fn set_stall(&self, at: At, on: bool) -> Result<InvSeq, StallSwitchError> {
+        let mut s = self.state();
+        s.room()?;
+        if on && s.rigid.contains(&at) {
+            return Err(StallSwitchError::Cannot("it has no context of its own"));
+        }
+        s.call(Call::Stall(at, on));
+        match on {
+            true => s.stalling.insert(at),
+            false => s.stalling.remove(&at),
+        };
+        Ok(s.push(self.board.now(), Vec::new(), false))
+    }
+
+    fn resume(&self, resume: &Resume<'_>) -> Offer {
+        let mut s = self.state();
+        if s.lost {
+            return Offer::Lost;
+        }
+        if s.resumes_full {
+            return Offer::Full;
+        }
+        if let Some(verdict) = resume.take() {
+            let id = resume.id;
+            s.call(Call::Resume(id, verdict));
+            s.held.remove(&id);
+            let records = s.records.entry(id).or_default();
+            *records = records.checked_sub(1).expect("resumed more often than it was held");
         }
         Offer::Done
     }
@@ -567,6 +681,18 @@ impl Hardware {
             s.requests.pop_front();
             s.head += 1;
         }
+        loop {
+            let next = self.state().stalls.front().copied();
+            let Some(stall) = next else { break };
+            if !turn.spend() || turn.stalled(stall) == Taken::NoRoom {
+                return More::Yes;
+            }
+            let mut s = self.state();
+            s.stalls.pop_front();
+            s.head += 1;
+        }
+        let ended = core::mem::take(&mut self.state().ended);
+        ended.into_iter().for_each(|source| turn.stalls_ended(source));
         if overflowed {
             turn.overflow();
         }

@@ -86,7 +86,11 @@ impl World {
 
     /// `queue` is the number of page requests that the hardware's queue holds.
     pub fn made(config: Config, queue: u32) -> World {
-        let board = Board::new(512);
+        World::on(Board::new(512), config, queue)
+    }
+
+    /// The same on a board with memory of the caller's choice.
+    pub fn on(board: Board, config: Config, queue: u32) -> World {
         let hw = Hardware::new(&board, queue);
         let iommu = Iommu::new(board.clone(), config).expect("memory");
         iommu.register(&cx(), IOMMU, hw.driver(), Start::Fresh).expect("starts");

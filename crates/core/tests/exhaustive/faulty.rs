@@ -3,9 +3,10 @@
 use crate::{allocator::aside, common::Hardware};
 use portcullis::driver::{
     Batch, Caps, DeviceControl, DrainEnd, Driver, Features, HwLost, Incompatible, InvError, InvSeq, More,
-    MuteError, Offer, PrepareError, Prepared, Start, StartError, SubmitError, TableRequest, Target,
+    MuteError, Offer, PrepareError, Prepared, StallSwitchError, Start, StartError, SubmitError, TableRequest,
+    Target,
 };
-use portcullis::{Answer, At, SourceId, Turn};
+use portcullis::{Answer, At, Resume, SourceId, Turn};
 use portcullis_pgtable::{FormatDesc, IoTable};
 use std::{
     sync::{
@@ -207,6 +208,18 @@ impl Driver for Faulty {
         match self.strikes() {
             Some(Kind::Refused) => Offer::Full,
             _ => aside(|| self.hw.page_response(answer)),
+        }
+    }
+
+    fn set_stall(&self, at: At, on: bool) -> Result<InvSeq, StallSwitchError> {
+        self.submits()?;
+        aside(|| self.hw.set_stall(at, on))
+    }
+
+    fn resume(&self, resume: &Resume<'_>) -> Offer {
+        match self.strikes() {
+            Some(Kind::Refused) => Offer::Full,
+            _ => aside(|| self.hw.resume(resume)),
         }
     }
 

@@ -224,6 +224,7 @@ const DOCUMENTED: &[(&str, &str)] = &[
     ("owner/nested.rs", "Arc::new(inner)"),
     ("owner/sva.rs", "Arc::new(DomainInner::new("),
     ("domain.rs", "own: Arc::new(own)"),
+    ("domain.rs", "Arc::new(Seat::new("),
     ("owner/external.rs", "Arc::new(Bound(Arc::new(r)))"),
     ("owner/external.rs", "Arc::new(BoundImmediate(Arc::new(resolver)))"),
     ("owner/user_object.rs", "Arc::new(Bound(Arc::new(r)))"),
@@ -235,7 +236,10 @@ const DOCUMENTED: &[(&str, &str)] = &[
     // An attachment, and its handler.
     ("attach.rs", "Arc::new(Inner::new(parts))"),
     ("resolver.rs", "Arc::new(BoundHandler "),
-    ("iommu.rs", "Arc::new(Keeps(data))"),
+    ("iommu.rs", "Arc::new(Keeps(data.clone()))"),
+    ("stall/mod.rs", "Arc::new(Bound "),
+    // Who decides what stalls.
+    ("stall/mod.rs", "Decider::Sleeping(Arc::new(resolver))"),
     // A default domain's attachment, which has no data, and what its drivers share.
     ("claim.rs", "attach(Iommu::wanted("),
     ("claim.rs", "Arc::new(Default "),
@@ -248,7 +252,13 @@ const DOCUMENTED: &[(&str, &str)] = &[
 
 #[test]
 fn faults_and_page_requests_are_served_without_an_allocation() {
-    let served = ["answer page requests", "service a page request that nobody may make"];
+    let served = [
+        "answer page requests",
+        "service a page request that nobody may make",
+        "decide what stalls on a worker",
+        "decide what stalls at once",
+        "have what stalls decided elsewhere",
+    ];
     for op in operations::all().filter(|op| served.contains(&op.name)) {
         let sites = life(op, Fails::Nothing).sites;
         let ours: Vec<_> = sites.iter().filter(|site| !site.is_of_the_test()).collect();

@@ -7,6 +7,7 @@ mod attachments;
 mod devices;
 mod domains;
 mod spaces;
+mod stalls;
 
 /// One operation.
 pub struct Operation {
@@ -54,5 +55,5 @@ const fn bare(name: &'static str, make: fn(&Rc<Rig>) -> Case) -> Operation {
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Operation> {
-    [devices::ALL, domains::ALL, attachments::ALL, spaces::ALL].into_iter().flatten()
+    [devices::ALL, domains::ALL, attachments::ALL, spaces::ALL, stalls::ALL].into_iter().flatten()
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use portcullis::driver::{Start, Target};
 use portcullis::{
-    Config, DeviceSpec, DeviceState, Domain, DomainOptions, External, GroupId, Iommu, Membership, Scope,
+    Bus, Config, DeviceSpec, DeviceState, Domain, DomainOptions, External, GroupId, Iommu, Membership, Scope,
     SourceId, Subscription,
 };
 use portcullis_pgtable::{Phys, TableMem};
@@ -116,6 +116,13 @@ impl Rig {
         self.add(self.spec(n)).expect("added")
     }
 
+    /// A device that is on no PCIe, and bears stalls.
+    pub fn soc_device(&self, n: u32) -> Dev {
+        let mut spec = self.spec(n);
+        (spec.bus, spec.trusted) = (Bus::Platform { may_stall: true }, false);
+        self.add(spec).expect("added")
+    }
+
     /// A domain whose resolver answers Success.
     pub fn served(&self, device: &Dev) -> Dom {
         said(self.iommu.external_domain(&[device], DomainOptions::default(), Some(succeeds as Resolves)))
@@ -187,6 +194,8 @@ impl Rig {
         for (id, features, cut, muted) in self.hw.devices() {
             writeln!(s, "driver: {id}: {features:?}, cut off: {cut}, muted: {muted}")?;
         }
+        let stalling: Vec<_> = self.hw.state().stalling.iter().copied().collect();
+        writeln!(s, "stalling: {stalling:?}, held: {}", self.hw.state().held.len())?;
         for (at, target) in &self.hw.state().entries {
             writeln!(s, "entry: {at:?}: {}", shape(target))?;
         }

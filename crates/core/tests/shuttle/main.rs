@@ -13,6 +13,7 @@ mod hardware;
 #[path = "../common/requests.rs"]
 mod requests;
 mod room;
+mod stalls;
 #[path = "../common/vendors.rs"]
 mod vendors;
 

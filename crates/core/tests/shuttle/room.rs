@@ -7,13 +7,16 @@ use super::{
     cx,
     requests::{first, last},
 };
-use portcullis::driver::{PageRequest, Start};
+use portcullis::driver::{PageRequest, Stall, Start};
+use portcullis::error::StallError;
 use portcullis::{
-    At, Attachment, Code, Config, Detaching, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions,
-    External, InstanceId, Iommu, PageGroup, Pasid, Platform, Response, SourceId, Upstream, Waited,
+    Access, At, Attachment, Bus, Code, Config, Detaching, Device, DeviceCaps, DeviceId, DeviceSpec, Domain,
+    DomainOptions, External, InstanceId, Iommu, PageGroup, Pasid, Platform, Reason, Response, Sleep,
+    SourceId, StallDecider, StallId, StalledAccess, Stalling, Upstream, Verdict, Waited,
 };
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering::SeqCst},
@@ -126,6 +129,50 @@ impl Room {
         self.iommu.add_device(&cx(), spec).expect("added")
     }
 
+    /// A device that is on no PCIe, and bears stalls.
+    pub fn soc_device(&self, n: u32) -> Dev {
+        let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
+        let spec = DeviceSpec {
+            bus: Bus::Platform { may_stall: true },
+            ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, self.hw.control(SourceId(n)))
+        };
+        self.iommu.add_device(&cx(), spec).expect("added")
+    }
+
+    /// A domain for stalls alone.
+    pub fn plain(&self, device: &Dev) -> Dom {
+        type Never = fn(&Sleep<'_>, &Arc<Attached>, PageGroup<'_, Board>);
+        self.iommu.external_domain(&[device], DomainOptions::default(), None::<Never>).expect("made")
+    }
+
+    /// Has what stalls in a domain decided by workers.
+    pub fn enables(&self, domain: &Dom, verdict: Verdict) -> Result<Stalling<Board>, StallError> {
+        let resolver = move |_: &Sleep<'_>, data: &Arc<Attached>, _: &StalledAccess| {
+            let _inside = data.enter();
+            verdict
+        };
+        self.iommu.enable_stall(&cx(), domain, StallDecider::sleeping(resolver))
+    }
+
+    /// The device faults, a few times; a service turn each reads the record, if there is one.
+    pub fn faults(&self, source: u32, tags: Range<u64>) {
+        for tag in tags {
+            self.hw.stalls(Stall {
+                id: StallId(tag),
+                source: SourceId(source),
+                pasid: None,
+                address: tag << 12,
+                access: Access::Write,
+                privileged: false,
+                stage: None,
+                reason: Reason::NotMapped,
+                code: 0,
+                raw: [0; 4],
+            });
+            self.iommu.service(IOMMU);
+        }
+    }
+
     /// A domain whose resolver does `f` with each group, for one device.
     pub fn domain<F>(&self, device: &Dev, f: F) -> Dom
     where
@@ -138,7 +185,7 @@ impl Room {
             *n = n.checked_add_signed(by).expect("as many end as begin");
             assert!(*n <= PER_DEVICE, "a device occupies {n} workers");
         };
-        let resolver = move |_: &portcullis::Sleep<'_>, data: &Arc<Attached>, group: PageGroup<'_, Board>| {
+        let resolver = move |_: &Sleep<'_>, data: &Arc<Attached>, group: PageGroup<'_, Board>| {
             let _inside = data.enter();
             count(1);
             f(group);
@@ -243,6 +290,7 @@ impl Room {
         assert_eq!((load.running, load.waiting, load.held_back), (0, 0, 0));
         assert_eq!(self.hw.waiting(), 0, "requests that nobody reads");
         let state = self.hw.state();
+        assert!(state.held.is_empty(), "stalled for ever: {:?}", state.held);
         assert!(state.images.is_empty(), "entries that were prepared and forgotten");
         let voids = self.accounts.voids.load(SeqCst);
         for (at, index) in self.accounts.sent.lock().unwrap().iter().copied() {

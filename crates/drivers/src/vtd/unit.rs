@@ -171,6 +171,7 @@ impl Unit {
             pasid_bits: self.pasid_bits() as u8,
             ats: self.ecap.dt(),
             page_requests,
+            stalls: 0,
             stop_markers: page_requests > 0 && self.ecap.sms(),
             coherent: self.coherent_tables(),
             identity: self.ecap.pt(),

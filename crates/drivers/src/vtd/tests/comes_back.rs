@@ -3,7 +3,7 @@
 use super::*;
 use portcullis::{
     Access, Answer, FaultKind, Intake, RawFault, Reason, Turn, VendorBits,
-    driver::{DrainEnd, More, Offer, PageRequest, QueuePos, Taken},
+    driver::{DrainEnd, More, Offer, PageRequest, QueuePos, Stall, Taken},
 };
 use portcullis_spec::vtd::regs::offset;
 use portcullis_sync::slot::SlotWord;
@@ -45,6 +45,12 @@ impl Intake for Log {
     }
     fn malformed(&mut self, request: PageRequest) -> Taken {
         self.take(Seen::Malformed(request))
+    }
+    fn stalled(&mut self, stall: Stall) -> Taken {
+        unreachable!("VT-d stalls nothing: {stall:?}")
+    }
+    fn stalls_ended(&mut self, source: SourceId) {
+        unreachable!("VT-d stalls nothing: {source}")
     }
     fn fault(&mut self, fault: RawFault) {
         self.seen.push(Seen::Fault(fault));

@@ -1,0 +1,92 @@
+//! Stalled transactions: held until a verdict, resumed by the core alone, each once, whatever happens
+//! in between and in whatever order.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod hostile;
+mod life;
+mod limits;
+mod orders;
+mod random;
+mod refused;
+
+use common::*;
+use portcullis::driver::Stall;
+use portcullis::{
+    Access, At, Bus, Deferred, Domain, DomainOptions, PageGroup, Reason, Sleep, SourceId, StallDecider,
+    StallId, StalledAccess, Stalling, UserObject, Verdict,
+};
+use std::sync::{Arc, Mutex};
+
+type Never = fn(&Sleep<'_>, &Arc<Data>, PageGroup<'_, Board>);
+type User = Domain<Board, UserObject<Data>>;
+/// Transactions that were passed on.
+type Passed = Arc<Mutex<Vec<Deferred<Board>>>>;
+
+const AT: At = At { source: SourceId(1), pasid: None };
+
+/// A write that faults and is held under this tag, at the address of the same number.
+fn stall(source: u32, tag: u64) -> Stall {
+    Stall {
+        id: StallId(tag),
+        source: SourceId(source),
+        pasid: None,
+        address: tag << 12,
+        access: Access::Write,
+        privileged: false,
+        stage: None,
+        reason: Reason::NotMapped,
+        code: 0x10,
+        raw: [tag, 0, 0, 0],
+    }
+}
+
+/// A device that is on no PCIe, and bears stalls.
+fn soc_device(w: &World, n: u32) -> Dev {
+    let mut spec = w.spec(n);
+    (spec.bus, spec.trusted, spec.caps.page_requests) = (Bus::Platform { may_stall: true }, false, None);
+    w.iommu.add_device(&cx(), spec).expect("added")
+}
+
+fn user(w: &World, d: &Dev) -> User {
+    w.iommu.user_object_domain(&[d], DomainOptions::default(), None::<Never>).expect("made")
+}
+
+/// Has the domain's stalls passed on to a list.
+fn pass_on(w: &World, domain: &User) -> (Stalling<Board>, Passed) {
+    let passed = Passed::default();
+    let list = passed.clone();
+    let forward = move |_: &Arc<Data>, stalled: Deferred<Board>| list.lock().unwrap().push(stalled);
+    let decider = StallDecider::elsewhere(forward);
+    (w.iommu.enable_stall(&cx(), domain, decider).expect("all stall"), passed)
+}
+
+/// Has each decided by a resolver that gives this verdict, and writes down the address.
+fn decide<O>(w: &World, domain: &Domain<Board, O>, verdict: Verdict) -> Stalling<Board>
+where
+    O: portcullis::Stalls<Data = Data>,
+{
+    let resolver = move |_: &Sleep<'_>, data: &Arc<Data>, stalled: &StalledAccess| {
+        data.lock().unwrap().push(format!("{:x}", stalled.address));
+        verdict
+    };
+    w.iommu.enable_stall(&cx(), domain, StallDecider::sleeping(resolver)).expect("all stall")
+}
+
+/// Transactions fault, and a service turn reads their records.
+fn faults(w: &World, stalls: &[Stall]) {
+    stalls.iter().for_each(|s| assert!(w.hw.stalls(*s), "{:?} is held", s.id));
+    w.iommu.service(IOMMU);
+}
+
+/// Nothing is held, and nothing waits anywhere.
+fn nothing_waits(w: &World) {
+    assert!(w.hw.state().held.is_empty(), "held: {:?}", w.hw.state().held);
+    assert_eq!(w.hw.waiting(), 0);
+    assert_eq!((w.iommu.load().running, w.iommu.load().waiting), (0, 0));
+}
+
+fn ended(tag: u64, verdict: Verdict) -> (StallId, Verdict) {
+    (StallId(tag), verdict)
+}

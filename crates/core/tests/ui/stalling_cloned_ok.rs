@@ -1,0 +1,9 @@
+//! What stalls does so as long as one guard lives.
+use portcullis::{Device, Platform, Stalling};
+
+fn f<P: Platform>(stalling: &Stalling<P>, device: &Device<P>) {
+    let _: (&Stalling<P>, &Device<P>) = (stalling, device);
+    let _: Device<P> = device.clone();
+}
+
+fn main() {}
