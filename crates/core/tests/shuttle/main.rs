@@ -110,6 +110,31 @@ fn requests_arrive_while_an_attachment_is_replaced() {
     });
 }
 
+/// Two kernel drivers take a group at the same moment: one attaches its default domain, and both have
+/// that.
+#[test]
+fn two_drivers_take_a_group_at_once() {
+    explore(schedules(), || {
+        let room = Room::new(1);
+        let d = room.device(1);
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let drivers = [(); 2].map(|()| {
+            let (d, taken) = (d.clone(), taken.clone());
+            room.board.spawn(move || {
+                let used = d.use_by_driver(&cx()).expect("it is the kernel's");
+                taken.lock().expect("nobody panics with it").push(used);
+            })
+        });
+        drivers.into_iter().for_each(|driver| driver.join());
+        let taken: Vec<_> = taken.lock().expect("nobody panics with it").drain(..).collect();
+        let domains: Vec<_> = taken.iter().map(|used| used.dma().map(|dma| dma.id())).collect();
+        assert!(matches!(domains[..], [Some(one), Some(other)] if one == other), "{domains:?}");
+        assert_eq!(room.iommu.usage().attachments, 1);
+        taken.into_iter().for_each(|used| used.end(&cx()));
+        room.close();
+    });
+}
+
 /// The requester id and a PASID of one device, each let go of by its own thread.
 #[test]
 fn two_detaches_of_one_device_at_once() {
