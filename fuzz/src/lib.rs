@@ -6,10 +6,12 @@
 mod bytes;
 pub mod dmar;
 pub mod intake;
+pub mod pgtable;
 pub mod vtd;
 
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their fuzzers and of their folders in `corpus/`.
-pub const TARGETS: [(&str, Target); 3] = [("dmar", dmar::run), ("vtd", vtd::run), ("intake", intake::run)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("dmar", dmar::run), ("vtd", vtd::run), ("intake", intake::run), ("pgtable", pgtable::run)];

@@ -32,3 +32,8 @@ fn vtd() {
 fn intake() {
     replay("intake");
 }
+
+#[test]
+fn pgtable() {
+    replay("pgtable");
+}

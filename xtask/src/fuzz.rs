@@ -10,7 +10,7 @@ use crate::steps::Tally;
 use crate::{Layout, process};
 
 /// Its bins, and folders in `fuzz/corpus`.
-pub const TARGETS: [&str; 3] = ["dmar", "vtd", "intake"];
+pub const TARGETS: [&str; 4] = ["dmar", "vtd", "intake", "pgtable"];
 
 /// LLVM's coverage for libFuzzer, which needs no unstable flag. `RUSTFLAGS` replaces the flags of
 /// `.cargo/config.toml`, so they stand here again.

@@ -5,6 +5,8 @@
 
 mod apt;
 mod boot;
+mod counts;
+mod fetch;
 mod fuzz;
 mod json;
 mod process;

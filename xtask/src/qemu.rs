@@ -1,14 +1,11 @@
 //! Finds QEMU 11 or newer with its qtest accelerator: the one fetched before, the one in PATH, or
 //! one fetched now from the archive that the machine's apt is configured for.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use crate::{Layout, apt, process};
+use crate::{Layout, fetch, process};
 
 /// The first release that Debian builds the qtest accelerator for, and that has iommu-testdev.
 const OLDEST: u32 = 11;
@@ -36,8 +33,10 @@ pub fn obtain(at: &Layout) -> Result<PathBuf, String> {
     if own.is_ok() {
         return Ok(COMMAND.into());
     }
-    fetch(at, &log)
-        .and_then(|()| probe(&fetched, &log))
+    let package = fetch::Package { name: "qemu-system-x86", command: COMMAND, wrapper: WRAPPER };
+    let usable = |command: &Path| probe(command, &log);
+    package
+        .fetch(at, "qemu", &usable, &log)
         .map_err(|why| format!("no QEMU {OLDEST} with qtest: not in PATH, and fetching it failed: {why}"))?;
     Ok(fetched)
 }
@@ -67,81 +66,6 @@ fn probe(command: &Path, log: &Path) -> Result<(), String> {
 fn major_version(said: &str) -> Option<u32> {
     let (_, after) = said.split_once("version ")?;
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Puts QEMU under target/qemu. The folder appears by one rename when it is complete.
-fn fetch(at: &Layout, log: &Path) -> Result<(), String> {
-    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        return Err("only x86-64 Linux has a recipe".into());
-    }
-    let partial = at.target.join(format!("qemu.partial-{}", std::process::id()));
-    let told = |error: io::Error| format!("{}: {error}", partial.display());
-    sweep(&at.target, log);
-    fs::create_dir_all(&partial).map_err(told)?;
-
-    let result = (|| {
-        let root = partial.join("root");
-        fs::create_dir(&root).map_err(told)?;
-        for package in apt::download(&partial.join("apt"), "qemu-system-x86", log)? {
-            unpack(&package, &root, log)?;
-        }
-        let wrapper = root.join(COMMAND);
-        fs::write(&wrapper, WRAPPER).map_err(told)?;
-        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).map_err(told)?;
-        probe(&wrapper, log).map_err(|why| format!("what was fetched is of no use: {why}"))?;
-
-        let place = at.target.join("qemu");
-        if place.exists() {
-            // It failed its probe before; keep it from being in the way.
-            fs::rename(&place, partial.join("old")).map_err(told)?;
-        }
-        fs::rename(&root, &place).map_err(told)
-    })();
-    let cleaned = fs::remove_dir_all(&partial).map_err(told);
-    result.and(cleaned)
-}
-
-/// Removes what fetches that were killed have left.
-fn sweep(target: &Path, log: &Path) {
-    for entry in fs::read_dir(target).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix("qemu.partial-"));
-        if let Some(owner) = owner
-            && !Path::new("/proc").join(owner).exists()
-            && let Err(error) = fs::remove_dir_all(entry.path())
-        {
-            let _ = fs::write(log, format!("{}: {error}\n", entry.path().display()));
-        }
-    }
-}
-
-/// `dpkg-deb --fsys-tarfile PACKAGE | tar -x`, which needs no root and touches no dpkg state.
-fn unpack(package: &Path, root: &Path, log: &Path) -> Result<(), String> {
-    let name = package.display();
-    let mut reader = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(package)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cannot start dpkg-deb: {error}"))?;
-    let files = reader.stdout.take().ok_or("dpkg-deb has no output")?;
-    let errors = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(|error| format!("{}: {error}", log.display()))?;
-    let written = Command::new("tar")
-        .args(["-x", "--no-same-owner", "-C"])
-        .arg(root)
-        .stdin(files)
-        .stderr(errors)
-        .status();
-    let read = reader.wait();
-    match (read, written) {
-        (Ok(read), Ok(written)) if read.success() && written.success() => Ok(()),
-        _ => Err(format!("cannot unpack {name}")),
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::{Layout, boot, fuzz, process, qemu, sim};
+use crate::{Layout, boot, counts, fuzz, process, qemu, sim};
 
 /// One row of a table: what is run, and what it is called.
 pub struct Step {
@@ -31,6 +31,8 @@ pub enum Action {
     Boot(boot::Image, boot::Unit),
     /// A fuzzer, for so many seconds; one check.
     Fuzz { target: &'static str, seconds: u64 },
+    /// Instruction counts; one check for each that is kept.
+    Counts,
     /// The simulation through the command line; one check.
     Sim(sim::Sweep),
 }
@@ -166,6 +168,7 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
             Err(reason) => Tally::skip(reason),
         },
         Action::Fuzz { target, seconds } => fuzz::check(target, *seconds, at, log),
+        Action::Counts => counts::check(at, log),
         Action::Sim(sweep) => match sim::check(sweep, at, log) {
             Ok(found) => Tally { reasons: found.into_iter().collect(), ..Tally::pass() },
             Err(reason) => Tally::fail(reason),

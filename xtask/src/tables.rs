@@ -132,6 +132,7 @@ pub fn test() -> Vec<Step> {
         },
     ));
     table.extend(fuzz(5));
+    table.push(step("counts", "instruction counts of what is called most", Action::Counts));
     table.push(step("sim", "the default simulation, within 5 s", Action::Sim(Sweep::Default)));
     table.extend(hostile(24, 3));
     table.push(step("sim", "one seed twice gives one report", Action::Sim(Sweep::Repeat { seed: 7 })));
