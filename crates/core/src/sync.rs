@@ -97,7 +97,7 @@ impl<'d, P: Platform> Unmapping<'d, P> {
             self.retire();
             return Ok(());
         }
-        invalidate(self.domain, self.gather.range(), self.gather.non_leaf()).await?;
+        invalidate(self.domain, self.gather.to_invalidate(), self.gather.non_leaf()).await?;
         self.retire();
         Ok(())
     }

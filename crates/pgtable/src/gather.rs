@@ -26,7 +26,15 @@ impl Default for Gather {
     }
 }
 
+/// Leaves of unknown sizes are taken for pages of 4 KiB.
+const PAGE_BITS: u32 = 12;
+
 impl Gather {
+    /// More leaves than a device's or an IOMMU's TLB holds entries. To invalidate as many takes out
+    /// all that the TLB has of a table in any case, one command after the other where hardware has
+    /// no ranges; one command for everything does the same.
+    pub const MOST_LEAVES: u64 = 1 << 16;
+
     /// An empty gather. Allocates nothing.
     #[inline]
     pub const fn new() -> Gather {
@@ -91,6 +99,15 @@ impl Gather {
     /// The smallest range (inclusive) that covers everything removed.
     pub fn range(&self) -> Option<(u64, u64)> {
         (self.start <= self.end).then_some((self.start, self.end))
+    }
+
+    /// The range to invalidate, `None` for everything that there is of the table: a range of more
+    /// leaves than [`Gather::MOST_LEAVES`] is not worth naming.
+    pub fn to_invalidate(&self) -> Option<(u64, u64)> {
+        let (start, end) = self.range()?;
+        // Where sizes are unknown they are taken for pages.
+        let shift = self.leaf_sizes.trailing_zeros().clamp(PAGE_BITS, 63);
+        ((end - start) >> shift < Self::MOST_LEAVES).then_some((start, end))
     }
 
     /// The sizes that leaves in the range may have had, bit n for 2^n bytes, for hints of size and
@@ -162,5 +179,34 @@ impl Synced {
     /// call it: a wrong claim frees tables that hardware still reads.
     pub fn after_completed_invalidation() -> Synced {
         Synced(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_more_leaves_than_a_tlb_holds_is_everything() {
+        let range = |pages: u64, sizes: u64| {
+            let mut gather = Gather::new();
+            gather.add_leaves(0x1000, pages << 12, sizes);
+            assert_eq!(gather.range(), Some((0x1000, pages << 12)));
+            gather.to_invalidate()
+        };
+        let most = Gather::MOST_LEAVES;
+        assert_eq!(Gather::new().to_invalidate(), None);
+        assert_eq!(range(most, 1 << 12), Some((0x1000, most << 12)));
+        assert_eq!(range(most + 1, 1 << 12), None);
+        assert_eq!(range(most + 1, 1 << 21), Some((0x1000, (most + 1) << 12)), "few leaves, if large ones");
+        assert_eq!(range(most + 1, 1 << 12 | 1 << 21), None);
+        assert_eq!(range(most + 1, u64::MAX), None);
+        let mut apart = Gather::new();
+        apart.add_leaves(0, 0xfff, 1 << 12);
+        apart.add_leaves(1 << 40, (1 << 40) + 0xfff, 1 << 12);
+        assert_eq!(apart.to_invalidate(), None, "two pages, and all that lies between them");
+        let mut all = Gather::new();
+        all.add_leaves(0, u64::MAX, 1 << 63);
+        assert_eq!(all.to_invalidate(), Some((0, u64::MAX)));
     }
 }
