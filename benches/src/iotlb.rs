@@ -228,6 +228,6 @@ impl Random {
     #[inline(always)]
     fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (self.0 >> 32) * n >> 32
+        ((self.0 >> 32) * n) >> 32
     }
 }
