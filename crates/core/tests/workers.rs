@@ -69,3 +69,38 @@ fn a_resolver_that_panics_gives_its_turn_back() {
     w.work();
     assert_eq!(w.hw.answers().len(), 2);
 }
+
+/// A worker that works in a row goes on with an attachment's groups, but not while others wait.
+#[test]
+fn a_worker_goes_on_with_an_attachment_while_nobody_else_waits() {
+    let w = World::new();
+    let (busy, other) = (w.device(1), w.device(2));
+    let (dom, begun) = nested(&w, &busy, 0);
+    let (_a, _b) = (w.attach(&dom, &busy), w.attach(&dom, &other));
+    w.sends(&[last(1, 1), last(1, 2), last(1, 3), last(2, 9)]);
+    let mut order = Vec::new();
+    while w.iommu.run(&cx()) {
+        order.push(begun.lock().unwrap().drain(..).map(|(index, _)| index).collect::<Vec<_>>());
+    }
+    assert_eq!(order, [vec![1], vec![9], vec![2, 3]]);
+}
+
+/// What waits for a resolver that detaches its own attachment meanwhile is not handed to it.
+#[test]
+fn a_worker_does_not_go_on_with_an_attachment_that_is_closed() {
+    let w = World::new();
+    let d = w.device(1);
+    let begun = Begun::default();
+    let (seen, iommu) = (begun.clone(), w.iommu.clone());
+    let dom = w.resolved_by(&d, move |cx, _, g| {
+        seen.lock().unwrap().push((g.index(), iommu.load()));
+        let detaching = iommu.begin_detach_by_key(cx, g.attachment()).unwrap();
+        assert!(g.respond(Response::Success).is_err(), "the detach has answered");
+        drop(detaching);
+    });
+    let _a = w.attach(&dom, &d);
+    w.sends(&[last(1, 1), last(1, 2)]);
+    while w.iommu.run(&cx()) {}
+    assert_eq!(begun.lock().unwrap().len(), 1);
+    assert_eq!(w.hw.answers().len(), 2);
+}
