@@ -265,7 +265,9 @@ fn parsed<F: Format>(bytes: &mut Bytes<'_>) {
         let at = u64::from(bytes.u8()) % SPARSE_FRAMES * FRAME_SIZE as u64 + u64::from(bytes.u16() % 512) * 8;
         // Half of them lead to a frame that is there, which few words would by chance.
         let word = match bytes.u8() {
-            n if n & 1 == 0 => u64::from(bytes.u8()) % SPARSE_FRAMES << 12 | u64::from(bytes.u16()) & 0xfff,
+            n if n & 1 == 0 => {
+                ((u64::from(bytes.u8()) % SPARSE_FRAMES) << 12) | u64::from(bytes.u16()) & 0xfff
+            }
             _ => bytes.u64(),
         };
         words.insert(at, word);

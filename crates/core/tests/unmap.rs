@@ -41,6 +41,21 @@ fn tables_are_given_back_after_the_sync_and_not_before() {
 }
 
 #[test]
+fn pages_far_apart_are_one_flush_of_everything() {
+    const FAR: u64 = 0x4000_0000;
+    let w = World::new();
+    let (dom, _a) = mapped(&w);
+    dom.map_range(FAR, portcullis_pgtable::Phys(0x70_0000), 0x1000, RW).unwrap();
+    let mut gone = dom.unmapping();
+    gone.unmap(0x1000, 0x1000).unwrap();
+    gone.unmap(FAR, 0x1000).unwrap();
+    w.hw.take_log();
+    gone.sync(&cx()).unwrap();
+    let everything = Call::Submit { range: None, tags: 1, ats: 1 };
+    assert_eq!(w.hw.take_log(), [everything], "and not a range of all that lies between them");
+}
+
+#[test]
 fn a_gather_dropped_unsynced_is_freed_by_the_next_flush_only() {
     let w = World::new();
     let (dom, _a) = mapped(&w);
