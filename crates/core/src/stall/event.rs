@@ -9,7 +9,8 @@ use crate::{
 /// One stalled transaction as the driver decoded it: held by the hardware until it is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stall {
-    /// Names it to [`Driver::resume`](crate::driver::Driver::resume). Of all that wait on one instance, no other has the number.
+    /// Names it to [`Driver::resume`](crate::driver::Driver::resume). Of all that wait on one instance,
+    /// no other has the number.
     pub id: StallId,
     /// The requester.
     pub source: SourceId,
