@@ -92,7 +92,7 @@ fn a_decider_elsewhere_answers_by_number() {
     let cookie = numbers.lock().unwrap()[0];
     let stranger = Claimant::OfDevice(portcullis::DeviceId(9));
     assert_eq!(cookies.respond(cookie, stranger, Response::Success), Err(CookieError::Foreign(cookie)));
-    assert_eq!(cookies.respond(cookie ^ 1, Claimant::Holder, Response::Success).is_err(), true);
+    assert!(cookies.respond(cookie ^ 1, Claimant::Holder, Response::Success).is_err());
     assert_eq!(w.hw.resumed(), []);
     let speaker = Claimant::OfAttachment(a.key());
     assert_eq!(cookies.respond(cookie, speaker, Response::Success), Ok(()));
