@@ -681,6 +681,9 @@ impl Hardware {
             s.requests.pop_front();
             s.head += 1;
         }
+        // Before what was stalled since.
+        let ended = core::mem::take(&mut self.state().ended);
+        ended.into_iter().for_each(|source| turn.stalls_ended(source));
         loop {
             let next = self.state().stalls.front().copied();
             let Some(stall) = next else { break };
@@ -691,8 +694,6 @@ impl Hardware {
             s.stalls.pop_front();
             s.head += 1;
         }
-        let ended = core::mem::take(&mut self.state().ended);
-        ended.into_iter().for_each(|source| turn.stalls_ended(source));
         if overflowed {
             turn.overflow();
         }

@@ -125,7 +125,15 @@ fn what_comes_during_a_reset_is_terminated_and_what_was_held_too() {
     let _a = w.iommu.attach(&cx(), &dom, &d, None, data()).unwrap();
     let (_guard, passed) = pass_on(&w, &dom);
     faults(&w, &[stall(1, 1)]);
+    // There is no room to say so at first.
+    w.hw.state().resumes_full = true;
+    let (hw, mut waits) = (w.hw.clone(), 0);
+    w.board.on_wait(Some(Box::new(move || {
+        waits += 1;
+        hw.state().resumes_full = waits < 5;
+    })));
     let parked = d.park(&cx()).unwrap();
+    w.board.on_wait(None);
     assert_eq!(w.hw.resumed(), [ended(1, Verdict::Terminate)], "before the device is reset");
     w.hw.reports_stall(stall(1, 2));
     w.iommu.service(IOMMU);

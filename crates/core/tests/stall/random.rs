@@ -8,22 +8,15 @@ use std::{collections::btree_map::Entry, time::Duration};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A transaction faults at a place, under a tag that may be taken.
+    /// A transaction faults at a place, unless its tag is taken.
     Faults {
-        source: u32,
         pasid: u32,
         tag: u64,
     },
-    /// A record that no transaction stands behind but the hardware's own.
-    Forged {
-        source: u32,
-        tag: u64,
-    },
+    /// A record, whether its tag is taken or not.
+    Forged(u64),
     /// One more is on its way.
-    Late {
-        source: u32,
-        tag: u64,
-    },
+    Late(u64),
     Answer {
         nth: usize,
         retry: bool,
@@ -40,11 +33,11 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (source, tag) = (1..4u32, 0..12u64);
+    let tag = 0..12u64;
     prop_oneof![
-        8 => (source.clone(), 0..2u32, tag.clone()).prop_map(|(source, pasid, tag)| Step::Faults { source, pasid, tag }),
-        2 => (source.clone(), tag.clone()).prop_map(|(source, tag)| Step::Forged { source, tag }),
-        1 => (source, tag).prop_map(|(source, tag)| Step::Late { source, tag }),
+        8 => (0..2u32, tag.clone()).prop_map(|(pasid, tag)| Step::Faults { pasid, tag }),
+        2 => tag.clone().prop_map(Step::Forged),
+        1 => tag.prop_map(Step::Late),
         6 => (any::<usize>(), any::<bool>(), any::<bool>())
             .prop_map(|(nth, retry, drops)| Step::Answer { nth, retry, drops }),
         2 => Just(Step::Work),
@@ -56,6 +49,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::HardwareEnds),
         2 => (0..700_000u64).prop_map(Step::Pass),
     ]
+}
+
+/// Whose a tag is: one of two devices', or one's that nobody knows.
+fn of(tag: u64) -> u32 {
+    1 + (tag % 3) as u32
 }
 
 /// Runs the steps, and then ends everything.
@@ -80,22 +78,22 @@ fn run(steps: &[Step], tight: bool) {
     let mut guards: [Option<Stalling<Board>>; 2] = [None, None];
     for step in steps {
         match *step {
-            Step::Faults { source, pasid: p, tag } => {
-                let at = Stall { pasid: (p > 0).then(|| pasid(p)).flatten(), ..stall(source, tag) };
+            Step::Faults { pasid: p, tag } => {
+                let at = Stall { pasid: (p > 0).then(|| pasid(p)).flatten(), ..stall(of(tag), tag) };
                 if !w.hw.state().held.contains_key(&at.id) {
                     w.hw.stalls(at);
                 }
                 w.iommu.service(IOMMU);
             }
-            Step::Forged { source, tag } => {
-                w.hw.reports_stall(stall(source, tag));
+            Step::Forged(tag) => {
+                w.hw.reports_stall(stall(of(tag), tag));
                 w.iommu.service(IOMMU);
             }
-            Step::Late { source, tag } => {
+            Step::Late(tag) => {
                 let mut s = w.hw.state();
                 if let Entry::Vacant(free) = s.held.entry(StallId(tag)) {
-                    free.insert(SourceId(source));
-                    s.late_stalls.push(stall(source, tag));
+                    free.insert(SourceId(of(tag)));
+                    s.late_stalls.push(stall(of(tag), tag));
                 }
             }
             Step::Answer { nth, retry, drops } => {

@@ -139,9 +139,10 @@ fn lost_hardware_ends_every_wait() {
     w.hw.state().lost = true;
     let first = passed.lock().unwrap().remove(0);
     let _ = first.respond(portcullis::Response::Success);
+    w.iommu.service(IOMMU);
+    assert!(passed.lock().unwrap().iter().all(|s| !s.is_pending()), "nobody will resume them");
     guard.disable(&cx());
     assert_eq!(w.iommu.load().waiting, 0);
-    assert!(passed.lock().unwrap().iter().all(|s| !s.is_pending()));
     assert!(a.begin_detach(&cx()).lost());
     assert_eq!((d.counters().stalls_lost, w.hw.resumed().len()), (2, 0));
     let dom = w.plain(&d);
