@@ -118,10 +118,11 @@ impl<P: Platform> Stalling<P> {
 impl<P: Platform> Drop for Stalling<P> {
     fn drop(&mut self) {
         self.domain.set_stalls(false);
+        // First: what is filed at this moment finds nobody to decide it, and what somebody was asked
+        // about before is found below.
         self.seat.vacate();
         for instance in instances(&self.domain) {
             instance.end_stalls_in(&self.domain);
-            // What a turn files at this moment is ended by the next.
             instance.ask_for_stalls();
             instance.turn_soon();
         }

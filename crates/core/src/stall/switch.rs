@@ -80,7 +80,9 @@ impl<P: Platform> Instance<P> {
         if !taken(&self.stalls_due) {
             return;
         }
-        self.end_stalls_of_nobody();
+        if self.is_lost() {
+            return self.end_stalls_of_the_lost();
+        }
         let (mut last, mut moved) = (None, false);
         while !self.is_lost()
             && let Some((at, step)) = self.next_step(last)
@@ -165,16 +167,10 @@ impl<P: Platform> Instance<P> {
         });
     }
 
-    /// Terminates what is stalled where nothing stalls any more, or where nobody will resume it.
-    fn end_stalls_of_nobody(&self) {
-        let lost = self.is_lost();
+    /// What is stalled when the hardware is lost ends without a verdict.
+    fn end_stalls_of_the_lost(&self) {
         self.each_stall(|slot, generation, r| {
-            let inside = r.owner.and_then(|key| self.hub.attachments.enter(key));
-            let wanted = inside.as_ref().is_none_or(|t| t.inner.domain.stalls());
-            inside.into_iter().for_each(crate::slab::leave);
-            if lost || !wanted {
-                self.settle(slot, generation, &r.last, Code::Invalid);
-            }
+            self.settle(slot, generation, &r.last, Code::Invalid);
         });
         self.say_ended();
     }

@@ -10,9 +10,9 @@ use super::{
 use portcullis::driver::{PageRequest, Stall, Start};
 use portcullis::error::StallError;
 use portcullis::{
-    Access, At, Attachment, Bus, Code, Config, Detaching, Device, DeviceCaps, DeviceId, DeviceSpec, Domain,
-    DomainOptions, External, InstanceId, Iommu, PageGroup, Pasid, Platform, Reason, Response, Sleep,
-    SourceId, StallDecider, StallId, StalledAccess, Stalling, Upstream, Verdict, Waited,
+    Access, At, Attachment, Bus, Code, Config, Deferred, Detaching, Device, DeviceCaps, DeviceId, DeviceSpec,
+    Domain, DomainOptions, External, InstanceId, Iommu, PageGroup, Pasid, Platform, Reason, Response, Sleep,
+    SourceId, StallDecider, StallId, StalledAccess, Stalling, Upstream, UserObject, Verdict, Waited,
 };
 use std::{
     collections::BTreeMap,
@@ -25,6 +25,9 @@ use std::{
 };
 
 pub type Dom = Domain<Board, External<Attached>>;
+pub type User = Domain<Board, UserObject<Attached>>;
+/// Transactions that were passed on.
+pub type Passed = Arc<Mutex<Vec<Deferred<Board>>>>;
 pub type Att = Attachment<Board>;
 pub type Dev = Device<Board>;
 
@@ -152,6 +155,17 @@ impl Room {
             verdict
         };
         self.iommu.enable_stall(&cx(), domain, StallDecider::sleeping(resolver))
+    }
+
+    /// A domain whose stalls are passed on to a list.
+    pub fn passes_on(&self, device: &Dev) -> (User, Stalling<Board>, Passed) {
+        type Never = fn(&Sleep<'_>, &Arc<Attached>, PageGroup<'_, Board>);
+        let made = self.iommu.user_object_domain(&[device], DomainOptions::default(), None::<Never>);
+        let (domain, passed): (User, Passed) = (made.expect("made"), Passed::default());
+        let list = passed.clone();
+        let forward = move |_: &Arc<Attached>, stalled: Deferred<Board>| list.lock().unwrap().push(stalled);
+        let guard = self.iommu.enable_stall(&cx(), &domain, StallDecider::elsewhere(forward));
+        (domain, guard.expect("it can stall"), passed)
     }
 
     /// The device faults, a few times; a service turn each reads the record, if there is one.

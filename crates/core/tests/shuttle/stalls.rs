@@ -30,6 +30,29 @@ fn transactions_stall_while_their_guard_comes_and_goes() {
     });
 }
 
+/// What a decider elsewhere was given while its guard was dropped is ended with it. Few schedules meet
+/// that moment.
+#[test]
+fn transactions_are_passed_on_while_their_guard_is_dropped() {
+    explore(8 * schedules(), || {
+        let room = Room::new(1);
+        let d = room.soc_device(1);
+        let (dom, guard, passed) = room.passes_on(&d);
+        let data = Attached::new();
+        let a = room.iommu.attach(&cx(), &dom, &d, None, data.clone()).expect("attached");
+        let owner = room.board.spawn(move || drop(guard));
+        room.faults(1, 0..1);
+        owner.join();
+        room.quiet();
+        assert!(room.hw.state().held.is_empty(), "held behind its guard");
+        for late in core::mem::take(&mut *passed.lock().unwrap()) {
+            assert!(late.respond(Response::Success).is_err());
+        }
+        room.detach(a, &data);
+        room.close();
+    });
+}
+
 #[test]
 fn a_deadline_a_verdict_a_detach_and_the_end_of_the_guard_at_once() {
     explore(schedules(), || {
