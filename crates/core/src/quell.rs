@@ -116,11 +116,14 @@ impl<P: Platform> State<P> {
                 // What is on its way while something is detached is nobody's storm.
                 return judged;
             }
-            let step = source.weather.ladder(trouble).event(now);
-            judged.tell = step.tell;
-            record.untold = step.untold;
-            judged.changes[0] = Change::of(record.source, step);
-            watch.sooner(source.weather.due());
+            // A device is not cut off for what the IOMMU met in memory on its behalf.
+            if record.reason != Reason::TableAccess {
+                let step = source.weather.ladder(trouble).event(now);
+                judged.tell = step.tell;
+                record.untold = step.untold;
+                judged.changes[0] = Change::of(record.source, step);
+                watch.sooner(source.weather.due());
+            }
         }
         if judged.tell {
             let step = watch.ladder.event(now);

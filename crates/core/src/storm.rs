@@ -122,7 +122,8 @@ impl Thresholds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Storms {
     /// Each device's, for its unrecoverable faults. What comes from a place that is being detached,
-    /// or from a device that is being reset, is not counted.
+    /// or from a device that is being reset, is not counted, nor is that the IOMMU could not reach
+    /// its own tables.
     pub faults: Thresholds,
     /// Each device's, for its page requests that were refused.
     pub requests: Thresholds,

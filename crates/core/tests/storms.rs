@@ -171,6 +171,23 @@ fn what_comes_from_a_place_that_is_being_detached_is_no_storm() {
 }
 
 #[test]
+fn nobody_is_cut_off_because_the_iommu_could_not_reach_its_tables() {
+    let w = World::new();
+    let d = w.device(1);
+    let observer = w.iommu.observe(Scope::All, 256).unwrap();
+    (0..300).for_each(|n| w.hw.faults(fault(1, n, Reason::TableAccess)));
+    w.iommu.service(IOMMU);
+    assert_eq!((d.storm().rung, d.is_quarantined()), (Rung::Log, false));
+    // What is told is bounded all the same, by the instance's ladder.
+    let all = told(&observer);
+    assert_eq!(news(&all), [COALESCE, MASK]);
+    assert!(all.len() < 80, "{}", all.len());
+    // They do not make what the device does itself weigh more.
+    burst(&w, 1, 9);
+    assert!(!d.is_quarantined());
+}
+
+#[test]
 fn refused_page_requests_have_thresholds_of_their_own() {
     let w = World::new();
     let d = w.device(1);
