@@ -146,22 +146,30 @@ async fn stop<P: Platform>(
     source: SourceId,
 ) -> Result<(), HwLost> {
     let instance = &served.instance;
-    let Some(direct) = group.direct_of(source) else {
-        return hw(instance, || instance.driver().cut_off(source)).await;
-    };
-    // Cut off, it would miss them. Instead it may send nothing but plain requests, and those reach
-    // nothing else.
-    let mut plain = instance.features(source);
-    (plain.ats, plain.pri) = (false, false);
-    hw(instance, || instance.driver().set_features(source, plain)).await?;
-    instance.set_features(source, plain);
-    instance.switch(At { source, pasid: None }, Some(direct)).await?;
-    let mut last = None;
-    while let Some((at, _)) = instance.attached_after(source, last) {
-        if at.pasid.is_some() {
-            instance.switch(at, None).await?;
+    let at = At { source, pasid: None };
+    let direct = group.direct_of(source);
+    if direct.is_some() {
+        // Cut off, it would miss them. Instead it may send nothing but plain requests, and those reach
+        // nothing else.
+        let mut plain = instance.features(source);
+        (plain.ats, plain.pri) = (false, false);
+        hw(instance, || instance.driver().set_features(source, plain)).await?;
+        instance.set_features(source, plain);
+    }
+    if direct.is_some() || instance.may_cache(at) {
+        // A request that the device has translated itself is over when the device answers for its own
+        // TLB. It is asked now: after the reset it answers at once, and knows of none.
+        instance.switch(at, direct.clone()).await?;
+        let mut last = None;
+        while let Some((at, _)) = instance.attached_after(source, last) {
+            if at.pasid.is_some() {
+                instance.switch(at, None).await?;
+            }
+            last = Some(at);
         }
-        last = Some(at);
+    }
+    if direct.is_none() {
+        hw(instance, || instance.driver().cut_off(source)).await?;
     }
     Ok(())
 }
