@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::*;
+use common::{hardware::DEVICE_TIMEOUT, *};
 use portcullis::error::AttachError;
-use portcullis::{At, Code, Config, DeviceId, DuringReset, GroupId, Membership, SourceId};
+use portcullis::{At, Code, Config, DeviceId, DuringReset, GroupId, Membership, Platform, SourceId};
 use portcullis_pgtable::Phys;
-use std::task::Poll;
+use std::{task::Poll, time::Duration};
 
 fn at(n: u32) -> At {
     At { source: SourceId(n), pasid: None }
@@ -49,6 +49,53 @@ fn parking_nests_and_the_device_has_what_is_attached_at_the_end() {
     assert_eq!(w.hw.entry(at(1)), None);
     assert!(w.hw.entry(b.at()).is_some());
     let _again = w.attach(&dom, &d);
+}
+
+/// What a device has translated itself passes the IOMMU's caches by. Only its own answer says that this
+/// has arrived, and after the reset it answers for nothing that it sent before.
+#[test]
+fn a_device_with_a_tlb_of_its_own_is_asked_for_it_before_it_is_cut_off() {
+    let w = World::new();
+    let d = w.device(1);
+    let (dom, p5) = (w.plain(&d), w.plain(&d));
+    let _a = w.attach(&dom, &d);
+    let b = w.iommu.attach(&cx(), &p5, &d, pasid(5), data()).unwrap();
+    let to_the_hardware = || {
+        let mut log = w.hw.take_log();
+        log.retain(|c| matches!(c, Call::Block(_) | Call::CutOff(_) | Call::Reset(_)));
+        log
+    };
+    to_the_hardware();
+    d.reset(&cx()).unwrap();
+    let id = SourceId(1);
+    let asked = [Call::Block(at(1)), Call::Block(b.at()), Call::CutOff(id), Call::Reset(id)];
+    assert_eq!(to_the_hardware(), asked);
+    // One that has none is not asked for it.
+    let mut spec = w.spec(2);
+    spec.caps.ats = false;
+    let plain = w.iommu.add_device(&cx(), spec).unwrap();
+    let _c = w.attach(&dom, &plain);
+    to_the_hardware();
+    plain.reset(&cx()).unwrap();
+    assert_eq!(to_the_hardware(), [Call::CutOff(SourceId(2)), Call::Reset(SourceId(2))]);
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_reset_all_the_same() {
+    let w = World::new();
+    let d = w.device(1);
+    let dom = w.plain(&d);
+    let _a = w.attach(&dom, &d);
+    let _b = w.iommu.attach(&cx(), &dom, &d, pasid(5), data()).unwrap();
+    w.hw.state().dead.insert(SourceId(1));
+    let before = w.board.now();
+    let parked = d.park(&cx()).unwrap();
+    let took = w.board.now().since(before);
+    assert!(took >= DEVICE_TIMEOUT && took < DEVICE_TIMEOUT * 2, "waited for once: {took:?}");
+    assert!(w.hw.is_cut_off(SourceId(1)));
+    w.hw.state().dead.clear();
+    parked.end(&cx()).unwrap();
+    assert!(!d.is_quarantined() && w.hw.entry(at(1)).is_some());
 }
 
 #[test]
