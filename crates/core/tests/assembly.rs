@@ -2,9 +2,7 @@
 //! counts them: after every step the same groups were delivered, the same answers went out, and the
 //! same is counted.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::PageRequest;
 use portcullis::{
     Code, Config, Counters, Deferred, DeviceId, DomainOptions, PageGroup, Pasid, Response, Sleep,

@@ -1,8 +1,6 @@
 //! Attaching: what is refused and why, and what stands when it succeeds.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::{Incompatible, Stage, StartError, TableRequest};
 use portcullis::error::{AddDeviceError, AttachError, DomainError, DomainMapError, NotUp, RegisterError};
 use portcullis::{At, Config, DeviceId, DeviceState, DomainOptions, Iommu, PageGroup, Sleep, SourceId};

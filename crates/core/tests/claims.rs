@@ -1,8 +1,6 @@
 //! Who has a group: kernel drivers or one owner outside; and what drivers find attached.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::{Incompatible, Target};
 use portcullis::error::{AttachError, ClaimError, DomainMapError};
 use portcullis::{

@@ -1,8 +1,6 @@
 //! Groups held by number, against a plain model of who may answer what.
 
-mod common;
-
-use common::*;
+use crate::common::{self, *};
 use portcullis::{
     Claimant, Code, Config, CookieError, CookieWidth, Cookies, Deferred, DeviceId, Key, Response,
 };

@@ -1,9 +1,7 @@
 //! What the fault path costs in read-modify-writes, each of which costs as much as a lock: counted in
 //! the words that cores share, quotas, deadlines and the arbitration of answers on.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::{DomainOptions, PageGroup, Response, driver::PageRequest};
 use portcullis_sync::hook::{self, Op};
 use std::{cell::Cell, sync::Arc};

@@ -1,8 +1,6 @@
 //! The end of an attachment.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::{AlreadyAnswered, AttachError, Stale};
 use portcullis::{At, Code, Config, Deferred, Platform, Response, SourceId, Waited};
 use std::{

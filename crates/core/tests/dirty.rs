@@ -1,8 +1,6 @@
 //! Dirty tracking on a domain: what walkers mark is told once, and the caches know of it.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::{HwLost, Target};
 use portcullis::error::{DirtyTrackingError, SyncError};
 use portcullis::{At, SourceId};
@@ -82,7 +80,7 @@ fn what_was_written_is_told_once_and_its_caches_are_invalidated_before_the_call_
     device_writes(&t.w, 0x1000);
     let mut told = Vec::new();
     t.dom.read_and_clear_dirty(&cx(), 0x2000, 0x4000, |iova, _| told.push(iova)).unwrap();
-    assert_eq!(told, [], "it is outside of the range");
+    assert_eq!(told, [0_u64; 0], "it is outside of the range");
     assert_eq!(t.read(true), [(0x1000, 0x1000)]);
 }
 

@@ -1,8 +1,6 @@
 //! What a person is told about a fault.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::{
     Access, Config, Direction, DmaOptions, FaultKind, FaultRecord, Provenance, RawFault, Reason, Scope,
     SourceId, Stage, Storms, Subscription,

@@ -1,9 +1,7 @@
 //! Everything that can fail, failed in turn: each time a typed error, the state that was before,
 //! and nothing left over.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::{AddDeviceError, AttachError, DomainMapError};
 use portcullis::{At, Code, Gap, Replaced, SourceId};
 use portcullis_pgtable::{MapError, Phys};

@@ -1,9 +1,7 @@
 //! Several devices that nobody can keep apart, and devices with several ids: attached, replaced and
 //! detached as one.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::{AddDeviceError, AttachError, NotUp};
 use portcullis::{
     At, Code, DeviceId, DeviceState, FaultKind, Gap, GroupId, InstanceId, Membership, MergedBy, RawFault,

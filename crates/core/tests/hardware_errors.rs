@@ -1,8 +1,6 @@
 //! Devices and IOMMUs that do not answer, and resets.
 
-mod common;
-
-use common::{hardware::DEVICE_TIMEOUT, *};
+use crate::common::{hardware::DEVICE_TIMEOUT, *};
 use portcullis::error::{AlreadyAnswered, AttachError, SyncError};
 use portcullis::{At, Code, Config, Deferred, DeviceId, FaultKind, Platform, Response, Scope, SourceId};
 use std::{

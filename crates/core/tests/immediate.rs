@@ -1,8 +1,6 @@
 //! Resolvers that never sleep: called in the service turn that brings the group.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::{Code, Deferred, Detaching, DomainOptions, Op, PageGroup, Response};
 use std::{
     cell::RefCell,

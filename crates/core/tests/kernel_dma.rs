@@ -1,9 +1,7 @@
 //! The kernel's DMA API as owner: IOVAs that are given out, parked and given out again, and data
 //! that changes hands.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::Incompatible;
 use portcullis::driver::Target;
 use portcullis::error::{AttachError, DmaMapError, DomainMapError, SyncError};

@@ -1,9 +1,7 @@
 //! Random page requests against a plain model: each last request is settled once, nobody exceeds
 //! a share, and nothing is left over.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::PageRequest;
 use portcullis::{Config, Deferred, Response};
 use proptest::prelude::*;

@@ -1,9 +1,7 @@
 //! The MSI window of owners that map: a part of the IOVA space that is theirs to point at, and
 //! nobody's to map.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::Target;
 use portcullis::error::{DomainError, DomainMapError, MsiError};
 use portcullis::{

@@ -1,9 +1,7 @@
 //! A guest as owner: its table on top of a parent domain, its invalidations passed on, its faults
 //! answered late.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::{Incompatible, Target};
 use portcullis::error::{AttachError, DomainError};
 use portcullis::{

@@ -1,8 +1,6 @@
 //! Observers: who is told what, and what a full queue loses.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::{
     Access, Config, FaultKind, FaultRecord, Observer, Platform, RawFault, Reason, Scope, Sleep, SourceId,
     Storms, Told, error::ObserveError,

@@ -1,8 +1,6 @@
 //! Page requests: from the hardware's queue to the one answer of each group.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::PageRequest;
 use portcullis::error::AlreadyAnswered;
 use portcullis::{Code, Config, Deferred, Platform, Reason, Response, Scope};

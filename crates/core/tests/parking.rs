@@ -1,9 +1,7 @@
 //! Resets: what is parked, what goes on meanwhile, and what is there afterwards; and direct regions,
 //! which nothing interrupts.
 
-mod common;
-
-use common::{hardware::DEVICE_TIMEOUT, *};
+use crate::common::{hardware::DEVICE_TIMEOUT, *};
 use portcullis::error::AttachError;
 use portcullis::{At, Code, Config, DeviceId, DuringReset, GroupId, Membership, Platform, SourceId};
 use portcullis_pgtable::Phys;

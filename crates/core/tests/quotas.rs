@@ -1,8 +1,6 @@
 //! What devices, attachments and owners may have outstanding, and for how long.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::ConfigError;
 use portcullis::{Code, Config, Deferred, DomainOptions, Iommu, Reason, Response, Scope};
 use std::{

@@ -1,8 +1,6 @@
 //! Replacing what is attached: old, new or blocked, never a mix, and it is said which.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::AttachError;
 use portcullis::{At, Code, Gap, Replaced, SourceId, Waited};
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,6 @@
 //! Step forms: what a platform without threads calls between its service turns.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, RegisterError};
 use portcullis::{At, Code, Config, Gap, InstanceId, Iommu, Op, Replaced, ReservedRegion, SourceId};

@@ -1,8 +1,6 @@
 //! Devices that fault too much: what is told, what is masked, who is cut off, and how that ends.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::{
     Access, Code, Config, FaultKind, FaultRecord, Platform, RawFault, Reason, Rung, Scope, SourceId, Storms,
     Thresholds, error::AttachError,

@@ -1,8 +1,6 @@
 //! Transitions of a group: one at a time at a place, none while the group changes as a whole.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::AttachError;
 use portcullis::{At, DeviceSpec, GroupId, Membership, Op, ReservedRegion, SourceId};
 use portcullis_pgtable::Phys;

@@ -1,8 +1,6 @@
 //! From an unmap to memory that is free.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::error::DomainMapError;
 use portcullis_pgtable::{MapError, UnmapError};
 

@@ -1,9 +1,7 @@
 //! One machine, several vendors: the order in which instances become ready shows nowhere, a domain
 //! is open to whoever can walk it, and everybody else is told why not.
 
-mod common;
-
-use common::{vendors::*, *};
+use crate::common::{vendors::*, *};
 use portcullis::driver::{Incompatible, Start, Target};
 use portcullis::error::{AddDeviceError, AttachError, DomainError, NotUp};
 use portcullis::{

@@ -1,8 +1,6 @@
 //! Resolvers that take their time, and who waits for them.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use portcullis::driver::PageRequest;
 use portcullis::{Config, Load, Response};
 use std::sync::{Arc, Mutex};

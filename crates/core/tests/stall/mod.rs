@@ -1,9 +1,6 @@
 //! Stalled transactions: held until a verdict, resumed by the core alone, each once, whatever happens
 //! in between and in whatever order.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod hostile;
 mod life;
 mod limits;
@@ -11,7 +8,7 @@ mod orders;
 mod random;
 mod refused;
 
-use common::*;
+use crate::common::*;
 use portcullis::driver::Stall;
 use portcullis::{
     Access, At, Bus, Deferred, Domain, DomainOptions, PageGroup, Reason, Sleep, SourceId, StallDecider,
