@@ -453,7 +453,9 @@ pub trait Driver: Send + Sync + 'static {
     fn set_features(&self, source: SourceId, features: Features) -> Result<InvSeq, SubmitError>;
     /// Stops everything a requester can send, translated requests too, without asking anything of
     /// the device: for one that is lost, is about to be reset, or is going away. The requester
-    /// stays known with its tables.
+    /// stays known with its tables. What it had translated itself before may still be on its way, so
+    /// that commits, blocks and batches go on asking it for its own TLB, unless its features are off
+    /// or it was the one that let an invalidation time out.
     ///
     /// # Errors
     /// A full queue, or hardware that is gone.

@@ -313,6 +313,7 @@ impl<P: Platform> Instance<P> {
             let src = s.sources.get_mut(source);
             let first = src.is_some_and(|src| {
                 self.account_of(src).set_quarantined(true);
+                src.silent |= why == Reason::DeviceTimeout;
                 !core::mem::replace(&mut src.quarantined, true)
             });
             s.suspects += u32::from(first);
@@ -354,7 +355,7 @@ impl<P: Platform> Instance<P> {
         self.state.with(|s| {
             if let Some(src) = s.sources.get_mut(source) {
                 s.suspects -= u32::from(src.quarantined && !src.cut);
-                (src.quarantined, src.cut) = (false, false);
+                (src.quarantined, src.cut, src.silent) = (false, false, false);
                 self.account_of(src).set_quarantined(false);
             }
         });
@@ -390,9 +391,12 @@ impl<P: Platform> Instance<P> {
         });
     }
 
-    /// Whether the device at `at` may hold translations that an invalidation must wait for.
+    /// Whether the device at `at` may have translated something itself, and can say when that is over.
+    /// One that was cut off is still asked: what it sent before may be on its way.
     pub(crate) fn may_cache(&self, at: At) -> bool {
-        self.state.with(|s| s.sources.get(at.source).is_some_and(|src| src.features.ats && !src.cut))
+        self.state.with(|s| {
+            s.sources.get(at.source).is_some_and(|src| src.features.ats && !(src.cut && src.silent))
+        })
     }
 }
 

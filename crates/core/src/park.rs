@@ -148,18 +148,10 @@ async fn stop<P: Platform>(
     let instance = &served.instance;
     let at = At { source, pasid: None };
     let direct = group.direct_of(source);
-    if direct.is_some() {
-        // Cut off, it would miss them. Instead it may send nothing but plain requests, and those reach
-        // nothing else.
-        let mut plain = instance.features(source);
-        (plain.ats, plain.pri) = (false, false);
-        hw(instance, || instance.driver().set_features(source, plain)).await?;
-        instance.set_features(source, plain);
-    }
     if direct.is_some() || instance.may_cache(at) {
         // A request that the device has translated itself is over when the device answers for its own
         // TLB. It is asked now: after the reset it answers at once, and knows of none.
-        instance.switch(at, direct.clone()).await?;
+        instance.switch(at, direct).await?;
         let mut last = None;
         while let Some((at, _)) = instance.attached_after(source, last) {
             if at.pasid.is_some() {
@@ -168,9 +160,17 @@ async fn stop<P: Platform>(
             last = Some(at);
         }
     }
+    // From here on it may send nothing but plain requests, and is asked for nothing.
+    let mut plain = instance.features(source);
+    (plain.ats, plain.pri) = (false, false);
+    if instance.features(source) != plain {
+        hw(instance, || instance.driver().set_features(source, plain)).await?;
+        instance.set_features(source, plain);
+    }
     if direct.is_none() {
         hw(instance, || instance.driver().cut_off(source)).await?;
     }
+    // Cut off, it would miss its direct regions. Plain requests reach nothing else.
     Ok(())
 }
 
@@ -192,13 +192,6 @@ async fn go_on<P: Platform>(
         }
         instance.absolve(*source);
         hw(instance, || instance.driver().restore(*source)).await?;
-        let mut all = instance.features(*source);
-        all.ats = features(&served.spec, instance, n == 0).ats;
-        all.pri = n == 0 && served.pri_is_on();
-        if instance.features(*source) != all {
-            hw(instance, || instance.driver().set_features(*source, all)).await?;
-            instance.set_features(*source, all);
-        }
         let (mut last, mut requester_id) = (None, false);
         while let Some((at, inner)) = instance.attached_after(*source, last) {
             instance.switch(at, inner.target()).await?;
@@ -208,6 +201,14 @@ async fn go_on<P: Platform>(
         let at = At { source: *source, pasid: None };
         if let (Some(target), false) = (group.resting_place(*source), requester_id) {
             instance.switch(at, Some(target)).await?;
+        }
+        // Last, so that nothing was asked of a TLB that the device has not been told to use yet.
+        let mut all = instance.features(*source);
+        all.ats = features(&served.spec, instance, n == 0).ats;
+        all.pri = n == 0 && served.pri_is_on();
+        if instance.features(*source) != all {
+            hw(instance, || instance.driver().set_features(*source, all)).await?;
+            instance.set_features(*source, all);
         }
         instance.set_resetting(*source, false);
     }

@@ -82,10 +82,12 @@ pub(crate) struct Source<P: Platform> {
     pub(crate) sharers: u32,
     pub(crate) group: GroupId,
     pub(crate) features: Features,
-    /// Its own TLB does not answer: it is to be cut off, or was.
+    /// It is to be cut off, or was.
     pub(crate) quarantined: bool,
-    /// The IOMMU refuses whatever it sends, so that nothing need be asked of its TLB.
+    /// The IOMMU refuses whatever it sends.
     pub(crate) cut: bool,
+    /// It let a time-out pass when it was asked for its own TLB.
+    pub(crate) silent: bool,
     /// Between the block and the end of a reset.
     pub(crate) resetting: bool,
     /// Page requests were on at some time: there may be some on their way, even if they are off.
@@ -119,6 +121,7 @@ impl<P: Platform> Source<P> {
             features,
             quarantined: false,
             cut: false,
+            silent: false,
             resetting: false,
             asked: false,
             account: 0,

@@ -146,7 +146,7 @@ pub(crate) async fn invalidate_chunk<P: Platform>(
     let Some(desc) = domain.desc() else { return Ok(()) };
     let instance = &chunk.instance;
     hw(instance, || {
-        // A device that was cut off meanwhile is not asked: the IOMMU refuses what it translated.
+        // A device that was cut off because it does not answer is not asked again.
         let mut tags = [chunk.tags()[0]; Batch::MAX_TAGS];
         for (tag, t) in tags.iter_mut().zip(chunk.tags()) {
             *tag = *t;

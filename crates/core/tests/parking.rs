@@ -5,7 +5,7 @@ use crate::common::{hardware::DEVICE_TIMEOUT, *};
 use portcullis::error::AttachError;
 use portcullis::{At, Code, Config, DeviceId, DuringReset, GroupId, Membership, Platform, SourceId};
 use portcullis_pgtable::Phys;
-use std::{task::Poll, time::Duration};
+use std::task::Poll;
 
 fn at(n: u32) -> At {
     At { source: SourceId(n), pasid: None }

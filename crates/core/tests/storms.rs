@@ -37,6 +37,28 @@ const MASK: (FaultKind, u32) = (FaultKind::Storm, Rung::Mask as u32);
 const CUT: (FaultKind, u32) = (FaultKind::Storm, Rung::Quarantine as u32);
 const CALM: (FaultKind, u32) = (FaultKind::Storm, Rung::Log as u32);
 
+/// What it translated itself and sent before it was cut off is on its way until it answers.
+#[test]
+fn a_device_that_was_cut_off_is_still_waited_for() {
+    let w = World::new();
+    let d = w.device(1);
+    let dom = w.plain(&d);
+    let a = w.attach(&dom, &d);
+    let iova = w.map(&dom, 0x1000);
+    burst(&w, 1, 10);
+    assert!(d.is_quarantined() && w.hw.is_cut_off(SourceId(1)));
+    w.hw.take_log();
+    w.hw.state().dead.insert(SourceId(1));
+    let mut gone = dom.unmapping();
+    gone.unmap(iova, 0x1000).unwrap();
+    let mut gone = gone.start_sync();
+    assert!((0..20).all(|_| gone.step().is_pending()), "it has not answered");
+    w.hw.state().dead.clear();
+    assert!(gone.step().is_ready());
+    assert!(w.hw.take_log().iter().any(|c| matches!(c, Call::Submit { ats: 1, .. })));
+    assert!(a.begin_detach(&cx()).is_gone());
+}
+
 #[test]
 fn ten_faults_in_ten_milliseconds_cut_a_device_off_until_it_is_reset() {
     let w = World::new();

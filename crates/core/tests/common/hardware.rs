@@ -128,6 +128,8 @@ pub struct State {
 struct Device {
     features: Features,
     cut: bool,
+    /// It let an invalidation time out.
+    silent: bool,
     muted: bool,
 }
 
@@ -367,7 +369,7 @@ impl State {
     }
 
     fn asks(&self, sources: impl Iterator<Item = SourceId>) -> Vec<SourceId> {
-        sources.filter(|s| self.devices.get(s).is_some_and(|d| d.features.ats && !d.cut)).collect()
+        sources.filter(|s| self.devices.get(s).is_some_and(|d| d.features.ats && !(d.cut && d.silent))).collect()
     }
 
     fn push(&mut self, now: Time, asks: Vec<SourceId>, drains: bool) -> InvSeq {
@@ -396,6 +398,11 @@ impl State {
                 }
                 None => Ok(()),
             };
+            if let Err(InvError::DeviceTimeout(s)) = result
+                && let Some(device) = self.devices.get_mut(&s)
+            {
+                device.silent = true;
+            }
             if work.drains && result.is_ok() {
                 let arrived = core::mem::take(&mut self.in_fabric);
                 self.requests.extend(arrived.into_iter().map(|r| (r, true)));

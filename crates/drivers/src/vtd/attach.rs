@@ -244,7 +244,7 @@ impl<P: Platform> Vtd<P> {
         // Cut off means at this very entry in legacy mode.
         let new = new.with_p(!device.cut_off);
         let mut items = Items::new();
-        if old.p() {
+        if old.p() || device.cut_off {
             items.context_entry(&self.unit, source, old);
             self.ask(&mut items, device, None);
         }
@@ -364,9 +364,15 @@ impl<P: Platform> Vtd<P> {
         self.tables.context(root, source)
     }
 
-    /// The invalidation of a device's own TLB, where it has one and may still use it.
+    /// Whether a device is asked for its own TLB. Its answer also says that what it had translated
+    /// itself has arrived (`[V]` 6.5.4), which a cut-off does not: only one that was cut off because it
+    /// does not answer is asked nothing.
+    pub(super) fn is_asked(&self, device: &Device) -> bool {
+        device.features.ats && !(device.cut_off && self.queue.is_silent(device.source))
+    }
+
     fn ask(&self, items: &mut Items, device: &Device, pasid: Option<portcullis::Pasid>) {
-        if device.may_use_its_tlb() {
+        if self.is_asked(device) {
             let source = device.source;
             items.device_tlb(&self.unit, At { source, pasid }, device.features);
         }

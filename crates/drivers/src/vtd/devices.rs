@@ -23,11 +23,6 @@ impl Device {
     pub(super) fn new(source: SourceId, features: Features, directory: Option<Phys>) -> Device {
         Device { source, features, directory, cut_off: false, drains: Drains::default() }
     }
-
-    /// Whether the unit lets translated requests of the device pass.
-    pub(super) fn may_use_its_tlb(&self) -> bool {
-        self.features.ats && !self.cut_off
-    }
 }
 
 /// The youngest drain of each attachment point, of the few that are drained at once. Further ones

@@ -27,7 +27,7 @@ impl<P: Platform> Vtd<P> {
             items.translations(&self.unit, at, PasidLow::from_bits(entry));
             // One that was cut off because it does not answer can prove nothing. It can send
             // nothing either: its requests are refused at the context entry.
-            if !(device.cut_off && self.queue.is_silent(at.source)) {
+            if self.is_asked(&device) {
                 items.device_tlb(&self.unit, at, device.features);
             }
         }

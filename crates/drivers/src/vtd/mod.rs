@@ -203,7 +203,7 @@ impl<P: Platform> Driver for Vtd<P> {
     fn submit(&self, batch: &Batch<'_>) -> Result<InvSeq, SubmitError> {
         let device = |source| {
             let device = self.devices.get(source)?;
-            device.may_use_its_tlb().then_some(device.features)
+            self.is_asked(&device).then_some(device.features)
         };
         let items = Items::batch(&self.unit, batch, device);
         self.queue.submit(&items, End::default(), || ())

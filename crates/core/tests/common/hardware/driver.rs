@@ -54,7 +54,7 @@ impl Driver for Hardware {
             return Err(PrepareError::NoMem);
         }
         s.call(Call::AddDevice(source));
-        let new = s.devices.insert(source, Device { features, cut: false, muted: false });
+        let new = s.devices.insert(source, Device { features, cut: false, silent: false, muted: false });
         assert!(new.is_none(), "{source} is added twice");
         Ok(())
     }
@@ -80,7 +80,8 @@ impl Driver for Hardware {
         let mut s = self.state();
         s.room()?;
         s.call(Call::Restore(source));
-        s.devices.get_mut(&source).expect("known").cut = false;
+        let device = s.devices.get_mut(&source).expect("known");
+        (device.cut, device.silent) = (false, false);
         Ok(s.push(self.board.now(), Vec::new(), false))
     }
 

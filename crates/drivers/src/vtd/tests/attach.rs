@@ -391,6 +391,27 @@ fn attaching_does_not_undo_a_legacy_cut_off() {
     assert_eq!(legacy_context(&fake), [0x2001, 0x0602]);
 }
 
+/// Requests that a device translated itself are over when it answers, and not before ([V] 6.5.4).
+#[test]
+fn a_device_that_was_cut_off_is_asked_for_its_tlb_all_the_same() {
+    let device = wide(3 | CONTEXT_OF_SOURCE, ALL_ADDRESSES);
+    for (fake, vtd) in [legacy(), scalable()] {
+        vtd.add_device(SOURCE, ats()).unwrap();
+        let _ = attach(&vtd, rid(), second_stage(5, 0x1000));
+        let _ = vtd.cut_off(SOURCE).unwrap();
+        fake.complete_all();
+        let _ = attach(&vtd, rid(), second_stage(6, 0x2000));
+        assert!(queued(&fake).contains(&device), "{:x?}", queued(&fake));
+        fake.complete_all();
+        let page = wide(3 | CONTEXT_OF_SOURCE, 0x1000);
+        let list = batch(&vtd, &fake, VTD_SECOND_STAGE, &[tag(6, rid(), true)], Some((0x1000, 0x1fff)), false);
+        assert!(list.contains(&page), "{list:x?}");
+        fake.complete_all();
+        let _ = vtd.block(rid()).unwrap();
+        assert!(queued(&fake).contains(&device), "{:x?}", queued(&fake));
+    }
+}
+
 fn tag(n: u32, at: At, ats: bool) -> CacheTag {
     CacheTag { tag: DomainTag(n), at, ats, nested: false }
 }
@@ -458,8 +479,8 @@ fn batches_of_the_first_stage_and_device_tlbs() {
         ]
     );
     assert_eq!(run(None)[..2], [wide(0x26 | 5 << 16, 0), wide(0x26 | 5 << 16 | 0x42 << 32, 0)]);
-    // A device that was cut off is left out.
-    let _ = vtd.cut_off(SOURCE).unwrap();
+    // A device without ATS is left out.
+    let _ = vtd.set_features(SOURCE, Features::default()).unwrap();
     assert_eq!(run(None).len(), 3);
 }
 
