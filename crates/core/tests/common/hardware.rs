@@ -369,7 +369,9 @@ impl State {
     }
 
     fn asks(&self, sources: impl Iterator<Item = SourceId>) -> Vec<SourceId> {
-        sources.filter(|s| self.devices.get(s).is_some_and(|d| d.features.ats && !(d.cut && d.silent))).collect()
+        sources
+            .filter(|s| self.devices.get(s).is_some_and(|d| d.features.ats && !(d.cut && d.silent)))
+            .collect()
     }
 
     fn push(&mut self, now: Time, asks: Vec<SourceId>, drains: bool) -> InvSeq {

@@ -404,7 +404,8 @@ fn a_device_that_was_cut_off_is_asked_for_its_tlb_all_the_same() {
         assert!(queued(&fake).contains(&device), "{:x?}", queued(&fake));
         fake.complete_all();
         let page = wide(3 | CONTEXT_OF_SOURCE, 0x1000);
-        let list = batch(&vtd, &fake, VTD_SECOND_STAGE, &[tag(6, rid(), true)], Some((0x1000, 0x1fff)), false);
+        let list =
+            batch(&vtd, &fake, VTD_SECOND_STAGE, &[tag(6, rid(), true)], Some((0x1000, 0x1fff)), false);
         assert!(list.contains(&page), "{list:x?}");
         fake.complete_all();
         let _ = vtd.block(rid()).unwrap();
