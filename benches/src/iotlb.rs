@@ -148,8 +148,8 @@ fn fill(tlb: &Iotlb, n: u64, pages: u64) {
 
 fn of_ours(tlb: Arc<Iotlb>, pages: u64) -> Lookup {
     Box::new(move |random| {
-        let tlb = black_box(&*tlb);
-        let look = |_| tlb.lookup(SPACE, IOVA + random.below(pages) * PAGE + 0x40);
+        let reader = black_box(&*tlb).reader(SPACE).expect("a space");
+        let look = |_| reader.lookup(IOVA + random.below(pages) * PAGE + 0x40);
         (0..LOOKUPS).filter_map(look).map(|t| t.phys ^ u64::from(t.flags)).fold(0, u64::wrapping_add)
     })
 }

@@ -106,6 +106,27 @@ fn a_reader_never_sees_two_entries_in_one() {
     });
 }
 
+/// The same, and what is put there is of another space.
+#[test]
+fn a_reader_never_sees_the_data_of_another_space() {
+    loom::model(|| {
+        let tlb = Arc::new(Iotlb::new(4, 2));
+        let phys = |n: u64| OLD + (n << 12);
+        for n in 0..4 {
+            assert!(fill(&tlb, n << 12, phys(n)));
+        }
+        let t = tlb.clone();
+        let reader = thread::spawn(move || {
+            let found = found(&t, 0);
+            assert!(found.is_none() || found == Some(phys(0)), "{found:x?}");
+        });
+        let other = tlb.begin(Space(1)).expect("a space");
+        assert!(tlb.insert(other, IOVA, page(NEW)));
+        reader.join().unwrap();
+        assert_eq!(found(&tlb, 0), None, "which is what the reader was after");
+    });
+}
+
 /// Two who invalidate, and one who fills in.
 #[test]
 fn two_invalidations_at_once() {
