@@ -40,7 +40,8 @@ pub const INTERRUPTS_UNDER_WAY: usize = 1024;
 
 /// The hardware side of a machine: a state machine that acts when it is stepped or a register is
 /// accessed. It never calls the platform, and a register write runs nothing from inside itself:
-/// it makes a step runnable.
+/// it makes a step runnable. What is runnable changes by that, and at the time it named, and by
+/// nothing else.
 pub trait Hardware: Any + Send {
     /// Appends every step that is possible at `now`, in an order that depends on nothing else.
     fn runnable(&mut self, now: Time, out: &mut Vec<HwWork>);

@@ -18,7 +18,7 @@ use portcullis_models::{
     adversary::Adversary,
     bus::RequesterId,
     complex::Complex,
-    endpoint::{Endpoint, Engine, Failure, Intent, Port},
+    endpoint::{Endpoint, Engine, Failure, Intent, Job, JobRefused, Port},
     log::{AccessLog, Event, What},
     vtd as model,
 };
@@ -47,9 +47,9 @@ impl AccessLog for Bus {
     }
 }
 
-/// Writes its budget of pages, from the addresses it was given and their neighbours.
+/// Writes its budget of pages, those of its job's destination and their neighbours.
 struct Wild {
-    around: Arc<Mutex<Option<u64>>>,
+    around: Option<u64>,
     left: u32,
     burst: usize,
     ended: Arc<AtomicU32>,
@@ -60,10 +60,10 @@ const BUDGET: u32 = 120;
 
 impl Engine for Wild {
     fn wants(&self, port: &Port) -> bool {
-        self.left > 0 && self.around.lock().is_some() && port.outstanding() < self.burst
+        self.left > 0 && self.around.is_some() && port.outstanding() < self.burst
     }
     fn step(&mut self, port: &mut Port, _: &mut Adversary, _: usize) {
-        let Some(around) = *self.around.lock() else { return };
+        let Some(around) = self.around else { return };
         let page = (u64::from(self.left) * 7 + port.rng().u64(..5)) % 16;
         // Accesses in flight may end in any order: what is written depends on the page alone.
         port.access(around + page * PAGE, Intent::Write(vec![page as u8 + 1; 64]));
@@ -73,6 +73,10 @@ impl Engine for Wild {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
     fn reset(&mut self) {}
+    fn submit(&mut self, job: Job) -> Result<(), JobRefused> {
+        self.around = Some(job.destination);
+        Ok(())
+    }
 }
 
 /// What a run leaves behind.
@@ -156,9 +160,8 @@ fn owner(p: &SimPlatform, iommu: &Iommu<SimPlatform>, burst: usize, observed: bo
     let vtd = Vtd::new(p.clone(), Window(0), options);
     iommu.register(&cx, INSTANCE, Box::new(vtd), Start::Fresh).unwrap();
     let ended = Arc::new(AtomicU32::new(0));
-    let starts = [(); 2].map(|()| Arc::new(Mutex::new(None)));
     let [good, bad] = [0, 1].map(|i| {
-        let engine = Wild { around: starts[i].clone(), left: BUDGET, burst, ended: ended.clone() };
+        let engine = Wild { around: None, left: BUDGET, burst, ended: ended.clone() };
         let (_, spec) = plug(p, Endpoint::new(DEVICES[i], 1, Box::new(engine)), false);
         iommu.add_device(&cx, spec).unwrap()
     });
@@ -171,7 +174,11 @@ fn owner(p: &SimPlatform, iommu: &Iommu<SimPlatform>, burst: usize, observed: bo
 
     let mut seen = Seen::default();
     let watch = observed.then(|| watch(iommu, &seen, [dma.id(), blocked.id()]));
-    starts.iter().for_each(|s| *s.lock() = Some(buffer.iova()));
+    let job = Job { source: buffer.iova(), destination: buffer.iova(), len: 8 * PAGE };
+    for place in 0..DEVICES.len() {
+        let submit = |b: &mut Board| b.complex.endpoint_mut(place).map(|e| e.submit(job));
+        assert_eq!(p.hardware(submit), Some(Some(Ok(()))));
+    }
     while ended.load(Ordering::Relaxed) < 2 * BUDGET {
         assert_ne!(p.sleep(&cx, 1000), Woken::Shutdown);
     }

@@ -99,7 +99,7 @@ impl World {
 /// An endpoint with its place in the fabric.
 struct Slot {
     endpoint: Endpoint,
-    /// Whether its port wants a step, and until when that is so unless something happens to it: most
+    /// Whether it wants a step, and until when that is so unless something happens to it: most
     /// endpoints are not touched by most steps.
     wants: Cell<Option<(bool, Option<u64>)>>,
     unit: Option<usize>,
@@ -114,20 +114,15 @@ impl Slot {
         &mut self.endpoint
     }
 
-    /// Whether the endpoint wants a step at `now`. Its engine may listen to others, and is asked.
-    fn wants(&self, now: u64) -> bool {
-        self.port_wants(now).0 || self.endpoint.engine_wants()
-    }
-
-    /// Whether its port does, and when that changes by itself.
-    fn port_wants(&self, now: u64) -> (bool, Option<u64>) {
+    /// Whether the endpoint wants a step at `now`, and when that changes by itself.
+    fn wants(&self, now: u64) -> (bool, Option<u64>) {
         if let Some(known) = self.wants.get()
             && known.1.is_none_or(|until| now < until)
         {
-            debug_assert_eq!(known.0, self.endpoint.port_wants(now), "something happened to it unseen");
+            debug_assert_eq!(known.0, self.endpoint.wants(now), "something happened to it unseen");
             return known;
         }
-        let wants = (self.endpoint.port_wants(now), self.endpoint.deadline(now));
+        let wants = (self.endpoint.wants(now), self.endpoint.deadline(now));
         self.wants.set(Some(wants));
         wants
     }
@@ -253,7 +248,7 @@ impl Complex {
     /// Appends every step that is possible at `now`, in a fixed order.
     pub fn runnable(&self, now: u64, out: &mut Vec<Work>) {
         for (i, slot) in self.slots.iter().enumerate() {
-            if slot.wants(now) && !slot.up.is_full() {
+            if slot.wants(now).0 && !slot.up.is_full() {
                 out.push(Work::Endpoint(i));
             }
             if slot.up.is_ready(now) {
@@ -268,22 +263,29 @@ impl Complex {
                 out.push(if access.is_begun() { Work::Finish(id) } else { Work::Begin(id) });
             }
         }
-        let mut steps = Vec::new();
         let reorder = self.world.adversary.level() != Level::Off;
         for (unit, model) in self.units.iter().enumerate() {
-            model.runnable(now, reorder, &mut steps);
-            out.extend(steps.drain(..).map(|step| Work::Unit { unit, step }));
+            model.runnable(now, reorder, &mut |step| out.push(Work::Unit { unit, step }));
         }
     }
 
     /// The next time at which a step becomes possible that [`runnable`](Self::runnable) does not
     /// name at `now`.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let of = |s: &Slot| [s.up.deadline(), s.down.deadline(), s.port_wants(now).1];
-        let lanes = self.slots.iter().flat_map(of).flatten();
-        let accesses = self.accesses.values().map(Access::not_before);
-        let units = self.units.iter().filter_map(|u| u.next_deadline());
-        lanes.chain(accesses).chain(units).filter(|&t| t > now).min()
+        let mut next = None;
+        let mut consider = |t: Option<u64>| {
+            if let Some(t) = t.filter(|t| *t > now && next.is_none_or(|n| *t < n)) {
+                next = Some(t);
+            }
+        };
+        for slot in &self.slots {
+            consider(slot.up.deadline());
+            consider(slot.down.deadline());
+            consider(slot.wants(now).1);
+        }
+        self.accesses.values().for_each(|a| consider(Some(a.not_before())));
+        self.units.iter().for_each(|u| consider(u.next_deadline()));
+        next
     }
 
     /// Takes one step. One that is no longer possible does nothing.

@@ -73,9 +73,9 @@ pub trait Iommu: Send {
     /// A posted message of an endpoint has arrived.
     fn message(&mut self, cx: &mut Cx<'_>, message: Upstream);
 
-    /// Appends the steps that are possible at `now`. With `reorder`, also those that the manual
-    /// lets overtake others; the first of a kind is the one in order.
-    fn runnable(&self, now: u64, reorder: bool, out: &mut Vec<u32>);
+    /// Calls `may` with each step that is possible at `now`. With `reorder`, also with those that
+    /// the manual lets overtake others; the first of a kind is the one in order.
+    fn runnable(&self, now: u64, reorder: bool, may: &mut dyn FnMut(u32));
 
     /// Takes one step, as named by [`runnable`](Self::runnable). One that is no longer possible
     /// does nothing.

@@ -15,6 +15,7 @@
 
 mod config;
 mod finding;
+mod menu;
 mod one_thread;
 mod platform;
 mod shared;
@@ -29,9 +30,10 @@ pub use strategy::{Order, Strategy};
 
 use crate::{
     costs,
-    hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi},
+    hardware::{Hardware, Msi},
     memory::MemoryError,
 };
+use menu::{Choice, Menu};
 use parking_lot::Mutex;
 use portcullis::{Time, Woken};
 use portcullis_sync::hook::Op;
@@ -65,18 +67,7 @@ pub struct Sim {
     last: Option<usize>,
     /// A task panicked: nothing runs any more.
     broken: bool,
-    choices: Vec<Choice>,
-    labels: Vec<Label>,
-    work: Vec<HwWork>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Choice {
-    Resume(usize),
-    Deadline(usize),
-    Hardware(HwWork),
-    Interrupt(Msi),
-    Tick,
+    menu: Menu,
 }
 
 /// What [`Sim::step`] may wait for when nothing is possible now.
@@ -119,9 +110,7 @@ impl Sim {
             on_timer: None,
             last: None,
             broken: false,
-            choices: Vec::new(),
-            labels: Vec::new(),
-            work: Vec::new(),
+            menu: Menu::default(),
         })
     }
 
@@ -176,8 +165,9 @@ impl Sim {
     /// # Panics
     /// With the seed and the name of the task, if one panics.
     pub fn run(&mut self) -> Result<(), Stuck> {
-        self.run_while(Until::Any, |sim| sim.any_left(|kind| kind == Kind::Task))?;
-        if self.any_left(|kind| kind == Kind::Task) {
+        let any_left = |sim: &Sim| sim.shared().state().tasks_left != 0;
+        self.run_while(Until::Any, any_left)?;
+        if any_left(self) {
             return Err(self.stuck(StuckBecause::Deadlock));
         }
         Ok(())
@@ -260,16 +250,10 @@ impl Sim {
         self.platform.shared()
     }
 
-    fn any_left(&self, of: impl Fn(Kind) -> bool) -> bool {
-        let state = self.shared().state();
-        let mut tasks = state.tasks.iter();
-        tasks.any(|t| t.status != Status::Done && of(t.kind))
-    }
-
     fn run_while(&mut self, until: Until, more: impl Fn(&Sim) -> bool) -> Result<(), Stuck> {
         let limit = self.stats().steps.saturating_add(self.step_limit);
         while more(self) {
-            if self.stats().steps >= limit {
+            if self.shared().state().stats.steps >= limit {
                 return Err(self.stuck(StuckBecause::StepLimit));
             }
             if !self.step(until) {
@@ -281,8 +265,8 @@ impl Sim {
 
     /// Takes a step. False if none is possible.
     fn step(&mut self, until: Until) -> bool {
-        self.collect();
-        if self.choices.is_empty() {
+        self.menu.renew(self.platform.shared());
+        if self.menu.labels().is_empty() {
             let Some(next) = self.next_event(until) else {
                 return false;
             };
@@ -299,79 +283,20 @@ impl Sim {
             self.shared().state().stats.jumps += 1;
             return true;
         }
-        let i = self.chooser.choose(&self.labels);
-        self.chooser.note(self.labels[i], self.now().0);
+        let is_new = self.menu.take_new();
+        let i = self.chooser.choose(self.menu.labels(), is_new);
+        self.chooser.note(self.menu.labels()[i], self.now().0);
         self.shared().state().stats.steps += 1;
-        self.take(self.choices[i]);
+        self.take(self.menu.choice(i));
         true
-    }
-
-    /// Lists what is possible now.
-    fn collect(&mut self) {
-        self.choices.clear();
-        self.labels.clear();
-        let mut add = |choice, class: u64, owner: u32, item| {
-            self.choices.push(choice);
-            self.labels.push(Label { owner: class << 32 | u64::from(owner), item });
-        };
-        let shared = self.platform.shared();
-        let now = shared.now();
-        let held_back;
-        {
-            let state = shared.state();
-            held_back = state.pending.len() >= INTERRUPTS_UNDER_WAY;
-            for (i, task) in state.tasks.iter().enumerate() {
-                match task.status {
-                    Status::Ready => add(Choice::Resume(i), 1, i as u32, 0),
-                    Status::Waiting { until: Some(t), .. } if t <= now => {
-                        add(Choice::Deadline(i), 2, i as u32, 0);
-                    }
-                    _ => {}
-                }
-            }
-            for &(due, msi) in &state.pending {
-                if due <= now && !state.is_served(Why::Interrupt(msi)) {
-                    add(Choice::Interrupt(msi), 3, 0, msi.address << 32 | u64::from(msi.data));
-                }
-            }
-            if state.timer.is_some_and(|t| t <= now) && !state.is_served(Why::Timer) {
-                add(Choice::Tick, 4, 0, 0);
-            }
-        }
-        if held_back {
-            return;
-        }
-        self.work.clear();
-        shared.with_hardware(|hardware, now| hardware.runnable(now, &mut self.work));
-        for &work in &self.work {
-            add(Choice::Hardware(work), 5, work.lane, work.item);
-        }
     }
 
     /// The time after now at which something becomes possible.
     fn next_event(&self, until: Until) -> Option<Time> {
-        let shared = self.shared();
-        let now = shared.now();
-        let hardware = shared.with_hardware(|hardware, now| hardware.next_deadline(now));
-        let state = shared.state();
-        let mut next = None;
-        let mut consider = |t: Time| {
-            // What has come is a choice already.
-            if t > now && next.is_none_or(|n| t < n) {
-                next = Some(t);
-            }
-        };
-        hardware.flatten().into_iter().for_each(&mut consider);
-        state.pending.iter().for_each(|p| consider(p.0));
-        if until == Until::Any {
-            state.timer.into_iter().for_each(&mut consider);
-            for task in &state.tasks {
-                if let Status::Waiting { until: Some(t), .. } = task.status {
-                    consider(t);
-                }
-            }
+        match until {
+            Until::Any => self.menu.until,
+            Until::HardwareIsQuiet => self.menu.hardware_until,
         }
-        next
     }
 
     fn jump_to(&mut self, t: Time) {
@@ -384,7 +309,7 @@ impl Sim {
             Choice::Resume(task) => self.resume(task),
             Choice::Deadline(task) => {
                 {
-                    let mut state = self.shared().state();
+                    let mut state = self.shared().change();
                     state.stats.deadlines += 1;
                     state.tasks[task].wake(Woken::Deadline);
                 }
@@ -398,7 +323,7 @@ impl Sim {
             }
             Choice::Interrupt(msi) => {
                 {
-                    let mut state = self.shared().state();
+                    let mut state = self.shared().change();
                     state.pending.retain(|p| p.1 != msi);
                     state.stats.interrupts += 1;
                 }
@@ -408,7 +333,7 @@ impl Sim {
             }
             Choice::Tick => {
                 {
-                    let mut state = self.shared().state();
+                    let mut state = self.shared().change();
                     state.timer = None;
                     state.stats.ticks += 1;
                 }
@@ -442,7 +367,7 @@ impl Sim {
         match catch_unwind(AssertUnwindSafe(|| stack.resume())) {
             Ok(false) => {}
             Ok(true) => {
-                self.shared().state().tasks[task].status = Status::Done;
+                self.shared().change().done(task);
                 if let Some(stack) = self.stacks[task].take() {
                     stack.retire(&self.pool.stacks);
                 }
@@ -467,6 +392,9 @@ impl Sim {
 
     /// Gives new tasks their stacks.
     fn give_birth(&mut self) {
+        if self.shared().state().born.is_empty() {
+            return;
+        }
         let born = std::mem::take(&mut self.shared().state().born);
         for (task, body) in born {
             let kind = self.shared().state().tasks[task].kind;
@@ -480,7 +408,7 @@ impl Sim {
 
     fn shut_down(&mut self) -> Result<(), Stuck> {
         {
-            let mut state = self.shared().state();
+            let mut state = self.shared().change();
             state.shutdown = true;
             for task in &mut state.tasks {
                 if matches!(task.status, Status::Waiting { .. }) {
@@ -488,8 +416,9 @@ impl Sim {
                 }
             }
         }
-        self.run_while(Until::Any, |sim| sim.any_left(|_| true))?;
-        if self.any_left(|_| true) {
+        let any_left = |sim: &Sim| sim.shared().state().tasks.iter().any(|t| t.status != Status::Done);
+        self.run_while(Until::Any, any_left)?;
+        if any_left(self) {
             return Err(self.stuck(StuckBecause::Deadlock));
         }
         Ok(())
@@ -525,13 +454,6 @@ impl Drop for Sim {
         let born = std::mem::take(&mut self.shared().state().born);
         drop(born);
         self.shared().set_hardware(None);
-    }
-}
-
-impl shared::State {
-    fn is_served(&self, why: Why) -> bool {
-        let mut tasks = self.tasks.iter();
-        tasks.any(|t| t.why == why && t.status != Status::Done)
     }
 }
 

@@ -118,7 +118,7 @@ impl Platform for SimPlatform {
 
     fn timer_at(&self, at: Time) {
         {
-            let mut state = self.0.state();
+            let mut state = self.0.change();
             state.timer = Some(state.timer.map_or(at, |earlier| earlier.min(at)));
         }
         self.0.point(costs::EVENT);

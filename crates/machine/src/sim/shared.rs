@@ -36,6 +36,10 @@ struct Hot {
     slice: u32,
     /// Tasks that wait for a short lock.
     locked_out: Cell<usize>,
+    /// Something else than before may be possible, but for the hardware.
+    changed: Cell<bool>,
+    /// The hardware can do something else than before, perhaps.
+    touched: Cell<bool>,
     rng: RefCell<fastrand::Rng>,
     random: RefCell<fastrand::Rng>,
 }
@@ -43,6 +47,8 @@ struct Hot {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) tasks: Vec<Task>,
+    /// How many of the scenario's have not ended.
+    pub(super) tasks_left: usize,
     /// Tasks that have no stack yet.
     pub(super) born: Vec<(usize, Body)>,
     /// Interrupts on their way, and when they arrive.
@@ -98,6 +104,8 @@ impl Shared {
                 left: Cell::new(1),
                 slice: slice.max(1),
                 locked_out: Cell::new(0),
+                changed: Cell::new(true),
+                touched: Cell::new(true),
                 rng: RefCell::new(stream(1)),
                 random: RefCell::new(stream(2)),
             }),
@@ -107,9 +115,25 @@ impl Shared {
         })
     }
 
-    /// The bookkeeping. Nothing that holds it calls out.
+    /// The bookkeeping, to read and to count. Nothing that holds it calls out.
     pub(super) fn state(&self) -> RefMut<'_, State> {
         self.state.get().borrow_mut()
+    }
+
+    /// The bookkeeping, to change what is possible.
+    pub(super) fn change(&self) -> RefMut<'_, State> {
+        self.hot.get().changed.set(true);
+        self.state()
+    }
+
+    /// Whether anybody has changed what is possible since the last call.
+    pub(super) fn take_changed(&self) -> bool {
+        self.hot.get().changed.replace(false)
+    }
+
+    /// Whether anything was done to the hardware, or by it, since the last call.
+    pub(super) fn take_touched(&self) -> bool {
+        self.hot.get().touched.replace(false)
     }
 
     pub(super) fn now(&self) -> Time {
@@ -208,7 +232,7 @@ impl Shared {
             };
             assert!(running.undisturbed.get() == 0, "a wait in a stretch without preemption");
             {
-                let mut state = self.state();
+                let mut state = self.change();
                 if state.shutdown {
                     return Woken::Shutdown;
                 }
@@ -231,7 +255,7 @@ impl Shared {
 
     pub(super) fn notify(&self, event: &SimEvent) {
         event.notified.get().set(event.seen().wrapping_add(1));
-        for task in &mut self.state().tasks {
+        for task in &mut self.change().tasks {
             if matches!(task.status, Status::Waiting { event: e, .. } if e == event.number) {
                 task.wake(Woken::Notified);
             }
@@ -253,7 +277,7 @@ impl Shared {
                 panic!("short lock {lock} is held, and nobody can run to release it");
             };
             {
-                let mut state = self.state();
+                let mut state = self.change();
                 state.tasks[running.task].status = Status::LockedOut(lock);
                 state.stats.lock_waits += 1;
             }
@@ -282,7 +306,7 @@ impl Shared {
         if waiting.get() == 0 {
             return;
         }
-        for task in &mut self.state().tasks {
+        for task in &mut self.change().tasks {
             if task.status == Status::LockedOut(lock) {
                 task.status = Status::Ready;
                 waiting.set(waiting.get() - 1);
@@ -291,11 +315,13 @@ impl Shared {
     }
 
     pub(super) fn set_hardware(&self, hardware: Option<Box<dyn Hardware>>) {
+        self.hot.get().touched.set(true);
         let before = self.hardware.get().replace(hardware);
         drop(before);
     }
 
     pub(super) fn take_hardware(&self) -> Option<Box<dyn Hardware>> {
+        self.hot.get().touched.set(true);
         self.hardware.get().take()
     }
 
@@ -305,8 +331,9 @@ impl Shared {
         self.undisturbed(|| {
             let mut hardware = self.hardware.get().borrow_mut();
             let hardware = hardware.as_deref_mut()?;
+            self.hot.get().touched.set(true);
             let r = f(hardware, self.now());
-            let mut state = self.state();
+            let mut state = self.change();
             let mut raised = std::mem::take(&mut state.raised);
             hardware.take_interrupts(&mut raised);
             let due = Time(self.now().0.saturating_add(costs::INTERRUPT_LATENCY));
@@ -322,9 +349,16 @@ impl Shared {
         })
     }
 
+    /// Calls the hardware to ask it something that changes nothing. `None` if there is none.
+    pub(super) fn look_at_hardware<R>(&self, f: impl FnOnce(&mut dyn Hardware, Time) -> R) -> Option<R> {
+        let mut hardware = self.hardware.get().borrow_mut();
+        hardware.as_deref_mut().map(|hardware| f(hardware, self.now()))
+    }
+
     /// A new task, runnable; it gets its stack from the scheduler.
     pub(super) fn spawn(&self, name: String, kind: Kind, why: Why, body: Body) -> usize {
-        let mut state = self.state();
+        let mut state = self.change();
+        state.tasks_left += usize::from(kind == Kind::Task);
         let task = Task { name, kind, why, status: Status::Ready, woken: Woken::Notified };
         let free = state.tasks.iter().position(|t| t.status == Status::Done);
         let id = free.unwrap_or(state.tasks.len());
@@ -340,6 +374,21 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.pool.give_ram(self.ram.clone());
+    }
+}
+
+impl State {
+    /// Whether a handler of this runs.
+    pub(super) fn is_served(&self, why: Why) -> bool {
+        let mut tasks = self.tasks.iter();
+        tasks.any(|t| t.why == why && t.status != Status::Done)
+    }
+
+    /// A task has come to its end.
+    pub(super) fn done(&mut self, task: usize) {
+        let task = &mut self.tasks[task];
+        task.status = Status::Done;
+        self.tasks_left -= usize::from(task.kind == Kind::Task);
     }
 }
 

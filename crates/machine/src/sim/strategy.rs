@@ -4,7 +4,7 @@
 //! long, changing priorities do, and a deadline passes in the middle of something only where the
 //! clock may jump.
 
-use std::{collections::HashMap, fmt};
+use std::fmt;
 
 /// The order in which possible steps are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,10 @@ pub(super) struct Label {
 pub(super) struct Chooser {
     rng: fastrand::Rng,
     strategy: Strategy,
-    priorities: HashMap<u64, u64>,
+    priorities: Priorities,
+    /// Those of the labels of the last choice, and the place of the highest.
+    ranks: Vec<u64>,
+    highest: usize,
     lowest: u64,
     hash: u64,
 }
@@ -80,7 +83,9 @@ impl Chooser {
         Chooser {
             rng: fastrand::Rng::with_seed(seed),
             strategy,
-            priorities: HashMap::new(),
+            priorities: Priorities::default(),
+            ranks: Vec::new(),
+            highest: 0,
             lowest: u64::from(u32::MAX),
             hash: 0xcbf2_9ce4_8422_2325,
         }
@@ -95,18 +100,19 @@ impl Chooser {
         self.strategy.jump != 0 && self.rng.u32(..self.strategy.jump) == 0
     }
 
-    /// Chooses one of the labels, of which there is at least one.
-    pub(super) fn choose(&mut self, labels: &[Label]) -> usize {
+    /// Chooses one of the labels, of which there is at least one. `new`: they are not those of the
+    /// last choice.
+    pub(super) fn choose(&mut self, labels: &[Label], new: bool) -> usize {
         match self.strategy.order {
             Order::Uniform => self.rng.usize(..labels.len()),
             Order::Priorities { change } => {
-                let highest = self.highest(labels);
-                if self.rng.u32(..change.max(1)) != 0 {
-                    return highest;
+                if new {
+                    self.rank(labels);
                 }
-                self.lowest -= 1;
-                self.priorities.insert(labels[highest].owner, self.lowest);
-                self.highest(labels)
+                if self.rng.u32(..change.max(1)) == 0 {
+                    self.lower(labels);
+                }
+                self.highest
             }
         }
     }
@@ -118,18 +124,60 @@ impl Chooser {
         }
     }
 
-    /// The first label whose owner has the highest priority.
-    fn highest(&mut self, labels: &[Label]) -> usize {
-        let mut best = (0, 0);
-        for (i, label) in labels.iter().enumerate() {
-            let rng = &mut self.rng;
+    /// Finds out the priorities of labels.
+    fn rank(&mut self, labels: &[Label]) {
+        self.ranks.clear();
+        for label in labels {
             // Above all that were ever lowered.
-            let fresh = || rng.u64(1 << 32..);
-            let priority = *self.priorities.entry(label.owner).or_insert_with(fresh);
-            if priority > best.0 {
-                best = (priority, i);
+            let fresh = || self.rng.u64(1 << 32..);
+            self.ranks.push(self.priorities.of(label.owner, fresh));
+        }
+        self.find_highest();
+    }
+
+    /// Makes the highest priority the lowest.
+    fn lower(&mut self, labels: &[Label]) {
+        self.lowest -= 1;
+        let owner = labels[self.highest].owner;
+        self.priorities.set(owner, self.lowest);
+        let ranks = self.ranks.iter_mut().zip(labels);
+        ranks.filter(|(_, label)| label.owner == owner).for_each(|(rank, _)| *rank = self.lowest);
+        self.find_highest();
+    }
+
+    /// The first of the highest priority.
+    fn find_highest(&mut self) {
+        let mut best = 0;
+        for (i, rank) in self.ranks.iter().enumerate() {
+            if *rank > best {
+                (best, self.highest) = (*rank, i);
             }
         }
-        best.1
+    }
+}
+
+/// The priorities of owners, by owner: there are few, and all that can run are asked for theirs at
+/// every choice.
+#[derive(Default)]
+struct Priorities(Vec<(u64, u64)>);
+
+impl Priorities {
+    /// The priority of an owner, `fresh` if it has none yet.
+    fn of(&mut self, owner: u64, fresh: impl FnOnce() -> u64) -> u64 {
+        match self.0.binary_search_by_key(&owner, |known| known.0) {
+            Ok(at) => self.0[at].1,
+            Err(at) => {
+                let priority = fresh();
+                self.0.insert(at, (owner, priority));
+                priority
+            }
+        }
+    }
+
+    fn set(&mut self, owner: u64, priority: u64) {
+        match self.0.binary_search_by_key(&owner, |known| known.0) {
+            Ok(at) => self.0[at].1 = priority,
+            Err(at) => self.0.insert(at, (owner, priority)),
+        }
     }
 }

@@ -65,7 +65,8 @@ pub enum JobRefused {
 
 /// The upper half of an endpoint.
 pub trait Engine: Send {
-    /// True while it has something to do in [`step`](Self::step).
+    /// True while it has something to do in [`step`](Self::step). The answer changes only when
+    /// something is done to the endpoint: that is when it is asked again.
     fn wants(&self, port: &Port) -> bool;
 
     /// Does some of it through the port.
@@ -224,12 +225,8 @@ impl Endpoint {
     }
 
     /// True where [`step`](Self::step) has something to do.
-    pub(crate) fn port_wants(&self, now: u64) -> bool {
-        self.port.wants(now)
-    }
-
-    pub(crate) fn engine_wants(&self) -> bool {
-        self.engine.wants(&self.port)
+    pub(crate) fn wants(&self, now: u64) -> bool {
+        self.port.wants(now) || self.engine.wants(&self.port)
     }
 
     /// When, after `now`, it may want something that it does not want before.

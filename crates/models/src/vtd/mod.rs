@@ -203,23 +203,24 @@ impl Iommu for Vtd {
         }
     }
 
-    fn runnable(&self, now: u64, reorder: bool, out: &mut Vec<u32>) {
+    fn runnable(&self, now: u64, reorder: bool, may: &mut dyn FnMut(u32)) {
         let r = &self.regs;
-        let mut may = |possible: bool, step: u32| {
-            if possible {
-                out.push(step);
-            }
-        };
-        may(self.may_command(), step::COMMAND);
-        may(self.may_fetch(), step::FETCH);
-        may(self.queue.deadline().is_some_and(|t| t <= now), step::TIME_OUT);
-        may(!self.ingress.is_empty(), step::ACCEPT);
-        may(r.fault_event.is_due(), step::FAULT_EVENT);
-        may(r.invalidation_event.is_due(), step::INVALIDATION_EVENT);
-        may(r.page_event.is_due(), step::PAGE_EVENT);
-        may(r.ccmd.icc() || r.iotlb.ivt(), step::REGISTER_INVALIDATION);
-        let executable = self.queue.executable(self.accepted, reorder);
-        out.extend(executable.map(|i| step::EXECUTE + i as u32));
+        let steps = [
+            (self.may_command(), step::COMMAND),
+            (self.may_fetch(), step::FETCH),
+            (self.queue.deadline().is_some_and(|t| t <= now), step::TIME_OUT),
+            (!self.ingress.is_empty(), step::ACCEPT),
+            (r.fault_event.is_due(), step::FAULT_EVENT),
+            (r.invalidation_event.is_due(), step::INVALIDATION_EVENT),
+            (r.page_event.is_due(), step::PAGE_EVENT),
+            (r.ccmd.icc() || r.iotlb.ivt(), step::REGISTER_INVALIDATION),
+        ];
+        for (_, step) in steps.into_iter().filter(|(possible, _)| *possible) {
+            may(step);
+        }
+        for i in self.queue.executable(self.accepted, reorder) {
+            may(step::EXECUTE + i as u32);
+        }
     }
 
     fn step(&mut self, cx: &mut Cx<'_>, step: u32) {

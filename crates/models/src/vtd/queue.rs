@@ -43,6 +43,8 @@ pub(super) struct Queue {
     ops: VecDeque<Op>,
     next_seq: u64,
     itags: Vec<Option<Pending>>,
+    /// The earliest deadline of these.
+    deadline: Option<u64>,
     /// Accesses that an executed invalidation has to see finished, each with its place.
     drains: BTreeSet<(u64, u64)>,
     /// Waits complete in the order of the queue.
@@ -68,7 +70,12 @@ impl Queue {
     }
 
     pub(super) fn deadline(&self) -> Option<u64> {
-        self.itags.iter().flatten().map(|p| p.deadline).min()
+        self.deadline
+    }
+
+    /// Something of the itags has changed.
+    fn find_deadline(&mut self) {
+        self.deadline = self.itags.iter().flatten().map(|p| p.deadline).min();
     }
 
     pub(super) fn finished(&mut self, access: u64) {
@@ -79,6 +86,7 @@ impl Queue {
     pub(super) fn reset(&mut self) {
         self.ops.clear();
         self.itags.iter_mut().for_each(|t| *t = None);
+        self.find_deadline();
     }
 
     /// The fetched descriptors that may be executed now, the one in order first.
@@ -333,6 +341,7 @@ impl Vtd {
         let source = RequesterId(sid);
         let deadline = cx.now.saturating_add(self.config.device_tlb_timeout);
         self.queue.itags[itag] = Some(Pending { seq, source, deadline });
+        self.queue.find_deadline();
         let bits = 12 + pages_log2;
         cx.send(source, Downstream::Invalidate { itag: itag as u8, pasid, global, addr, bits });
     }
@@ -365,6 +374,7 @@ impl Vtd {
                 _ => invalid = true,
             }
         }
+        self.queue.find_deadline();
         for op in &mut self.queue.ops {
             op.page_requests = received;
         }
@@ -389,6 +399,7 @@ impl Vtd {
                 *slot = None;
             }
         }
+        self.queue.find_deadline();
         let (Some(suspect), Some(oldest)) = (suspect, oldest) else {
             return;
         };
