@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use portcullis::{Domain, External, PageGroup, Platform, Request, Resolver, Response, Sleep, Unmapping};
 use portcullis_pgtable::{Phys, Prot};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     ops::Range,
     sync::{Arc, OnceLock},
@@ -45,16 +46,21 @@ impl Backing {
         }
     }
 
-    fn page(&self, offset: u64) -> [u8; PAGE as usize] {
+    /// The page at an offset; behind the last byte are zeros.
+    fn page(&self, offset: u64) -> Cow<'_, [u8]> {
         let all: &[u8] = match self {
             Backing::ReadOnly(b) => b,
             Backing::Writable(b) => b,
         };
-        let mut page = [0; PAGE as usize];
         let rest = all.get(offset as usize..).unwrap_or_default();
-        let n = rest.len().min(page.len());
-        page[..n].copy_from_slice(&rest[..n]);
-        page
+        match rest.get(..PAGE as usize) {
+            Some(page) => page.into(),
+            None => {
+                let mut page = rest.to_vec();
+                page.resize(PAGE as usize, 0);
+                page.into()
+            }
+        }
     }
 }
 
@@ -269,9 +275,10 @@ impl Space {
             platform.sleep(cx, STORAGE);
             let from = (page - *start) as usize;
             let to = bytes.len().min(from + PAGE as usize);
-            let mut content = [0; PAGE as usize];
-            if platform.ram().read(frame.0, &mut content).is_ok() && from < to {
-                bytes[from..to].copy_from_slice(&content[..to - from]);
+            if let Some(page) = bytes.get_mut(from..to) {
+                // The frame is in memory: it was given by it.
+                let read = platform.ram().read(frame.0, page);
+                debug_assert!(read.is_ok(), "{read:?}");
             }
             pager.counts.written_back += 1;
         }

@@ -144,7 +144,9 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
         problems.push(stuck.to_string());
     }
     let devices = match &board {
-        Some(board) => actors.iter().map(|a| told(a, &watch, board, &results, &input_sha256)).collect(),
+        Some(board) => {
+            actors.iter().map(|a| told(a, &watch, board, &results, (&config.input, &input_sha256))).collect()
+        }
         None => Vec::new(),
     };
     let actions = board.map(|b| b.complex.adversary().counts().to_vec()).unwrap_or_default();
@@ -179,8 +181,14 @@ pub fn run(config: &CopyConfig) -> Result<Outcome, CopyError> {
     Ok(Outcome { report, outputs: results.outputs })
 }
 
-/// What is told of a device.
-fn told(actor: &Actor, watch: &Watch, board: &Board, results: &Results, input: &str) -> DeviceReport {
+/// What is told of a device, of the input and its hash.
+fn told(
+    actor: &Actor,
+    watch: &Watch,
+    board: &Board,
+    results: &Results,
+    (input, hash): (&[u8], &str),
+) -> DeviceReport {
     let mut report = DeviceReport {
         role: actor.name().into(),
         pasid: actor.pasid.map(Pasid::get),
@@ -189,9 +197,11 @@ fn told(actor: &Actor, watch: &Watch, board: &Board, results: &Results, input: &
         ..watch.device(board, actor.place)
     };
     if actor.role == Role::Engine {
-        let hash = results.outputs.get(actor.place).map(|o| sha256(o));
-        report.identical = Some(hash.as_deref() == Some(input));
-        report.sha256 = hash;
+        let output = results.outputs.get(actor.place);
+        let identical = output.is_some_and(|o| o == input);
+        report.identical = Some(identical);
+        // Of the same bytes it is the same.
+        report.sha256 = if identical { Some(hash.into()) } else { output.map(|o| sha256(o)) };
     }
     report
 }

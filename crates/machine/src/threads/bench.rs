@@ -86,7 +86,7 @@ impl Inner {
             for &step in &work {
                 hardware.run(now, step);
             }
-            let next = hardware.next_deadline(now);
+            let next = if work.is_empty() { hardware.next_deadline(now) } else { None };
             if bench.collect_interrupts() {
                 self.raised.notify_one();
             }
