@@ -94,6 +94,8 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
     };
     inner.places.iter().for_each(|at| instance.drop_partials_at(*at));
     if let Some(old) = replaced {
+        // Where the new one was not shown yet, it is what stands there.
+        old.places.iter().for_each(|at| instance.hide(*at, old.key));
         let_go(&old, drained).await;
         inner.replaces.with(Option::take);
         old.finish();

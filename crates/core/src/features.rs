@@ -145,6 +145,13 @@ impl<P: Platform> DeviceInner<P> {
     }
 }
 
+impl<P: Platform> Drop for DeviceInner<P> {
+    fn drop(&mut self) {
+        // Of a device that was given up on the way in or out.
+        self.give_share_back();
+    }
+}
+
 /// The right to switch a device's page requests; given back on drop.
 pub(crate) struct Turning<'a, P: Platform>(&'a DeviceInner<P>);
 

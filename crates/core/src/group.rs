@@ -138,9 +138,9 @@ impl<P: Platform> Group<P> {
         (0..).map_while(|n| self.member(n))
     }
 
-    /// Whether a member other than `than` has this requester id too, and is up.
+    /// Whether the instance knows this requester id for a member other than `than` too.
     pub(crate) fn is_shared(&self, source: SourceId, than: DeviceId) -> bool {
-        self.members().any(|m| m.id() != than && m.is_up() && m.spec.sources().contains(&source))
+        self.members().any(|m| m.id() != than && m.ids().contains(&source))
     }
 
     /// Whether a requester id is parked, by whichever of the devices that have it.

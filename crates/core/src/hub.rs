@@ -40,6 +40,14 @@ pub(crate) struct Hub<P: Platform> {
 struct Work<P: Platform> {
     handlers: Fair<Arc<Inner<P>>>,
     dropped: VecDeque<Arc<Inner<P>>>,
+    /// Devices were left behind.
+    left: bool,
+}
+
+impl<P: Platform> Work<P> {
+    fn waiting(&self) -> usize {
+        self.handlers.waiting() + self.dropped.len() + usize::from(self.left)
+    }
 }
 
 /// How busy the workers are. With `waiting` above zero while `running` equals the embedder's number
@@ -48,7 +56,8 @@ struct Work<P: Platform> {
 pub struct Load {
     /// Resolvers that run now.
     pub running: u32,
-    /// Attachments whose resolver, or whose clean-up, waits for a worker.
+    /// Attachments whose resolver, or whose clean-up, waits for a worker; and one, where devices were
+    /// left behind by an operation that was given up.
     pub waiting: usize,
     /// Devices of which some wait although a worker may be free: they have their share of the
     /// workers ([`Config::workers_per_device`]).
@@ -88,6 +97,8 @@ pub(crate) enum Job<'a, P: Platform> {
     Handle(Arc<Inner<P>>, Turn<'a, P>),
     /// An attachment was dropped without being detached.
     Reap(Arc<Inner<P>>),
+    /// Devices were left behind.
+    Clear,
     /// A sleeping observer has records.
     Tell(Arc<Desk>),
 }
@@ -97,7 +108,11 @@ impl<P: Platform> Hub<P> {
         let observers = Roster::with_capacity(config.observers).map_err(|_| OutOfMemory)?;
         let mut dropped = VecDeque::new();
         dropped.try_reserve_exact(config.attachments).map_err(|_| OutOfMemory)?;
-        let work = Work { handlers: Fair::new(config.attachments, config.workers_per_device)?, dropped };
+        let work = Work {
+            handlers: Fair::new(config.attachments, config.workers_per_device)?,
+            dropped,
+            left: false,
+        };
         Ok(Hub {
             attachments: Slab::new(&platform, config.attachments)?,
             told: platform.event(),
@@ -167,11 +182,7 @@ impl<P: Platform> Hub<P> {
 
     pub(crate) fn load(&self) -> Load {
         let running = self.running.load(Ordering::Relaxed);
-        self.work.with(|w| Load {
-            running,
-            waiting: w.handlers.waiting() + w.dropped.len(),
-            held_back: w.handlers.held_back(),
-        })
+        self.work.with(|w| Load { running, waiting: w.waiting(), held_back: w.handlers.held_back() })
     }
 
     /// A place for a device among those that take turns. Sleepable context.
@@ -205,6 +216,15 @@ impl<P: Platform> Hub<P> {
         self.platform.kick();
     }
 
+    /// Has a worker see to the devices that were left behind.
+    pub(crate) fn ask_to_clear(&self) {
+        self.work.with(|w| {
+            w.left = true;
+            self.note_waiting(w);
+        });
+        self.platform.kick();
+    }
+
     /// The next piece of work. Two loads when there is none: who left some since kicks a worker.
     pub(crate) fn next_job(&self) -> Option<Job<'_, P>> {
         if !self.is_wanted() {
@@ -213,6 +233,7 @@ impl<P: Platform> Hub<P> {
         let first = self.work.with(|w| {
             let first = match w.dropped.pop_front() {
                 Some(inner) => Some(Job::Reap(inner)),
+                None if core::mem::take(&mut w.left) => Some(Job::Clear),
                 None => w.handlers.pop().map(|(lane, inner)| Job::Handle(inner, Turn { hub: self, lane })),
             };
             self.note_waiting(w);
@@ -229,6 +250,6 @@ impl<P: Platform> Hub<P> {
     }
 
     fn note_waiting(&self, work: &Work<P>) {
-        self.waiting.store(work.handlers.waiting() + work.dropped.len(), Ordering::Relaxed);
+        self.waiting.store(work.waiting(), Ordering::Relaxed);
     }
 }

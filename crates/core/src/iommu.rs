@@ -66,7 +66,9 @@ impl<P: Platform> Iommu<P> {
     /// streams that nobody attached are aborted. Sleeps.
     ///
     /// # Errors
-    /// See [`RegisterError`]; the instance is not registered then.
+    /// See [`RegisterError`]; the instance is not registered then, unless it was given up
+    /// ([`RegisterError::Shutdown`]) when it was up and its devices were not: these can be
+    /// [tried again](Iommu::retry_device).
     pub fn register(
         &self,
         cx: &Sleep<'_>,
@@ -100,8 +102,8 @@ impl<P: Platform> Iommu<P> {
         added.map_err(|_| AddDeviceError::Shutdown)?
     }
 
-    /// The step form of [`add_device`](Iommu::add_device). Dropped unfinished, the requester stays
-    /// with the instance's driver, blocked or with its direct regions, and cannot be added again.
+    /// The step form of [`add_device`](Iommu::add_device). Dropped unfinished, a worker takes back what
+    /// was begun; until then the id is taken, and nothing is attached to the group.
     pub fn start_add_device(&self, spec: DeviceSpec) -> Op<'_, Result<Device<P>, AddDeviceError>> {
         Op::new(registry::add_device(&self.shared, spec))
     }
@@ -117,7 +119,7 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// Forgets a device; nothing may be attached to its group. Its features are switched off, and whatever
-    /// it still sends is aborted. Sleeps.
+    /// it still sends is aborted. Given up after that began, it is ended by a worker. Sleeps.
     ///
     /// # Errors
     /// The device, when something is attached to it or the hardware is lost.
@@ -324,6 +326,7 @@ impl<P: Platform> Iommu<P> {
         match self.shared.hub.next_job() {
             None => return false,
             Some(Job::Handle(inner, _turn)) => inner.handle(go_on),
+            Some(Job::Clear) => self.shared.clear_left(cx),
             Some(Job::Tell(desk)) => {
                 if desk.run(cx) {
                     self.shared.hub.ask_for_telling();

@@ -43,6 +43,7 @@ mod hw;
 mod instance;
 mod intake;
 mod iommu;
+mod left;
 mod links;
 mod member;
 mod observer;

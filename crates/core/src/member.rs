@@ -3,11 +3,12 @@
 use crate::{
     device::{DeviceInner, DeviceSpec},
     error::{AddDeviceError, NotUp},
-    ids::{DeviceId, InstanceId},
+    ids::{DeviceId, InstanceId, SourceId},
     park::Depth,
     platform::{Platform, ShortLock},
 };
 use alloc::sync::Arc;
+use portcullis_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How far a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,20 @@ pub enum DeviceState {
 pub(crate) struct Member<P: Platform> {
     pub(crate) spec: Arc<DeviceSpec>,
     pub(crate) parked: Depth,
+    /// So many of its ids its instance knows for it, from the first one on.
+    pub(crate) entered: AtomicUsize,
+    /// What is mapped for it where its group rests.
+    pub(crate) direct: Direct,
     link: P::Lock<Link<P>>,
+}
+
+/// How far a member's direct regions are where its group rests.
+#[derive(Default)]
+pub(crate) struct Direct {
+    /// There may be something of them. Until it is all taken out and invalidated.
+    pub(crate) is_there: AtomicBool,
+    /// They count among those that are pinned.
+    pub(crate) pinned: AtomicBool,
 }
 
 enum Link<P: Platform> {
@@ -57,11 +71,33 @@ enum Link<P: Platform> {
 impl<P: Platform> Member<P> {
     pub(crate) fn new(platform: &P, spec: DeviceSpec) -> Member<P> {
         let link = if spec.upstream().is_some() { Link::Waiting } else { Link::NoIommu };
-        Member { spec: Arc::new(spec), parked: Depth::new(), link: platform.lock(link) }
+        Member {
+            spec: Arc::new(spec),
+            parked: Depth::new(),
+            entered: AtomicUsize::new(0),
+            direct: Direct::default(),
+            link: platform.lock(link),
+        }
     }
 
     pub(crate) fn id(&self) -> DeviceId {
         self.spec.id
+    }
+
+    /// Its ids that its instance knows for it.
+    pub(crate) fn ids(&self) -> &[SourceId] {
+        let all = self.spec.sources();
+        all.get(..self.entered.load(Ordering::Acquire)).unwrap_or(all)
+    }
+
+    /// Whether its direct regions may be mapped where its group rests.
+    pub(crate) fn rests(&self) -> bool {
+        self.direct.is_there.load(Ordering::Acquire)
+    }
+
+    /// Whether hardware may know anything of it.
+    pub(crate) fn is_known(&self) -> bool {
+        !self.ids().is_empty() || self.rests()
     }
 
     pub(crate) fn upstream(&self) -> Option<InstanceId> {

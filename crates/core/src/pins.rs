@@ -6,7 +6,7 @@ use crate::{
     driver::HwLost,
     platform::{Platform, ShortLock},
     reserved::ReservedRegion,
-    sync::Unmapping,
+    sync::{Unmapping, flush},
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::{future::poll_fn, task::Poll};
@@ -24,6 +24,8 @@ pub(crate) struct Pins<P: Platform> {
 struct State {
     /// Somebody pins or unpins.
     turning: bool,
+    /// What was taken out last is not invalidated yet.
+    stale: bool,
     /// First and last address of each region, as often as it is needed.
     wanted: Vec<(u64, u64)>,
     /// What was mapped for them, and not by the owner: start and length.
@@ -101,6 +103,15 @@ impl<P: Platform> Pins<P> {
         Ok(())
     }
 
+    fn is_stale(&self) -> bool {
+        self.state.with(|s| s.stale)
+    }
+
+    /// Notes whether something was taken out that is not invalidated yet. Whether it was so before.
+    fn set_stale(&self, stale: bool) -> bool {
+        self.state.with(|s| core::mem::replace(&mut s.stale, stale))
+    }
+
     /// Takes out one run that nobody wants a part of any more.
     fn unwanted(&self) -> Option<(u64, u64)> {
         self.state.with(|s| {
@@ -151,10 +162,8 @@ pub(crate) async fn pin<'r, P: Platform>(
     let kept = mapped.and_then(|()| domain.pins.keep(&runs).map_err(|()| no_mem));
     if let Err(why) = kept {
         domain.pins.unwant(regions);
-        for run in runs {
-            // Of hardware that is lost, the domain keeps what it may still walk.
-            let _ = take_out(domain, run).await;
-        }
+        // Of hardware that is lost, the domain keeps what it may still walk.
+        let _ = take_out(domain, runs.into_iter()).await;
         return Err(why);
     }
     Ok(())
@@ -175,19 +184,33 @@ pub(crate) async fn unpin<'r, P: Platform>(
     if pinned.swap(false, Ordering::AcqRel) {
         domain.pins.unwant(regions);
     }
-    while let Some(run) = domain.pins.unwanted() {
-        take_out(domain, run).await?;
-    }
-    Ok(())
+    take_out(domain, core::iter::from_fn(|| domain.pins.unwanted())).await
 }
 
-async fn take_out<P: Platform>(domain: &Arc<DomainInner<P>>, (start, len): (u64, u64)) -> Result<(), HwLost> {
+/// Unmaps runs, and waits until no device reaches them: none of them, nor what an earlier try took out and
+/// was given up before it had waited.
+async fn take_out<P: Platform>(
+    domain: &Arc<DomainInner<P>>,
+    runs: impl Iterator<Item = (u64, u64)>,
+) -> Result<(), HwLost> {
+    let Some(table) = domain.table() else { return Ok(()) };
     let mut unmapping = Unmapping::new(domain);
-    if let Some(table) = domain.table() {
+    for (start, len) in runs {
         // It was mapped as it is taken out, and nobody else may have unmapped it.
         let _ = table.unmap(start, len, &mut unmapping.gather);
     }
-    unmapping.run().await
+    if unmapping.gather.is_empty() && !domain.pins.is_stale() {
+        return Ok(());
+    }
+    match domain.pins.set_stale(true) {
+        false => unmapping.run().await?,
+        true => {
+            drop(unmapping);
+            flush(domain).await?;
+        }
+    }
+    domain.pins.set_stale(false);
+    Ok(())
 }
 
 /// Maps what is not mapped yet of a region, page by page, and notes it.

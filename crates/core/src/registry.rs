@@ -2,12 +2,13 @@
 
 use crate::{
     device::{Device, DeviceInner, DeviceSpec},
-    driver::{Caps, Driver, Start, StartError},
+    driver::{Caps, Driver, HwLost, Start, StartError},
     error::{AddDeviceError, AttachError, OutOfMemory, RegisterError},
     group::Group,
     ids::{At, DeviceId, GroupId, InstanceId},
     instance::Instance,
     iommu::Shared,
+    left::{Leaving, Then},
     member::{DeviceState, Member},
     platform::{Platform, ShortLock},
     requesters::Ids,
@@ -93,20 +94,24 @@ impl<P: Platform> Drop for Reserved<'_, P> {
 }
 
 /// Every device that was named, and the group it is in.
-pub(crate) struct Roster<P: Platform>(P::Lock<Vec<Known<P>>>);
+pub(crate) struct Roster<P: Platform> {
+    pub(crate) known: P::Lock<Vec<Known<P>>>,
+}
 
 /// Held weakly: a device is there as long as somebody has a handle of it, or of another of its
 /// group.
-struct Known<P: Platform> {
+pub(crate) struct Known<P: Platform> {
     id: DeviceId,
     group_id: GroupId,
-    member: Weak<Member<P>>,
+    pub(crate) member: Weak<Member<P>>,
     group: Weak<Group<P>>,
+    /// It was left behind, and a worker is to see to it.
+    pub(crate) left: Option<(Device<P>, Then)>,
 }
 
 impl<P: Platform> Roster<P> {
     pub(crate) fn new(platform: &P) -> Roster<P> {
-        Roster(platform.lock(Vec::new()))
+        Roster { known: platform.lock(Vec::new()) }
     }
 
     /// Takes a device in, and finds its group: the one that stands, or this one.
@@ -115,7 +120,7 @@ impl<P: Platform> Roster<P> {
         let mut room: Vec<Known<P>> = Vec::new();
         loop {
             let mut wanted = 0;
-            let entered = self.0.with(|list| {
+            let entered = self.known.with(|list| {
                 // A group that is found is handed out: nothing is dropped under the lock.
                 let stands = |k: &Known<P>| k.member.strong_count() > 0;
                 if list.iter().any(|k| k.id == id && stands(k)) {
@@ -132,8 +137,8 @@ impl<P: Platform> Roster<P> {
                 let of_it = |k: &&Known<P>| k.group_id == group_id;
                 let found = list.iter().filter(of_it).find_map(|k| k.group.upgrade());
                 let group = found.unwrap_or_else(|| new.clone());
-                let known =
-                    Known { id, group_id, member: Arc::downgrade(member), group: Arc::downgrade(&group) };
+                let (member, weak) = (Arc::downgrade(member), Arc::downgrade(&group));
+                let known = Known { id, group_id, member, group: weak, left: None };
                 match list.iter_mut().find(|k| !stands(k)) {
                     Some(free) => *free = known,
                     None => list.push(known),
@@ -149,11 +154,11 @@ impl<P: Platform> Roster<P> {
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.0.with(|list| list.iter().filter(|k| k.member.strong_count() > 0).count())
+        self.known.with(|list| list.iter().filter(|k| k.member.strong_count() > 0).count())
     }
 
-    fn forget(&self, member: &Member<P>) {
-        let gone = self.0.with(|list| {
+    pub(crate) fn forget(&self, member: &Member<P>) {
+        let gone = self.known.with(|list| {
             let i = list.iter().position(|k| core::ptr::eq(k.member.as_ptr(), member))?;
             Some(list.swap_remove(i))
         });
@@ -166,7 +171,7 @@ impl<P: Platform> Roster<P> {
         // under a short lock.
         let mut after = after;
         loop {
-            let (id, member, group) = self.0.with(|list| {
+            let (id, member, group) = self.known.with(|list| {
                 let later = list.iter().filter(|k| Some(k.id) > after);
                 let next = later.min_by_key(|k| k.id)?;
                 Some((next.id, next.member.upgrade(), next.group.upgrade()))
@@ -249,8 +254,10 @@ impl<P: Platform> Entering<'_, P> {
 impl<P: Platform> Drop for Entering<'_, P> {
     fn drop(&mut self) {
         if !self.done {
-            self.device.group.leave(&self.device.member);
-            self.shared.devices.forget(&self.device.member);
+            match self.device.member.is_known() {
+                true => self.shared.leave_behind(self.device, Then::Goes),
+                false => self.shared.forget(self.device),
+            }
         }
     }
 }
@@ -272,7 +279,7 @@ pub(crate) async fn bring_up<P: Platform>(
             _ => Ok(()),
         };
     }
-    let starting = Starting { member, done: false };
+    let starting = Starting { shared, device, done: false };
     let came = serve(shared, group, member, &instance).await;
     let result = came.as_ref().map(|_| ()).map_err(|e| *e);
     if let Ok(device) = &came {
@@ -284,9 +291,10 @@ pub(crate) async fn bring_up<P: Platform>(
     result
 }
 
-/// A device that is being brought up; it waits on where that is given up.
+/// A device that is being brought up; refused where that is given up.
 struct Starting<'a, P: Platform> {
-    member: &'a Member<P>,
+    shared: &'a Shared<P>,
+    device: &'a Device<P>,
     done: bool,
 }
 
@@ -299,7 +307,11 @@ impl<P: Platform> Starting<'_, P> {
 impl<P: Platform> Drop for Starting<'_, P> {
     fn drop(&mut self) {
         if !self.done {
-            self.member.came(Err(AddDeviceError::Shutdown));
+            let member = &self.device.member;
+            member.came(Err(AddDeviceError::Shutdown));
+            if member.is_known() {
+                self.shared.leave_behind(self.device, Then::Stays);
+            }
         }
     }
 }
@@ -317,6 +329,8 @@ async fn serve<P: Platform>(
     let own = *member.spec.sources().first().ok_or(AddDeviceError::NoSource(member.id()))?;
     let lane = shared.hub.open_lane()?;
     let ids = Ids { group, member, instance };
+    // What an earlier try left behind.
+    ids.take_back().await?;
     ids.enter().await?;
     if let Err(e) = group.admit_direct(shared, instance, member).await {
         ids.leave().await;
@@ -340,27 +354,32 @@ pub(crate) async fn remove_device<P: Platform>(
     let Device { member, group, .. } = device;
     poll_fn(|_| if member.is_starting() { Poll::Pending } else { Poll::Ready(()) }).await;
     let _frozen = poll_fn(|_| group.freeze()).await;
-    if let Ok(served) = member.up() {
-        if let Some(pasid) = group.occupied() {
-            return Err(AttachError::Occupied(At { source: served.source, pasid }));
-        }
-        let ids = Ids { group, member, instance: &served.instance };
-        served.disable();
-        ids.stop().await?;
-        served.give_share_back();
-        ids.forget_all();
-        member.removed();
-        group.leave(member);
-        group.dismiss_direct(member).await?;
-        // An id that others have too may rest elsewhere now.
-        for source in member.spec.sources().iter().filter(|s| group.is_shared(**s, member.id())) {
-            let at = At { source: *source, pasid: None };
-            served.instance.switch(at, group.rest_of(at)).await?;
-        }
-    } else {
-        member.removed();
-        group.leave(member);
+    let served = member.up().ok();
+    if let (Some(served), Some(pasid)) = (&served, group.occupied()) {
+        return Err(AttachError::Occupied(At { source: served.source, pasid }));
     }
-    shared.devices.forget(member);
-    Ok(())
+    let leaving = Leaving::new(shared, device, Then::Goes);
+    member.removed();
+    let instance = member.upstream().and_then(|id| shared.instances.get(id));
+    let ids = instance.as_ref().map(|instance| Ids { group, member, instance });
+    let gone = match (&ids, &served) {
+        (Some(ids), Some(served)) => goes(ids, served).await,
+        (Some(ids), None) => ids.take_back().await,
+        (None, _) => Ok(()),
+    };
+    leaving.done();
+    match served {
+        // It was not stopped.
+        Some(served) if !member.ids().is_empty() => member.came(Ok(served)),
+        _ => shared.forget(device),
+    }
+    Ok(gone?)
+}
+
+async fn goes<P: Platform>(ids: &Ids<'_, P>, served: &DeviceInner<P>) -> Result<(), HwLost> {
+    served.disable();
+    ids.stop().await?;
+    served.give_share_back();
+    ids.forget();
+    ids.make_room().await
 }

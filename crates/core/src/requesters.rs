@@ -13,6 +13,7 @@ use crate::{
     platform::Platform,
 };
 use alloc::sync::Arc;
+use portcullis_sync::atomic::Ordering;
 
 /// The ids of one member.
 pub(crate) struct Ids<'a, P: Platform> {
@@ -35,9 +36,10 @@ impl<P: Platform> Ids<'_, P> {
     pub(crate) async fn enter(&self) -> Result<(), AddDeviceError> {
         for (n, source) in self.all().iter().enumerate() {
             if let Err(e) = self.enter_one(*source, n == 0) {
-                self.take_down(n).await;
+                self.leave().await;
                 return Err(e);
             }
+            self.member.entered.store(n + 1, Ordering::Release);
         }
         Ok(())
     }
@@ -60,45 +62,51 @@ impl<P: Platform> Ids<'_, P> {
 
     /// Takes back what was made known, as far as the hardware lets go of it.
     pub(crate) async fn leave(&self) {
-        self.take_down(self.all().len()).await;
-    }
-
-    async fn take_down(&self, first: usize) {
-        if self.cut_off(first).await.is_ok() {
-            self.forget(first);
+        if self.stop().await.is_ok() {
+            self.forget();
         }
     }
 
     /// Stops what only this device sends.
     pub(crate) async fn stop(&self) -> Result<(), HwLost> {
-        self.cut_off(self.all().len()).await
-    }
-
-    async fn cut_off(&self, first: usize) -> Result<(), HwLost> {
-        for source in self.all().iter().take(first).filter(|s| self.is_alone_with(**s)) {
+        for source in self.member.ids().iter().filter(|s| self.is_alone_with(**s)) {
             hw(self.instance, || self.instance.driver().cut_off(*source)).await?;
         }
         Ok(())
     }
 
     /// Forgets the ids, which were stopped.
-    pub(crate) fn forget_all(&self) {
-        self.forget(self.all().len());
-    }
-
-    fn forget(&self, first: usize) {
-        for source in self.all().iter().take(first) {
+    pub(crate) fn forget(&self) {
+        for source in self.member.ids() {
             if self.is_alone_with(*source) {
                 self.instance.void_all_of(*source);
                 self.instance.absolve(*source);
                 self.instance.forget(*source);
                 self.instance.driver().remove_device(*source);
             } else {
-                let other =
-                    |m: &Arc<Member<P>>| m.id() != self.member.id() && m.spec.sources().contains(source);
+                let other = |m: &Arc<Member<P>>| m.id() != self.member.id() && m.ids().contains(source);
                 self.instance.unshare(*source, self.group.members().find(other).map(|m| m.id()));
             }
         }
+        self.member.entered.store(0, Ordering::Release);
+    }
+
+    /// Takes everything back that hardware knows of the member. May be given up and begun again.
+    pub(crate) async fn take_back(&self) -> Result<(), HwLost> {
+        self.stop().await?;
+        self.forget();
+        self.make_room().await
+    }
+
+    /// After the ids were forgotten: the direct regions go, and an id that others have too rests where
+    /// they need it.
+    pub(crate) async fn make_room(&self) -> Result<(), HwLost> {
+        self.group.dismiss_direct(self.member).await?;
+        for source in self.all().iter().filter(|s| !self.is_alone_with(**s)) {
+            let at = At { source: *source, pasid: None };
+            self.instance.switch(at, self.group.rest_of(at)).await?;
+        }
+        Ok(())
     }
 
     /// Lets every id go where it rests. What cannot be prepared leaves the ids where they are.

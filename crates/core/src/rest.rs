@@ -86,7 +86,7 @@ impl<P: Platform> Group<P> {
     /// What a requester id needs while it is cut off from all else.
     pub(crate) fn direct_of(&self, source: SourceId) -> Option<Target> {
         let direct = self.rest.with(|r| r.direct.clone())?;
-        let needs = |m: &Member<P>| m.spec.has_direct() && m.spec.sources().contains(&source);
+        let needs = |m: &Member<P>| m.rests() && m.spec.sources().contains(&source);
         self.members().any(|m| needs(&m)).then(|| direct.target())?
     }
 
@@ -108,27 +108,30 @@ impl<P: Platform> Group<P> {
         pin(&direct.domain, member.spec.direct())
             .await
             .map_err(|e| AddDeviceError::Direct { start: e.start, why: e.why })?;
-        for (n, source) in member.spec.sources().iter().enumerate() {
+        // From here on it is taken back by who dismisses the member.
+        member.direct.pinned.store(true, Ordering::Release);
+        member.direct.is_there.store(true, Ordering::Release);
+        self.rest.with(|r| r.direct = Some(direct.clone()));
+        for source in member.spec.sources() {
             if let Err(e) = direct.admit(*source) {
-                member.spec.sources().iter().take(n).for_each(|s| direct.dismiss(*s));
                 // Nothing was shown to the hardware; what fails to be taken out is kept.
-                let _ = unpin(&direct.domain, member.spec.direct(), &AtomicBool::new(true)).await;
+                let _ = self.dismiss_direct(member).await;
                 return Err(e.into());
             }
         }
         direct.free.store(false, Ordering::Release);
-        self.rest.with(|r| r.direct = Some(direct));
         Ok(())
     }
 
-    /// Forgets a member's direct regions, after its requester ids were cut off.
+    /// Forgets a member's direct regions, after its requester ids were cut off. May be given up and begun
+    /// again until it is done.
     pub(crate) async fn dismiss_direct(&self, member: &Member<P>) -> Result<(), HwLost> {
-        if !member.spec.has_direct() {
+        if !member.rests() {
             return Ok(());
         }
         let Some(direct) = self.rest.with(|r| r.direct.clone()) else { return Ok(()) };
-        unpin(&direct.domain, member.spec.direct(), &AtomicBool::new(true)).await?;
-        let other = |m: &Member<P>| m.id() != member.id() && m.is_up() && m.spec.has_direct();
+        unpin(&direct.domain, member.spec.direct(), &member.direct.pinned).await?;
+        let other = |m: &Member<P>| m.id() != member.id() && m.rests();
         for source in member.spec.sources() {
             if !self.members().any(|m| other(&m) && m.spec.sources().contains(source)) {
                 direct.dismiss(*source);
@@ -139,6 +142,7 @@ impl<P: Platform> Group<P> {
             let gone = self.rest.with(|r| r.direct.take());
             drop(gone);
         }
+        member.direct.is_there.store(false, Ordering::Release);
         Ok(())
     }
 }

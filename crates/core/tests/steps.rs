@@ -3,7 +3,10 @@
 use crate::common::*;
 use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, RegisterError};
-use portcullis::{At, Code, Config, Gap, InstanceId, Iommu, Op, Replaced, ReservedRegion, SourceId};
+use portcullis::{
+    At, Code, Config, DeviceState, Gap, GroupId, InstanceId, Iommu, Membership, Op, Replaced, ReservedRegion,
+    SourceId,
+};
 use std::task::Poll;
 
 /// Steps an operation to its end, with service turns in between.
@@ -78,6 +81,66 @@ fn a_replace_given_up_half_way_is_ended_by_a_worker() {
     assert!(w.hw.entry(At { source: SourceId(1), pasid: None }).is_none(), "nothing is attached");
     assert!(one.is_unused() && two.is_unused());
     let _again = w.attach(&one, &d);
+}
+
+#[test]
+fn a_reset_after_a_replace_that_was_given_up_shows_nothing() {
+    let w = World::new();
+    let d = w.device(1);
+    let (one, two) = (w.plain(&d), w.served(&d));
+    let a = w.attach(&one, &d);
+    w.hw.state().hold = true;
+    let mut op = w.iommu.start_replace(a, &two, data(), Gap::Allowed);
+    assert!(op.step().is_pending(), "page requests are switched on");
+    drop(op);
+    w.hw.state().hold = false;
+    w.work();
+    let usage = w.iommu.instance_usage(IOMMU).expect("it is there");
+    assert_eq!((one.is_unused(), usage.places), (true, 1), "the requester id alone");
+    d.reset(&cx()).unwrap();
+    assert_eq!(w.hw.entry(At { source: SourceId(1), pasid: None }), None, "nothing is attached");
+}
+
+#[test]
+fn a_removal_that_was_given_up_is_ended_by_a_worker() {
+    let w = World::new();
+    let d = w.device(1);
+    w.hw.state().hold = true;
+    let mut op = w.iommu.start_remove_device(&d);
+    assert!(op.step().is_pending());
+    assert_eq!(d.state(), DeviceState::Removed);
+    drop(op);
+    w.hw.state().hold = false;
+    w.work();
+    assert!(!w.hw.knows(SourceId(1)));
+    let _again = w.device(1);
+}
+
+#[test]
+fn a_member_given_up_half_way_keeps_what_it_may_walk_when_the_other_leaves() {
+    let w = World::new();
+    let member = |n: u32| {
+        let mut spec = w.spec(n);
+        spec.trusted = false;
+        spec.group = Some(Membership { group: GroupId(1), merges: Vec::new() });
+        spec.regions = vec![ReservedRegion::direct(u64::from(n) * 0x10_0000, 0x2000, RW)];
+        spec
+    };
+    let first = w.iommu.add_device(&cx(), member(1)).unwrap();
+    w.hw.state().hold = true;
+    let mut op = w.iommu.start_add_device(member(2));
+    assert!(op.step().is_pending());
+    drop(op);
+    w.hw.state().hold = false;
+    // Before a worker has come by.
+    w.iommu.remove_device(&cx(), first).map_err(|(_, e)| e).unwrap();
+    match w.hw.entry(At { source: SourceId(2), pasid: None }) {
+        Some(Target::Table { root, .. }) => assert!(w.board.walk(root, 0x20_0000).is_some()),
+        other => panic!("{other:?}"),
+    }
+    w.work();
+    assert!(!w.hw.knows(SourceId(2)));
+    let _again = w.iommu.add_device(&cx(), member(2)).unwrap();
 }
 
 #[test]

@@ -29,6 +29,8 @@ struct Inner {
     looks: AtomicUsize,
     kicks: AtomicUsize,
     shutdown: AtomicBool,
+    /// Waits until one is given up, that one included; 0 where none will be.
+    give_up: AtomicUsize,
     /// Stands for another CPU: runs whenever somebody waits.
     on_wait: Mutex<Option<Hook>>,
     on_timer: Mutex<Option<Box<dyn Fn() + Send>>>,
@@ -58,6 +60,7 @@ impl Board {
             looks: AtomicUsize::new(0),
             kicks: AtomicUsize::new(0),
             shutdown: AtomicBool::new(false),
+            give_up: AtomicUsize::new(0),
             on_wait: Mutex::default(),
             on_timer: Mutex::default(),
             on_kick: Mutex::default(),
@@ -85,6 +88,20 @@ impl Board {
     /// Whether it ended before.
     pub fn shut_down(&self, down: bool) -> bool {
         self.0.shutdown.swap(down, SeqCst)
+    }
+
+    /// The wait with number `n` from here is given up, and no other. Whether one that was to be given
+    /// up before was.
+    pub fn give_up_at(&self, n: Option<usize>) -> bool {
+        self.0.give_up.swap(n.map_or(0, |n| n + 1), SeqCst) == 0
+    }
+
+    /// No wait of `f` is given up, or counted.
+    pub fn spared<R>(&self, f: impl FnOnce() -> R) -> R {
+        let left = self.0.give_up.swap(0, SeqCst);
+        let r = f();
+        self.0.give_up.store(left, SeqCst);
+        r
     }
 
     pub fn on_wait(&self, hook: Option<Hook>) {
@@ -184,7 +201,9 @@ impl Platform for Board {
 
     fn wait(&self, _: &Sleep<'_>, event: &AtomicU64, seen: Seen, until: Option<Time>) -> Woken {
         assert_eq!(self.0.held.load(SeqCst), 0, "a short lock is held over a wait");
-        if self.0.shutdown.load(SeqCst) {
+        let left = self.0.give_up.load(SeqCst);
+        self.0.give_up.store(left.saturating_sub(1), SeqCst);
+        if left == 1 || self.0.shutdown.load(SeqCst) {
             return Woken::Shutdown;
         }
         let hook = self.0.on_wait.lock().unwrap().take();

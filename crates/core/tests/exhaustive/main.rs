@@ -6,6 +6,7 @@ mod allocator;
 #[path = "../common/mod.rs"]
 mod common;
 mod faulty;
+mod given_up;
 mod operations;
 mod rig;
 

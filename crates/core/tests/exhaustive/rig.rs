@@ -7,8 +7,8 @@ use crate::{
 };
 use portcullis::driver::{Start, Target};
 use portcullis::{
-    Bus, Config, DeviceSpec, DeviceState, Domain, DomainOptions, External, GroupId, Iommu, Membership, Scope,
-    SourceId, Subscription,
+    Bus, Config, DeviceSpec, DeviceState, Domain, DomainOptions, DuringReset, External, GroupId, Iommu,
+    Membership, Scope, SourceId, Subscription,
 };
 use portcullis_pgtable::{Phys, TableMem};
 use std::{
@@ -74,6 +74,7 @@ impl Rig {
             credits_per_device: 8,
             observers: 3,
             provenance: 16,
+            during_reset: DuringReset::Refuse,
             ..Config::default()
         };
         let (board, hw) = (base.board.clone(), base.hw.clone());
@@ -118,9 +119,11 @@ impl Rig {
 
     /// A device that is on no PCIe, and bears stalls.
     pub fn soc_device(&self, n: u32) -> Dev {
-        let mut spec = self.spec(n);
-        (spec.bus, spec.trusted) = (Bus::Platform { may_stall: true }, false);
-        self.add(spec).expect("added")
+        self.add(self.soc_spec(n)).expect("added")
+    }
+
+    pub fn soc_spec(&self, n: u32) -> DeviceSpec {
+        DeviceSpec { bus: Bus::Platform { may_stall: true }, trusted: false, ..self.spec(n) }
     }
 
     /// A domain whose resolver answers Success.
@@ -161,7 +164,7 @@ impl Rig {
 
     /// Runs the workers until they have nothing left to do.
     pub fn work(&self) {
-        while self.iommu.run_one(&cx()) {}
+        self.board.spared(|| while self.iommu.run_one(&cx()) {});
     }
 
     /// Table frames that are in use.

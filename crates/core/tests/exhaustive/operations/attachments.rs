@@ -6,9 +6,13 @@ use crate::{
     common::*,
     rig::{Rig, said},
 };
+use portcullis::driver::Target;
+use portcullis::error::AttachError;
 use portcullis::{
-    Claimant, CookieWidth, Cookies, Deferred, DomainOptions, Gap, PageGroup, Pasid, Response, Sleep,
+    At, Claimant, CookieWidth, Cookies, Deferred, DomainOptions, DomainTag, Gap, PageGroup, Pasid, Response,
+    Sleep, SourceId,
 };
+use portcullis_pgtable::{MapError, Phys};
 use std::{
     rc::Rc,
     sync::{Arc, Mutex},
@@ -58,9 +62,39 @@ pub const ALL: &[Operation] = &[
             said(attached)
         })
     }),
+    on("be refused for a direct region", |rig| {
+        let d = rig.device(1);
+        let dom = rig.plain(&d);
+        let other = rig.attach(&dom, &d);
+        let late = rig.add(direct(rig.spec(2))).expect("added");
+        // In the way of its second page.
+        dom.map_range(0x20_1000, Phys(0x7_0000), 0x1000, RW).expect("mapped");
+        let (rig, seen) = (rig.clone(), dom.clone());
+        Case::new(move || {
+            let _ = &other;
+            match rig.iommu.attach(&cx(), &dom, &late, None, data()) {
+                Err(AttachError::Direct { why: MapError::AlreadyMapped { .. }, .. }) => Ok(()),
+                other => said(other.map(drop)),
+            }
+        })
+        .and(move || format!("{:?}", seen.lookup(0x20_0000)))
+    }),
+    on("attach in the place of something", |rig| {
+        let d = rig.device(1);
+        let case = attaches(rig, &d, None);
+        rig.hw.state().gaps = true;
+        let at = At { source: SourceId(1), pasid: None };
+        rig.hw.state().entries.insert(at, Target::Identity { tag: DomainTag(99) });
+        case
+    }),
     on("replace", |rig| {
         let d = rig.device(1);
         replaces(rig, &d, None)
+    }),
+    on("replace by a domain with a resolver", |rig| {
+        let d = rig.device(1);
+        let (one, two) = (rig.plain(&d), rig.served(&d));
+        replaces_by(rig, &d, one, two, None)
     }),
     on("replace a PASID", |rig| {
         let d = rig.device(1);

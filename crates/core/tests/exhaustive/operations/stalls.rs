@@ -1,15 +1,16 @@
 //! Stalls: enabled, decided, and ended by whatever may end them.
 
-use super::{Case, Operation, on};
+use super::{Case, Operation, devices::direct, on};
 use crate::{
     allocator::aside,
     common::*,
     rig::{Rig, said},
 };
 use portcullis::driver::Stall;
+use portcullis::error::{AttachError, StallError};
 use portcullis::{
-    Access, Deferred, Domain, DomainOptions, Gap, PageGroup, Reason, Response, Sleep, SourceId, StallDecider,
-    StallId, StalledAccess, Stalling, UserObject, Verdict,
+    Access, At, Deferred, Domain, DomainOptions, Gap, PageGroup, Reason, Response, Sleep, SourceId,
+    StallDecider, StallId, StalledAccess, Stalling, UserObject, Verdict,
 };
 use std::{
     rc::Rc,
@@ -66,6 +67,28 @@ pub const ALL: &[Operation] = &[
         let (a, guard) = (rig.attach(&one, &d), enabled(rig, &one));
         stalls(rig, 2);
         replaces(rig, a, two, guard)
+    }),
+    on("be refused a replace by a domain that stalls", |rig| {
+        let d = rig.add(direct(rig.soc_spec(1))).expect("added");
+        let (one, two) = (rig.plain(&d), rig.plain(&d));
+        let (mut kept, guard) = (Some(rig.attach(&one, &d)), enabled(rig, &two));
+        rig.hw.state().rigid.insert(At { source: SourceId(1), pasid: None });
+        let rig = rig.clone();
+        Case::new(move || {
+            let _ = &guard;
+            let old = kept.take().expect("it stands");
+            match rig.iommu.replace(&cx(), old, &two, data(), Gap::Allowed) {
+                Ok(_) => panic!("it stalls"),
+                Err((old, AttachError::Stall(StallError::Place { .. }))) => {
+                    kept = old;
+                    Ok(())
+                }
+                Err((old, e)) => {
+                    kept = old;
+                    said(Err(e))
+                }
+            }
+        })
     }),
     on("detach what stalls", |rig| {
         let d = rig.soc_device(1);
