@@ -6,15 +6,17 @@ use crate::{
     detach::{Detaching, drain, let_go, settle_rest},
     device::{Device, DeviceInner},
     domain::{DomainInner, Kind},
-    driver::{CacheTag, Change, HwLost, Incompatible},
+    driver::{CacheTag, Change, HwLost, Incompatible, Target},
     entry::Holding,
     error::{AttachError, OutOfMemory},
     fault::Reason,
     group::{Going, NotSo, Plan, Token},
     ids::{At, DomainTag, Key, Pasid},
+    instance::Instance,
     pins::pin,
     platform::{Platform, ShortLock},
     resolver::{Handler, Resolves},
+    roll::Roll,
     sources::Phase,
     stall::{StallHandler, may_stall, switched},
 };
@@ -52,60 +54,66 @@ impl<P: Platform> Wanted<P> {
             return Err(AttachError::NotOwner(group.id));
         }
         let plan = group.plan(device.id, self.pasid)?;
-        plan.devices.iter().try_for_each(|d| self.check(d))?;
+        let (domain, handle) = (&self.domain, &self.device);
+        plan.roll.devices.iter().try_for_each(|d| fits(domain, self.pasid, handle, d))?;
         Ok((token, plan))
     }
+}
 
-    /// Everything that can be said of a member before anything changes.
-    fn check(&self, device: &DeviceInner<P>) -> Result<(), AttachError> {
-        let (instance, domain) = (&device.instance, &self.domain);
-        let at = At { source: device.source, pasid: self.pasid };
-        if instance.is_lost() {
-            return Err(AttachError::Lost(HwLost));
-        }
-        if device.is_quarantined() {
-            return Err(AttachError::Quarantined(device.id));
-        }
-        if domain.stalls() {
-            may_stall(device)?;
-        }
-        let unfit = |why| Err(AttachError::Incompatible { device: device.id, at, why });
-        if let Err(why) = device.meets(domain.coherence) {
-            return unfit(why);
-        }
-        match &domain.kind {
-            Kind::Blocked => {
-                if self.pasid.is_none() && self.device.keeps_direct(&device.spec) {
-                    return Err(AttachError::NotHitless(at));
-                }
+/// Everything that can be said of a member before anything changes. `handle` is whose attachment it is.
+pub(crate) fn fits<P: Platform>(
+    domain: &DomainInner<P>,
+    pasid: Option<Pasid>,
+    handle: &Device<P>,
+    device: &DeviceInner<P>,
+) -> Result<(), AttachError> {
+    let instance = &device.instance;
+    let at = At { source: device.source, pasid };
+    if instance.is_lost() {
+        return Err(AttachError::Lost(HwLost));
+    }
+    if device.is_quarantined() {
+        return Err(AttachError::Quarantined(device.id));
+    }
+    if domain.stalls() {
+        may_stall(device)?;
+    }
+    let unfit = |why| Err(AttachError::Incompatible { device: device.id, at, why });
+    if let Err(why) = device.meets(domain.coherence) {
+        return unfit(why);
+    }
+    match &domain.kind {
+        Kind::Blocked => {
+            if pasid.is_none() && handle.keeps_direct(&device.spec) {
+                return Err(AttachError::NotHitless(at));
             }
-            Kind::Identity if !instance.caps().identity => return unfit(Incompatible::NoIdentity),
-            Kind::Identity => {}
-            Kind::Table(t) => {
-                if self.pasid.is_none() && domain.pasid_only {
-                    return Err(AttachError::PasidOnly(at));
-                }
-                if let Err(why) = instance.driver().can_walk(&t.desc()) {
-                    return unfit(why);
-                }
-                if let Some(region) = domain.lacks(device.regions()) {
-                    return unfit(Incompatible::Open(region));
-                }
-            }
-            Kind::Foreign(_) if self.pasid.is_none() && domain.pasid_only => {
+        }
+        Kind::Identity if !instance.caps().identity => return unfit(Incompatible::NoIdentity),
+        Kind::Identity => {}
+        Kind::Table(t) => {
+            if pasid.is_none() && domain.pasid_only {
                 return Err(AttachError::PasidOnly(at));
             }
-            Kind::Foreign(_) if self.pasid.is_none() && self.device.keeps_direct(&device.spec) => {
-                return unfit(Incompatible::Other("nobody can map the device's direct regions there"));
+            if let Err(why) = instance.driver().can_walk(&t.desc()) {
+                return unfit(why);
             }
-            Kind::Foreign(f) => {
-                if let Err(why) = f.fits(instance.driver()) {
-                    return unfit(why);
-                }
+            if let Some(region) = domain.lacks(device.regions()) {
+                return unfit(Incompatible::Open(region));
             }
         }
-        Ok(())
+        Kind::Foreign(_) if pasid.is_none() && domain.pasid_only => {
+            return Err(AttachError::PasidOnly(at));
+        }
+        Kind::Foreign(_) if pasid.is_none() && handle.keeps_direct(&device.spec) => {
+            return unfit(Incompatible::Other("nobody can map the device's direct regions there"));
+        }
+        Kind::Foreign(f) => {
+            if let Err(why) = f.fits(instance.driver()) {
+                return unfit(why);
+            }
+        }
     }
+    Ok(())
 }
 
 /// Attaches. Every member translates through the domain when this is done.
@@ -113,7 +121,7 @@ pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<
     let (token, plan) = wanted.begin(None).await?;
     let made = Made::new(wanted, plan, token, None).await?;
     let inner = made.inner.clone();
-    let (held, change) = match prepare_all(&inner) {
+    let (held, change) = match prepare_all(&inner.instance, inner.target(), &inner.roll().places) {
         Ok(prepared) => prepared,
         Err(e) => return Err(made.undo(e).await),
     };
@@ -122,11 +130,7 @@ pub(crate) async fn attach<P: Platform>(wanted: Wanted<P>) -> Result<Attachment<
         return Err(made.undo(AttachError::NotHitless(inner.at)).await);
     }
     let made = made.shown().await?;
-    let shown = match gap {
-        // An entry that an earlier life left there goes through blocked.
-        true => through_blocked(&inner).await,
-        false => show_all(&inner, held).await,
-    };
+    let shown = show_all(&inner, &inner.roll().places, held, gap).await;
     lost_half_way(&inner, shown)?;
     Ok(made.publish())
 }
@@ -158,9 +162,9 @@ pub(crate) async fn replace<P: Platform>(
     let (token, plan) = wanted.begin(Some(old.key)).await?;
     let made = Made::new(wanted, plan, token, Some(old)).await?;
     let inner = made.inner.clone();
-    let (held, how) = match prepare_all(&inner) {
+    let (held, how) = match prepare_all(&inner.instance, inner.target(), &inner.roll().places) {
         Ok((held, Change::Hitless)) => (held, Replaced::Hitless),
-        Ok((_, Change::ThroughBlocked)) => (Vec::new(), Replaced::ThroughBlocked),
+        Ok((held, Change::ThroughBlocked)) => (held, Replaced::ThroughBlocked),
         Err(e) => return Err(made.undo(e).await),
     };
     if how == Replaced::ThroughBlocked && (inner.has_direct() || gap == Gap::Refused) {
@@ -169,10 +173,8 @@ pub(crate) async fn replace<P: Platform>(
     let made = made.shown().await?;
     old.begin_leaving();
     old.close();
-    let shown = match how {
-        Replaced::ThroughBlocked => through_blocked(&inner).await,
-        Replaced::Hitless => show_all(&inner, held).await,
-    };
+    let gap = how == Replaced::ThroughBlocked;
+    let shown = show_all(&inner, &inner.roll().places, held, gap).await;
     lost_half_way(&inner, shown)?;
     settle_rest(old).await;
     let_go(old, Ok(())).await;
@@ -184,12 +186,16 @@ pub(crate) async fn replace<P: Platform>(
 
 /// Prepares the entry of every place, and says how the change will look to the device that sees
 /// most of it. Nothing to prepare where nothing will pass.
-fn prepare_all<P: Platform>(inner: &Inner<P>) -> Result<(Vec<Holding<'_, P>>, Change), AttachError> {
-    let Some(target) = inner.target() else { return Ok((Vec::new(), Change::ThroughBlocked)) };
+pub(crate) fn prepare_all<'a, P: Platform>(
+    instance: &'a Instance<P>,
+    target: Option<Target>,
+    places: &[At],
+) -> Result<(Vec<Holding<'a, P>>, Change), AttachError> {
+    let Some(target) = target else { return Ok((Vec::new(), Change::ThroughBlocked)) };
     let (mut held, mut change) = (Vec::new(), Change::Hitless);
-    held.try_reserve_exact(inner.places.len()).map_err(|_| OutOfMemory)?;
-    for at in &inner.places {
-        let (holding, how) = Holding::prepare(&inner.instance, *at, target)?;
+    held.try_reserve_exact(places.len()).map_err(|_| OutOfMemory)?;
+    for at in places {
+        let (holding, how) = Holding::prepare(instance, *at, target)?;
         held.push(holding);
         if how == Change::ThroughBlocked {
             change = how;
@@ -198,26 +204,37 @@ fn prepare_all<P: Platform>(inner: &Inner<P>) -> Result<(Vec<Holding<'_, P>>, Ch
     Ok((held, change))
 }
 
-/// Shows every place what was prepared for it.
-async fn show_all<'a, P: Platform>(inner: &'a Inner<P>, held: Vec<Holding<'a, P>>) -> Result<(), HwLost> {
+/// Shows every place what was prepared for it: at once, or when nothing of what was there before is
+/// left.
+pub(crate) async fn show_all<P: Platform>(
+    inner: &Inner<P>,
+    places: &[At],
+    held: Vec<Holding<'_, P>>,
+    gap: bool,
+) -> Result<(), HwLost> {
+    if gap {
+        // An entry that an earlier life left there goes the same way.
+        drop(held);
+        return through_blocked(inner, places).await;
+    }
     let Some(target) = inner.target() else { return Ok(()) };
-    for (at, holding) in inner.places.iter().zip(held) {
+    for (at, holding) in places.iter().zip(held) {
         inner.instance.install(*at, target, Some(holding)).await?;
     }
     Ok(())
 }
 
 /// Blocks every place, and shows it the new translation when nothing of the old one is left.
-async fn through_blocked<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
+async fn through_blocked<P: Platform>(inner: &Inner<P>, places: &[At]) -> Result<(), HwLost> {
     let instance = &inner.instance;
-    for at in &inner.places {
+    for at in places {
         instance.switch(*at, None).await?;
     }
-    for at in &inner.places {
+    for at in places {
         drain(instance, *at).await?;
     }
     if let Some(target) = inner.target() {
-        for at in &inner.places {
+        for at in places {
             instance.switch(*at, Some(target)).await?;
         }
     }
@@ -228,9 +245,13 @@ async fn through_blocked<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
 /// translates through: the whole group is quarantined.
 fn lost_half_way<P: Platform>(inner: &Inner<P>, shown: Result<(), HwLost>) -> Result<(), AttachError> {
     if shown.is_err() {
-        inner.places.iter().for_each(|at| inner.instance.quarantine(at.source, Reason::Hardware));
+        quarantine(inner, &inner.roll().places);
     }
     Ok(shown?)
+}
+
+pub(crate) fn quarantine<P: Platform>(inner: &Inner<P>, places: &[At]) {
+    places.iter().for_each(|at| inner.instance.quarantine(at.source, Reason::Hardware));
 }
 
 /// An attachment that the hardware may not know yet. Dropped on the way (the hardware was lost, the
@@ -260,15 +281,8 @@ impl<P: Platform> Made<P> {
         token: Token<P>,
         replaces: Option<&Arc<Inner<P>>>,
     ) -> Result<Made<P>, AttachError> {
-        let Plan { instance, devices, places } = plan;
-        let config = instance.config();
-        let groups = match wanted.resolves {
-            Resolves::Sleeping => config.credits_per_device,
-            Resolves::Immediately | Resolves::Nothing => 0,
-        };
-        let stalls = if wanted.stalls.is_none() { 0 } else { config.stalls_per_device };
-        let times = |n: u32, of: usize| (n as usize).saturating_mul(of);
-        let most = times(groups, devices.len()).saturating_add(times(stalls, places.len()));
+        let Plan { instance, roll } = plan;
+        let most = room_for(&instance, wanted.resolves, wanted.stalls.is_some(), &roll);
         let inbox = Inbox::new(most).map_err(|_| OutOfMemory)?;
         let Wanted { device: named, domain, pasid, handler, resolves, stalls } = wanted;
         let device = named.member.up()?;
@@ -284,8 +298,7 @@ impl<P: Platform> Made<P> {
         let tag = tag.inspect_err(|_| device.shared_slab().free(key))?;
         domain.count_attachment(true);
         let at = At { source: device.source, pasid };
-        let parts =
-            Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, stalls, inbox };
+        let parts = Parts { key, at, roll, tag, named, device, domain, handler, resolves, stalls, inbox };
         let inner = Arc::new(Inner::new(parts));
         inner.replaces.with(|r| *r = replaces.cloned());
         let made = Made { inner, token: Some(token) };
@@ -296,16 +309,16 @@ impl<P: Platform> Made<P> {
     }
 
     async fn acquire(&self) -> Result<(), AttachError> {
-        let inner = &self.inner;
+        let (inner, roll) = (&self.inner, self.inner.roll());
         if inner.resolves() {
-            for (n, device) in inner.devices.iter().enumerate() {
+            for (n, device) in roll.devices.iter().enumerate() {
                 device.acquire_pri().await?;
                 inner.holds_pri.store(n + 1, Ordering::Release);
             }
         }
         if inner.at.pasid.is_none() {
             // Before the hardware sees the table.
-            pin(&inner.domain, inner.direct())
+            pin(&inner.domain, roll.direct(&inner.named))
                 .await
                 .map_err(|e| AttachError::Direct { start: e.start, why: e.why })?;
             inner.pinned.store(true, Ordering::Release);
@@ -320,7 +333,7 @@ impl<P: Platform> Made<P> {
             return Err(self.unshow(e).await);
         }
         if self.inner.domain.stalls()
-            && let Some(Err(e)) = self.inner.devices.iter().map(|d| may_stall(d)).find(Result::is_err)
+            && let Some(Err(e)) = self.inner.roll().devices.iter().map(|d| may_stall(d)).find(Result::is_err)
         {
             // The domain began to stall while this was being prepared.
             return Err(self.unshow(e.into()).await);
@@ -346,29 +359,16 @@ impl<P: Platform> Made<P> {
     /// the hardware can use an entry: an unmap must not miss it, and a request that comes at once
     /// waits for the resolver instead of being refused.
     fn show(&self) -> Result<(), AttachError> {
-        let inner = &self.inner;
-        let instance = &inner.instance;
-        for (n, at) in inner.places.iter().enumerate() {
-            if let Some(tag) = inner.tag {
-                let ats = instance.may_cache(*at);
-                let tag = CacheTag { tag, at: *at, ats, nested: false };
-                inner.domain.publish(instance, tag)?;
-                inner.published.store(n + 1, Ordering::Release);
-            }
-        }
-        for at in &inner.places {
-            if !instance.show(*at, Phase::Attaching, inner) {
-                return Err(AttachError::TooMany(inner.device.id));
-            }
-        }
-        Ok(())
+        let roll = self.inner.roll();
+        publish(&self.inner, &roll.places)?;
+        show(&self.inner, &roll.places)
     }
 
     /// Puts the fault path back to what it was.
     fn hide(&self) {
         let inner = &self.inner;
         let old = inner.replaces.with(|r| r.clone());
-        for at in &inner.places {
+        for at in &inner.roll().places {
             match &old {
                 Some(old) => drop(inner.instance.show(*at, Phase::Attached, old)),
                 None => inner.instance.hide(*at, inner.key),
@@ -380,7 +380,7 @@ impl<P: Platform> Made<P> {
     fn publish(mut self) -> Attachment<P> {
         // The key first: a resolver may use it before the caller has the attachment.
         self.inner.device.shared_slab().fill(&self.inner);
-        for at in &self.inner.places {
+        for at in &self.inner.roll().places {
             self.inner.instance.show(*at, Phase::Attached, &self.inner);
         }
         if let Some(token) = self.token.take() {
@@ -397,4 +397,43 @@ impl<P: Platform> Made<P> {
         drop(self.token.take());
         why
     }
+}
+
+/// How many groups and stalled transactions may wait for an attachment's handlers.
+pub(crate) fn room_for<P: Platform>(
+    instance: &Instance<P>,
+    resolves: Resolves,
+    stalls: bool,
+    roll: &Roll<P>,
+) -> usize {
+    let config = instance.config();
+    let groups = match resolves {
+        Resolves::Sleeping => config.credits_per_device,
+        Resolves::Immediately | Resolves::Nothing => 0,
+    };
+    let stalls = if stalls { config.stalls_per_device } else { 0 };
+    let times = |n: u32, of: usize| (n as usize).saturating_mul(of);
+    times(groups, roll.devices.len()).saturating_add(times(stalls, roll.places.len()))
+}
+
+/// Publishes the cache tag of more places.
+pub(crate) fn publish<P: Platform>(inner: &Inner<P>, places: &[At]) -> Result<(), OutOfMemory> {
+    for at in places {
+        if let Some(tag) = inner.tag {
+            let ats = inner.instance.may_cache(*at);
+            inner.domain.publish(&inner.instance, CacheTag { tag, at: *at, ats, nested: false })?;
+            inner.published.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+    Ok(())
+}
+
+/// Shows the attachment to the fault path at some places.
+pub(crate) fn show<P: Platform>(inner: &Arc<Inner<P>>, places: &[At]) -> Result<(), AttachError> {
+    for at in places {
+        if !inner.instance.show(*at, Phase::Attaching, inner) {
+            return Err(AttachError::TooMany(inner.device.id));
+        }
+    }
+    Ok(())
 }

@@ -12,13 +12,14 @@ use crate::{
     platform::{Platform, ShortLock, Sleep},
     quota::Lease,
     record::Record,
-    reserved::ReservedRegion,
     resolver::{Deferred, Handler, PageGroup, Resolves},
+    roll::{Roll, Rolls},
     slab::Tenant,
+    spill::Spill,
     stall::StallHandler,
     turn::Code,
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 use portcullis_sync::{
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     inbox::Inbox,
@@ -31,16 +32,14 @@ pub(crate) struct Parts<P: Platform> {
     pub(crate) key: Key,
     /// The own id of the device that was named.
     pub(crate) at: At,
-    /// Every place of the group that it stands for: each id of each member, once.
-    pub(crate) places: Vec<At>,
+    /// Who takes part, and where.
+    pub(crate) roll: Roll<P>,
     /// What the caches know the domain by; none where nothing passes.
     pub(crate) tag: Option<DomainTag>,
     /// The device that was named.
     pub(crate) named: Device<P>,
     /// The same, as its instance serves it.
     pub(crate) device: Arc<DeviceInner<P>>,
-    /// The members that take part.
-    pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
     pub(crate) domain: Arc<DomainInner<P>>,
     pub(crate) handler: Arc<dyn Handler<P>>,
     pub(crate) resolves: Resolves,
@@ -54,12 +53,11 @@ pub(crate) struct Parts<P: Platform> {
 pub(crate) struct Inner<P: Platform> {
     pub(crate) key: Key,
     pub(crate) at: At,
-    pub(crate) places: Vec<At>,
+    pub(crate) rolls: Rolls<P>,
     pub(crate) tag: Option<DomainTag>,
     pub(crate) instance: Arc<Instance<P>>,
     pub(crate) named: Device<P>,
     pub(crate) device: Arc<DeviceInner<P>>,
-    pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
     pub(crate) domain: Arc<DomainInner<P>>,
     /// Until the attachment is shown.
     handlers: P::Lock<Option<Handlers<P>>>,
@@ -71,10 +69,12 @@ pub(crate) struct Inner<P: Platform> {
     /// Slot and generation of each group that waits for the resolver. What is owed there stands in the
     /// hub's queue, or a worker has it: at most one is occupied.
     inbox: Inbox,
+    /// The same of devices that joined, where the queue has no room.
+    pub(crate) spill: Spill<P>,
     life: AtomicU32,
-    /// For so many of the devices it counts among those that page requests are on for.
+    /// For so many of the devices, the first ones, it counts among those that page requests are on for.
     pub(crate) holds_pri: AtomicUsize,
-    /// So many of the places have their cache tag published.
+    /// So many of the places, the first ones, have their cache tag published.
     pub(crate) published: AtomicUsize,
     /// The domain maps the direct regions of the devices.
     pub(crate) pinned: AtomicBool,
@@ -96,13 +96,12 @@ const GONE: u32 = 2;
 
 impl<P: Platform> Inner<P> {
     pub(crate) fn new(parts: Parts<P>) -> Inner<P> {
-        let Parts { key, at, places, tag, named, device, devices, domain, handler, resolves, stalls, inbox } =
-            parts;
+        let Parts { key, at, roll, tag, named, device, domain, handler, resolves, stalls, inbox } = parts;
         let platform = device.instance.platform();
         Inner {
             key,
             at,
-            places,
+            rolls: Rolls::new(platform, roll),
             tag,
             instance: device.instance.clone(),
             named,
@@ -111,6 +110,7 @@ impl<P: Platform> Inner<P> {
             resolves,
             lease: Lease::default(),
             inbox,
+            spill: Spill::new(platform),
             life: AtomicU32::new(LIVE),
             holds_pri: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
@@ -118,25 +118,33 @@ impl<P: Platform> Inner<P> {
             replaces: platform.lock(None),
             lost: AtomicBool::new(false),
             device,
-            devices,
             domain,
         }
     }
 
-    /// The direct regions of all devices that take part.
-    pub(crate) fn direct(&self) -> impl Iterator<Item = &ReservedRegion> + Clone {
-        let handle = &self.named;
-        self.devices.iter().flat_map(move |d| handle.direct_of(&d.spec))
+    /// Who takes part, and where. It stays so while the caller has the place's token.
+    pub(crate) fn roll(&self) -> Arc<Roll<P>> {
+        self.rolls.now()
     }
 
     /// Whether it is where some device expects its direct regions.
     pub(crate) fn has_direct(&self) -> bool {
-        self.at.pasid.is_none() && self.direct().next().is_some()
+        self.at.pasid.is_none() && self.roll().direct(&self.named).next().is_some()
+    }
+
+    /// Places for groups and stalled transactions that its queue was made with.
+    pub(crate) fn room(&self) -> usize {
+        self.inbox.room()
     }
 
     /// What the hardware translates through; `None` where nothing passes.
     pub(crate) fn target(&self) -> Option<Target> {
         self.domain.target(self.tag?)
+    }
+
+    /// Whether its devices may stall, and somebody decides it.
+    pub(crate) fn may_stall(&self) -> bool {
+        self.may_stall
     }
 
     /// Whether page requests go to a resolver.
@@ -168,7 +176,18 @@ impl<P: Platform> Inner<P> {
     /// False when there is no room. For the service turn.
     #[inline]
     pub(crate) fn enqueue(&self, slot: u32, generation: Generation) -> bool {
-        self.inbox.push([slot.into(), generation.get()])
+        let piece = [slot.into(), generation.get()];
+        self.inbox.push(piece) || self.spill(piece)
+    }
+
+    /// Keeps what the queue has no room for, if others joined since that was made.
+    #[cold]
+    fn spill(&self, piece: [u64; 2]) -> bool {
+        let kept = self.spill.push(piece);
+        if kept {
+            self.inbox.count_one();
+        }
+        kept
     }
 
     /// Has a worker call the resolver for what was kept. For the service turn.
@@ -238,7 +257,7 @@ impl<P: Platform> Inner<P> {
     }
 
     fn next_group(&self) -> Option<(u32, Generation)> {
-        let [slot, generation] = self.inbox.pop()?;
+        let [slot, generation] = self.spill.pop().or_else(|| self.inbox.pop())?;
         Some((slot as u32, Generation::from_raw(generation)))
     }
 
@@ -345,9 +364,11 @@ impl<P: Platform> Attachment<P> {
         self.inner.at
     }
 
-    /// Every place it stands for: each id of each member of the group, once.
-    pub fn places(&self) -> &[At] {
-        &self.inner.places
+    /// Every place it stands for at the moment: each id of each member of the group, once. A device that
+    /// [joins](crate::Iommu::add_device) the group is appended.
+    pub fn places(&self) -> impl Iterator<Item = At> + use<P> {
+        let roll = self.inner.roll();
+        (0..).map_while(move |n| roll.places.get(n).copied())
     }
 
     /// Blocks the device, invalidates, drains, answers everything pending with Invalid, and frees

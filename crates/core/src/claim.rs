@@ -6,7 +6,7 @@ use crate::{
     attachment::Attachment,
     device::Device,
     domain::Domain,
-    error::{AttachError, ClaimError, OutOfMemory},
+    error::{AddDeviceError, AttachError, ClaimError, OutOfMemory},
     group::Group,
     ids::{At, DeviceId, OwnerId},
     iommu::Iommu,
@@ -82,6 +82,27 @@ impl<P: Platform> Group<P> {
             Claims::Outside { owner, .. } => Some(*owner),
             _ => None,
         })
+    }
+
+    /// Whether the first driver chooses and attaches the default domain at this moment.
+    pub(crate) fn is_being_used(&self) -> bool {
+        self.claims.with(|c| matches!(c, Claims::Making))
+    }
+
+    /// Whether the default domain that drivers have is strict enough for all members, of which this is
+    /// the latest.
+    pub(crate) fn bears(&self, device: DeviceId) -> Result<(), AddDeviceError> {
+        let wants = self.default_choice().kind;
+        let has = self.claims.with(|c| match c {
+            Claims::Drivers { default, .. } => Some(default.choice.kind),
+            _ => None,
+        });
+        match has {
+            Some(has) if has < wants => {
+                Err(AddDeviceError::LaxDefault { device, group: self.id, has, wants })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn default_choice(&self) -> DefaultChoice {

@@ -76,7 +76,8 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         inner.finish();
         return;
     };
-    inner.places.iter().for_each(|at| instance.set_draining(*at, inner.key));
+    let roll = inner.roll();
+    roll.places.iter().for_each(|at| instance.set_draining(*at, inner.key));
     let drained = to_rest(&inner).await;
     settle_rest(&inner).await;
     // Nothing that is attached there later stalls by the way. Hardware that is lost, or cannot, is
@@ -92,15 +93,15 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
         Ok(()) => fence(&inner).await,
         lost => lost,
     };
-    inner.places.iter().for_each(|at| instance.drop_partials_at(*at));
+    roll.places.iter().for_each(|at| instance.drop_partials_at(*at));
     if let Some(old) = replaced {
         // Where the new one was not shown yet, it is what stands there.
-        old.places.iter().for_each(|at| instance.hide(*at, old.key));
+        old.roll().places.iter().for_each(|at| instance.hide(*at, old.key));
         let_go(&old, drained).await;
         inner.replaces.with(Option::take);
         old.finish();
     }
-    inner.places.iter().for_each(|at| instance.hide(*at, inner.key));
+    roll.places.iter().for_each(|at| instance.hide(*at, inner.key));
     let_go(&inner, drained).await;
     token.finish(None);
     inner.finish();
@@ -108,11 +109,11 @@ pub(crate) async fn detach<P: Platform>(inner: Arc<Inner<P>>) {
 
 /// Every place goes where the group rests, and nothing that was sent before is on its way.
 async fn to_rest<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
-    let instance = &inner.instance;
-    for at in &inner.places {
+    let (instance, roll) = (&inner.instance, inner.roll());
+    for at in &roll.places {
         instance.switch(*at, inner.named.group.rest_of(*at)).await?;
     }
-    for at in &inner.places {
+    for at in &roll.places {
         drain(instance, *at).await?;
     }
     Ok(())
@@ -121,7 +122,7 @@ async fn to_rest<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
 /// Answers what is left of an attachment, and waits until the answers are in the hardware's queue.
 pub(crate) async fn settle_rest<P: Platform>(inner: &Inner<P>) {
     let instance = &inner.instance;
-    for at in &inner.places {
+    for at in &inner.roll().places {
         by_deadline(instance, || instance.settle_all_of(inner.key, *at)).await;
     }
 }
@@ -129,21 +130,24 @@ pub(crate) async fn settle_rest<P: Platform>(inner: &Inner<P>) {
 /// Gives back what an attachment holds. The hardware does not use it any more, unless it was lost:
 /// then its domain is kept for ever. May be given up and begun again until it is done.
 pub(crate) async fn let_go<P: Platform>(inner: &Inner<P>, drained: Result<(), HwLost>) {
+    let roll = inner.roll();
     while let Some(n) = inner.holds_pri.load(Ordering::Acquire).checked_sub(1) {
-        if let Some(device) = inner.devices.get(n) {
+        if let Some(device) = roll.devices.get(n) {
             device.release_pri().await;
         }
         inner.holds_pri.store(n, Ordering::Release);
     }
     if drained.is_ok() {
         let published = inner.published.swap(0, Ordering::AcqRel);
-        for (at, tag) in inner.places.iter().take(published).zip(inner.tag.iter().cycle()) {
+        for (at, tag) in roll.places.iter().take(published).zip(inner.tag.iter().cycle()) {
             inner.domain.withdraw(&inner.instance, *at, *tag);
         }
     }
     // The others that use the domain may have been there too, and are asked.
     let drained = match drained {
-        Ok(()) if inner.at.pasid.is_none() => unpin(&inner.domain, inner.direct(), &inner.pinned).await,
+        Ok(()) if inner.at.pasid.is_none() => {
+            unpin(&inner.domain, roll.direct(&inner.named), &inner.pinned).await
+        }
         drained => drained,
     };
     match drained {
@@ -210,7 +214,7 @@ pub(crate) async fn look_again() {
 
 async fn fence<P: Platform>(inner: &Inner<P>) -> Result<(), HwLost> {
     let instance = &inner.instance;
-    for at in inner.places.iter().filter(|at| instance.may_have_asked(at.source)) {
+    for at in inner.roll().places.iter().filter(|at| instance.may_have_asked(at.source)) {
         hw(instance, || instance.driver().drain(*at)).await?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 pub use crate::stall::StallError;
 use crate::{
+    claim::DefaultKind,
     driver::{HwLost, Incompatible, PrepareError, StartError},
     ids::{At, DeviceId, GroupId, InstanceId, Key, OwnerId, Pasid, SourceId},
 };
@@ -102,14 +103,28 @@ pub enum AddDeviceError {
         /// The member that is elsewhere.
         other: DeviceId,
     },
-    /// Something is attached to its group: detach it first, and what is attached after that
-    /// includes the device.
-    #[error("{device} cannot join {group}: something is attached to it")]
-    GroupInUse {
+    /// It cannot be attached to what its group is attached to.
+    #[error("{device} cannot join {group}: {why}")]
+    Join {
         /// The device.
         device: DeviceId,
         /// Its group.
         group: GroupId,
+        /// Why not.
+        why: AttachError,
+    },
+    /// Kernel drivers have its group, with a default domain that is laxer than policy allows once the
+    /// device is a member.
+    #[error("{device} cannot join {group}: its drivers have {has:?} as default domain, and {wants:?} is due")]
+    LaxDefault {
+        /// The device.
+        device: DeviceId,
+        /// Its group.
+        group: GroupId,
+        /// The default domain as it is.
+        has: DefaultKind,
+        /// What it would have to be.
+        wants: DefaultKind,
     },
     /// It has a requester id in common with another, and one of them uses ATS under it: nobody
     /// could say whose TLB holds what.

@@ -2,7 +2,7 @@
 //! as long as it is up.
 
 use crate::{
-    device::DeviceInner,
+    device::{DeviceInner, DeviceSpec},
     driver::{Features, HwLost},
     error::AttachError,
     op::hw,
@@ -139,9 +139,7 @@ impl<P: Platform> DeviceInner<P> {
 
     /// Page requests, ATS, PASID off: the reverse order.
     pub(crate) fn disable(&self) {
-        self.spec.control.set_pri(None);
-        self.spec.control.set_ats(false);
-        self.spec.control.set_pasid(false);
+        disable(&self.spec);
     }
 }
 
@@ -150,6 +148,13 @@ impl<P: Platform> Drop for DeviceInner<P> {
         // Of a device that was given up on the way in or out.
         self.give_share_back();
     }
+}
+
+/// Page requests, ATS, PASID off, in this order, of a device that may not be served.
+pub(crate) fn disable(spec: &DeviceSpec) {
+    spec.control.set_pri(None);
+    spec.control.set_ats(false);
+    spec.control.set_pasid(false);
 }
 
 /// The right to switch a device's page requests; given back on drop.

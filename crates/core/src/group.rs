@@ -4,7 +4,6 @@
 use crate::{
     claim::Claims,
     config::DuringReset,
-    device::DeviceInner,
     error::{AddDeviceError, AttachError, NotUp, OutOfMemory},
     hub::Hub,
     ids::{At, DeviceId, GroupId, Key, Pasid, SourceId},
@@ -12,6 +11,7 @@ use crate::{
     member::Member,
     platform::{Platform, ShortLock},
     rest::Rest,
+    roll::Roll,
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::task::Poll;
@@ -74,10 +74,7 @@ pub(crate) enum Going {
 /// What an attachment of a place of a group consists of.
 pub(crate) struct Plan<P: Platform> {
     pub(crate) instance: Arc<Instance<P>>,
-    /// The members that take part.
-    pub(crate) devices: Vec<Arc<DeviceInner<P>>>,
-    /// Every requester id of theirs, each once.
-    pub(crate) places: Vec<At>,
+    pub(crate) roll: Roll<P>,
 }
 
 impl<P: Platform> Group<P> {
@@ -143,12 +140,7 @@ impl<P: Platform> Group<P> {
         self.members().any(|m| m.id() != than && m.ids().contains(&source))
     }
 
-    /// Whether a requester id is parked, by whichever of the devices that have it.
-    pub(crate) fn is_parked(&self, source: SourceId) -> bool {
-        self.members().any(|m| m.parked.is_parked() && m.spec.sources().contains(&source))
-    }
-
-    /// The same, by others than this device.
+    /// Whether a requester id is parked by others than this device.
     pub(crate) fn is_parked_but_for(&self, source: SourceId, device: DeviceId) -> bool {
         let by = |m: &Member<P>| m.id() != device && m.parked.is_parked();
         self.members().any(|m| by(&m) && m.spec.sources().contains(&source))
@@ -181,7 +173,7 @@ impl<P: Platform> Group<P> {
             devices.push(device);
         }
         let instance = instance.ok_or(NotUp::Removed(named))?;
-        Ok(Plan { instance, devices, places })
+        Ok(Plan { instance, roll: Roll { places, devices } })
     }
 
     /// Begins a transition of a place where `from` is attached. Pending while another runs.
@@ -238,6 +230,11 @@ impl<P: Platform> Group<P> {
     /// A place where something is attached.
     pub(crate) fn occupied(&self) -> Option<Option<Pasid>> {
         self.state.with(|s| s.places.first().map(|p| p.pasid))
+    }
+
+    /// What is attached at the `n`th place. While the group is frozen they stay as they are.
+    pub(crate) fn attached(&self, n: usize) -> Option<Option<Key>> {
+        self.state.with(|s| s.places.get(n).map(|p| p.attached))
     }
 
     fn end(&self, pasid: Option<Pasid>, now: Option<Key>) {

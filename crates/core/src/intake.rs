@@ -134,7 +134,8 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
         let device = account.device(standing);
         let serves = match (spot.tenant(), refused) {
             (_, Some(_)) => Err(refused),
-            // Nobody could say which device asks.
+            // Nobody could say which device asks. No device does: page requests need ATS, an id with ATS is
+            // nobody else's (`Ids::enter`), and on a bus behind a bridge there are no such messages.
             _ if device.is_none() => Err(Some(Reason::Blocked)),
             (Some(t), _) if !t.inner.resolves() => Err(Some(Reason::Blocked)),
             // The entry is gone: what still comes out of the fabric is answered Invalid.

@@ -92,8 +92,8 @@ impl<P: Platform> Iommu<P> {
 
     /// Takes a device in: blocked, or translating its direct regions and nothing else. PASID and
     /// ATS are switched on where device, instance and trust allow. A device whose instance is not
-    /// registered yet waits for that ([`Device::state`]), and one without an IOMMU is no error. It
-    /// cannot join a group to which something is attached. Sleeps.
+    /// registered yet waits for that ([`Device::state`]), and one without an IOMMU is no error. Where
+    /// something is attached to its group, it is attached there too: to all of it or not at all. Sleeps.
     ///
     /// # Errors
     /// See [`AddDeviceError`]; the device is not added then.

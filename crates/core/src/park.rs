@@ -199,7 +199,7 @@ async fn go_on<P: Platform>(
             last = Some(at);
         }
         let at = At { source: *source, pasid: None };
-        if let (Some(target), false) = (group.resting_place(*source), requester_id) {
+        if let (Some(target), false) = (group.direct_of(*source), requester_id) {
             instance.switch(at, Some(target)).await?;
         }
         // Last, so that nothing was asked of a TLB that the device has not been told to use yet.

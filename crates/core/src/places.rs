@@ -150,7 +150,7 @@ impl<P: Platform> Instance<P> {
         let (shown, old) = self.state.with(|s| {
             let requesters = s.sources.len();
             let Some(src) = s.sources.get_mut(at.source) else { return (false, None) };
-            let new = Slot { pasid: at.pasid, inner: inner.clone(), stall: Switch::Off };
+            let new = Slot { pasid: at.pasid, inner: inner.clone(), stall: Switch::Off, leaving: false };
             let slot = src.slots.iter().position(|s| s.pasid == at.pasid);
             if slot.is_none() && src.slots.len() == src.slots.capacity() {
                 return (false, Some(new));
@@ -180,6 +180,13 @@ impl<P: Platform> Instance<P> {
             attachments.open(inner.key);
         }
         shown
+    }
+
+    /// A place is about to be hidden, while its attachment goes on elsewhere: nothing stalls there.
+    pub(crate) fn set_leaving(&self, at: At) {
+        self.with_source(at.source, |src| {
+            src.slots.iter_mut().filter(|s| s.pasid == at.pasid).for_each(|s| s.leaving = true);
+        });
     }
 
     /// What comes for an attachment from now on is answered Invalid. Nothing happens when another

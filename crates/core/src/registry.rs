@@ -8,6 +8,7 @@ use crate::{
     ids::{At, DeviceId, GroupId, InstanceId},
     instance::Instance,
     iommu::Shared,
+    join::join,
     left::{Leaving, Then},
     member::{DeviceState, Member},
     platform::{Platform, ShortLock},
@@ -282,9 +283,6 @@ pub(crate) async fn bring_up<P: Platform>(
     let starting = Starting { shared, device, done: false };
     let came = serve(shared, group, member, &instance).await;
     let result = came.as_ref().map(|_| ()).map_err(|e| *e);
-    if let Ok(device) = &came {
-        device.enable();
-    }
     member.came(came);
     starting.done();
     shared.hub.progressed();
@@ -322,10 +320,8 @@ async fn serve<P: Platform>(
     member: &Member<P>,
     instance: &Arc<Instance<P>>,
 ) -> Result<Arc<DeviceInner<P>>, AddDeviceError> {
-    let _frozen = poll_fn(|_| group.freeze()).await;
-    if group.occupied().is_some() {
-        return Err(AddDeviceError::GroupInUse { device: member.id(), group: group.id });
-    }
+    // The first driver chooses by who is there, and attaches.
+    let _frozen = poll_fn(|_| if group.is_being_used() { Poll::Pending } else { group.freeze() }).await;
     let own = *member.spec.sources().first().ok_or(AddDeviceError::NoSource(member.id()))?;
     let lane = shared.hub.open_lane()?;
     let ids = Ids { group, member, instance };
@@ -336,14 +332,22 @@ async fn serve<P: Platform>(
         ids.leave().await;
         return Err(e);
     }
-    if let Err(e) = ids.rest().await {
+    let spec = member.spec.clone();
+    let device = Arc::new(DeviceInner::new(spec, own, instance.clone(), shared.clone(), lane));
+    if let Err(e) = goes_on(&ids, &device).await {
         // Of hardware that is lost, what it may still reach is kept.
         ids.leave().await;
         let _ = group.dismiss_direct(member).await;
         return Err(e);
     }
-    let spec = member.spec.clone();
-    Ok(Arc::new(DeviceInner::new(spec, own, instance.clone(), shared.clone(), lane)))
+    Ok(device)
+}
+
+/// Lets a device that is known go where its group rests, and from there where it is attached.
+async fn goes_on<P: Platform>(ids: &Ids<'_, P>, device: &Arc<DeviceInner<P>>) -> Result<(), AddDeviceError> {
+    ids.rest().await?;
+    device.enable();
+    join(ids.group, device).await.inspect_err(|_| device.disable())
 }
 
 /// Lets a device go; see [`Iommu::remove_device`](crate::Iommu::remove_device).

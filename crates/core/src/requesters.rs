@@ -5,9 +5,11 @@ use crate::{
     driver::{Features, HwLost},
     entry::Holding,
     error::AddDeviceError,
+    features::disable,
     group::Group,
     ids::{At, SourceId},
     instance::Instance,
+    join::part_all,
     member::Member,
     op::hw,
     platform::Platform,
@@ -17,7 +19,7 @@ use portcullis_sync::atomic::Ordering;
 
 /// The ids of one member.
 pub(crate) struct Ids<'a, P: Platform> {
-    pub(crate) group: &'a Group<P>,
+    pub(crate) group: &'a Arc<Group<P>>,
     pub(crate) member: &'a Member<P>,
     pub(crate) instance: &'a Arc<Instance<P>>,
 }
@@ -30,6 +32,11 @@ impl<P: Platform> Ids<'_, P> {
     /// Whether no other member that is up has the id.
     fn is_alone_with(&self, source: SourceId) -> bool {
         !self.group.is_shared(source, self.member.id())
+    }
+
+    /// Whether something is attached to the id itself, for others who have it too.
+    fn is_attached(&self, source: SourceId) -> bool {
+        self.instance.attached_after(source, None).is_some_and(|(at, _)| at.pasid.is_none())
     }
 
     /// Makes every id known to the fault path and to the driver, blocked at first. All or none.
@@ -93,6 +100,10 @@ impl<P: Platform> Ids<'_, P> {
 
     /// Takes everything back that hardware knows of the member. May be given up and begun again.
     pub(crate) async fn take_back(&self) -> Result<(), HwLost> {
+        if self.member.is_known() {
+            disable(&self.member.spec);
+        }
+        part_all(self.group).await?;
         self.stop().await?;
         self.forget();
         self.make_room().await
@@ -102,16 +113,17 @@ impl<P: Platform> Ids<'_, P> {
     /// they need it.
     pub(crate) async fn make_room(&self) -> Result<(), HwLost> {
         self.group.dismiss_direct(self.member).await?;
-        for source in self.all().iter().filter(|s| !self.is_alone_with(**s)) {
+        for source in self.all().iter().filter(|s| !self.is_alone_with(**s) && !self.is_attached(**s)) {
             let at = At { source: *source, pasid: None };
             self.instance.switch(at, self.group.rest_of(at)).await?;
         }
         Ok(())
     }
 
-    /// Lets every id go where it rests. What cannot be prepared leaves the ids where they are.
+    /// Lets every id go where it rests; one that others have too, and that is attached, stays there. What
+    /// cannot be prepared leaves the ids where they are.
     pub(crate) async fn rest(&self) -> Result<(), AddDeviceError> {
-        for source in self.all() {
+        for source in self.all().iter().filter(|s| !self.is_attached(**s)) {
             let at = At { source: *source, pasid: None };
             if let Some(target) = self.group.rest_of(at) {
                 let (held, _) = Holding::prepare(self.instance, at, target)?;

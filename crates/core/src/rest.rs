@@ -73,14 +73,8 @@ impl<P: Platform> Group<P> {
     pub(crate) fn rest_of(&self, at: At) -> Option<Target> {
         match at.pasid {
             Some(_) => None,
-            None if self.is_parked(at.source) => self.direct_of(at.source),
-            None => self.resting_place(at.source),
+            None => self.direct_of(at.source),
         }
-    }
-
-    /// The same for an id that is not parked.
-    pub(crate) fn resting_place(&self, source: SourceId) -> Option<Target> {
-        self.direct_of(source)
     }
 
     /// What a requester id needs while it is cut off from all else.

@@ -72,6 +72,8 @@ pub(crate) struct Slot<P: Platform> {
     pub(crate) inner: Arc<Inner<P>>,
     /// Whether the hardware holds what faults here.
     pub(crate) stall: Switch,
+    /// It is to hold nothing, whatever the attachment asks for.
+    pub(crate) leaving: bool,
 }
 
 pub(crate) struct Source<P: Platform> {

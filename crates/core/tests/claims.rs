@@ -69,7 +69,7 @@ fn an_owner_has_the_group_alone_and_attaches_through_its_claim() {
         assert_eq!(why, Some(AttachError::NotOwner(GroupId(1))));
     }
     let a = w.attach(&dom, again.device());
-    assert_eq!(a.places(), [at(1), at(2)]);
+    assert!(a.places().eq([at(1), at(2)]));
     drop(again);
     assert_eq!(one.use_by_driver(&cx()).err(), Some(ClaimError::Owned(GroupId(1), VMM)));
     let handle = claim.device().clone();

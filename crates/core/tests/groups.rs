@@ -76,7 +76,7 @@ fn an_attachment_covers_all_members_with_all_their_ids() {
     let dom = w.plain(&one);
     let a = w.attach(&dom, &two);
     let all = [1, 10, 11, 2].map(at);
-    assert_eq!(a.places(), all);
+    assert!(a.places().eq(all));
     assert_eq!(a.at(), at(2), "the device that was named");
     assert!(all.iter().all(|at| w.hw.entry(*at).is_some()));
     let occupied = w.iommu.attach(&cx(), &dom, &one, None, data()).err();
@@ -105,7 +105,7 @@ fn an_id_that_two_members_share_is_one_place_and_its_faults_name_the_group() {
     let two = member_with(&w, 2, with_aliases(&[10]));
     let seen = w.iommu.observe(Scope::All, 4).unwrap();
     let a = w.attach(&w.plain(&one), &one);
-    assert_eq!(a.places(), [1, 10, 2].map(at));
+    assert!(a.places().eq([1, 10, 2].map(at)));
     let fault =
         |n| RawFault { source: Some(SourceId(n)), ..RawFault::new(FaultKind::Dma, Reason::NotMapped) };
     w.hw.faults(fault(10));
@@ -175,7 +175,7 @@ fn a_pasid_is_attached_to_those_that_have_pasids() {
     let three = member_with(&w, 3, |spec| spec.caps.pasid_bits = 4);
     let dom = w.plain(&one);
     let a = w.iommu.attach(&cx(), &dom, &one, pasid(5), data()).unwrap();
-    assert_eq!(a.places(), [at_pasid(1, 5), at_pasid(3, 5)]);
+    assert!(a.places().eq([at_pasid(1, 5), at_pasid(3, 5)]));
     // Beyond what one of them can say, and for one that has none at all.
     let narrow = w.iommu.attach(&cx(), &dom, &one, pasid(20), data()).err();
     assert_eq!(narrow, Some(AttachError::Pasid(DeviceId(3), pasid(20).unwrap())));
@@ -208,6 +208,28 @@ fn page_requests_of_every_member_reach_the_resolver() {
 }
 
 #[test]
+fn a_page_request_of_an_id_that_several_share_is_nobodys_and_answered_invalid() {
+    let w = World::new();
+    let one = member_with(&w, 1, with_aliases(&[10]));
+    let two = member_with(&w, 2, with_aliases(&[10]));
+    // Such devices have no page requests, so that nothing that needs them is attached to the group.
+    let why = w.iommu.attach(&cx(), &w.served(&one), &one, None, data()).err();
+    assert!(matches!(why, Some(AttachError::NoPageRequests(DeviceId(1), _))), "{why:?}");
+    let a = w.attach(&w.plain(&one), &one);
+    let seen = w.iommu.observe(Scope::All, 4).unwrap();
+    // The alias, and the own id of one: forged, whoever sent them.
+    w.sends(&[last(10, 1), last(2, 2)]);
+    w.work();
+    assert_eq!(w.hw.answers(), [sent(10, 1, Code::Invalid), sent(2, 2, Code::Invalid)]);
+    let records = seen_by(&seen);
+    let said = records.iter().map(|r| (r.kind, r.reason, r.device, r.group));
+    let nobody = (FaultKind::PageRequest, Reason::RequestType, None, Some(GroupId(1)));
+    assert!(said.eq([nobody, (nobody.0, nobody.1, Some(DeviceId(2)), nobody.3)]));
+    assert_eq!((one.counters().unauthorised, two.counters().unauthorised), (0, 1));
+    drop(a);
+}
+
+#[test]
 fn hardware_lost_between_two_members_quarantines_the_group() {
     let w = World::new();
     let (one, two) = (member(&w, 1), member(&w, 2));
@@ -235,22 +257,6 @@ fn a_group_behind_two_instances_is_refused() {
     let two = Upstream { instance: InstanceId(8), sources: vec![SourceId(2)] };
     let why = try_member(&w, 2, |spec| spec.upstreams.push(two)).err();
     assert_eq!(why, Some(AddDeviceError::SeveralInstances(DeviceId(2))));
-}
-
-#[test]
-fn a_device_joins_a_group_when_nothing_is_attached_to_it() {
-    let w = World::new();
-    let one = member(&w, 1);
-    let a = w.attach(&w.plain(&one), &one);
-    let frames = w.board.frames();
-    let why = try_member(&w, 2, |_| {}).err();
-    assert_eq!(why, Some(AddDeviceError::GroupInUse { device: DeviceId(2), group: GroupId(1) }));
-    assert_eq!((one.group().unwrap().members, w.board.frames()), (vec![DeviceId(1)], frames));
-    drop(a.begin_detach(&cx()));
-    let two = member(&w, 2);
-    let a = w.attach(&w.plain(&one), &one);
-    assert_eq!(a.places(), [at(1), at(2)]);
-    drop(two);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod failures;
 mod groups;
 mod hardware_errors;
 mod immediate;
+mod join;
 mod kernel_dma;
 mod model;
 mod msi_window;

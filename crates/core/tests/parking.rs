@@ -147,7 +147,7 @@ fn an_id_that_devices_share_is_dark_until_the_last_of_them_goes_on() {
     assert!(!dark(1) && dark(2) && dark(10));
     second.end(&cx()).unwrap();
     assert!(!dark(1) && !dark(2) && !dark(10));
-    assert!(a.places().iter().all(|at| w.hw.entry(*at).is_some()));
+    assert!(a.places().all(|at| w.hw.entry(at).is_some()));
     // A reset of one takes the shared id along, and leaves the sibling's own alone.
     w.hw.take_log();
     one.reset(&cx()).unwrap();

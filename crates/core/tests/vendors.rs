@@ -67,10 +67,14 @@ fn outcome(m: &Machine, devices: &[Device<Board>]) -> Vec<String> {
         dom.map_range(0x40_0000, Phys(0x40_0000), 1 << 21, RW).expect("mapped");
         let a = m.iommu.attach(&cx(), &dom, d, None, data()).expect("attached");
         let with_pasid = m.iommu.attach(&cx(), &dom, d, pasid(100), data());
-        seen.push(format!("{:?} {:?}", a.places(), with_pasid.as_ref().map(|a| a.at()).map_err(|e| *e)));
+        seen.push(format!(
+            "{:?} {:?}",
+            a.places().collect::<Vec<_>>(),
+            with_pasid.as_ref().map(|a| a.at()).map_err(|e| *e)
+        ));
         let n = (d.id().0 / 10) as usize;
         for at in a.places() {
-            match m.hardware[n].entry(*at).expect("translates") {
+            match m.hardware[n].entry(at).expect("translates") {
                 Target::Table { desc, tag, .. } => seen.push(format!("{at:?} {desc:?} {tag:?}")),
                 other => panic!("{other:?}"),
             }

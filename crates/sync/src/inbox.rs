@@ -56,9 +56,15 @@ impl Inbox {
             cell[0].store(piece[0], Ordering::Relaxed);
             cell[1].store(piece[1], Ordering::Relaxed);
             self.tail.store(tail.wrapping_add(1), unless(Line::InboxPublishes, Ordering::Release));
-            self.held.store(self.held.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.count_one();
         }
         room
+    }
+
+    /// Counts a piece that the producer keeps elsewhere among those that were pushed. For the producer; any
+    /// context.
+    pub fn count_one(&self) {
+        self.held.store(self.held.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// Announces what was pushed. True if the caller must send a worker. For the producer; any context.
@@ -77,6 +83,11 @@ impl Inbox {
     #[must_use]
     pub fn call(&self) -> bool {
         self.owed.fetch_add(1, Ordering::AcqRel) == 0
+    }
+
+    /// Pieces that there is room for.
+    pub fn room(&self) -> usize {
+        self.cells.len()
     }
 
     /// Units that are owed: as many may be done, a piece at most for each. For the consumer.
@@ -137,6 +148,8 @@ mod tests {
             assert!(!inbox.done(4));
         }
         assert!(inbox.call() && inbox.pop().is_none() && !inbox.done(1), "a call without a piece");
+        inbox.count_one();
+        assert!(inbox.announce() && inbox.owed() == 1 && inbox.pop().is_none(), "kept elsewhere");
     }
 
     #[test]

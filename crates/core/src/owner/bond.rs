@@ -196,7 +196,7 @@ async fn silence<P: Platform>(inner: &Arc<Inner<P>>) -> Result<(), HwLost> {
         // It is detached.
         return Ok(());
     };
-    for at in &inner.places {
+    for at in &inner.roll().places {
         hw(instance, || instance.driver().silence(*at)).await?;
     }
     token.finish(Some(inner.key));

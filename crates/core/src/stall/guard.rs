@@ -175,7 +175,7 @@ fn bears<P: Platform>(instance: &Instance<P>, attached: &Inner<P>) -> Result<(),
     if instance.is_lost() {
         return Err(HwLost.into());
     }
-    attached.devices.iter().try_for_each(|d| may_stall(d))
+    attached.roll().devices.iter().try_for_each(|d| may_stall(d))
 }
 
 /// Whether a place did what its domain asks.
@@ -189,11 +189,18 @@ fn stands<P: Platform>(instance: &Instance<P>, at: At) -> Result<(), StallError>
 
 /// Waits until every place of an attachment stalls, or does not, as its domain asks.
 pub(crate) async fn switched<P: Platform>(inner: &Inner<P>) -> Result<(), StallError> {
-    let instance = &inner.instance;
-    for at in &inner.places {
+    all_stand(&inner.instance, &inner.roll().places).await
+}
+
+/// The same of some of them.
+pub(crate) async fn all_stand<P: Platform>(
+    instance: &Arc<Instance<P>>,
+    places: &[At],
+) -> Result<(), StallError> {
+    for at in places {
         wait_for(instance, *at).await;
     }
-    inner.places.iter().try_for_each(|at| stands(instance, *at))
+    places.iter().try_for_each(|at| stands(instance, *at))
 }
 
 /// The same of everything that is attached to a domain.

@@ -14,7 +14,7 @@ mod limit;
 pub(crate) mod switch;
 
 pub use guard::{StallError, Stalling};
-pub(crate) use guard::{may_stall, switched};
+pub(crate) use guard::{all_stand, may_stall, switched};
 pub(crate) use intake::hand_over_stall;
 pub use limit::StallLimit;
 

@@ -45,7 +45,7 @@ impl Switch {
 
 impl<P: Platform> Source<P> {
     fn step(&self, instance: &Instance<P>, slot: &Slot<P>) -> Option<Step> {
-        let wanted = slot.inner.wants_stalls() && !instance.account_of(self).is_limited();
+        let wanted = slot.inner.wants_stalls() && !slot.leaving && !instance.account_of(self).is_limited();
         slot.stall.step(wanted)
     }
 }

@@ -236,6 +236,9 @@ const DOCUMENTED: &[(&str, &str)] = &[
     ("owner/sva.rs", "Arc::new(resolver::Bound(faults))"),
     // An attachment, and its handler.
     ("attach.rs", "Arc::new(Inner::new(parts))"),
+    ("roll.rs", "now: Arc::new(roll)"),
+    ("join.rs", "Arc::new(new)"),
+    ("join.rs", "Arc::new(joining)"),
     ("resolver.rs", "Arc::new(BoundHandler "),
     ("iommu.rs", "Arc::new(Keeps(data.clone()))"),
     ("stall/mod.rs", "Arc::new(Bound "),

@@ -8,10 +8,10 @@ use crate::{
 };
 use portcullis::topology::{Address, Buses, Function, Hierarchy, Kind};
 use portcullis::{
-    Config, DefaultKind, DeviceId, DeviceSpec, DeviceState, FaultRecord, Iommu, OwnerId, Pasid,
-    ReservedRegion, Scope, Sleep, SourceId, Told,
+    Bus, Config, DefaultKind, DeviceId, DeviceSpec, DeviceState, FaultRecord, GroupId, Iommu, Membership,
+    OwnerId, Pasid, ReservedRegion, Scope, Sleep, SourceId, StallDecider, StalledAccess, Told, Verdict,
 };
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
 pub const ALL: &[Operation] = &[
     bare("make the subsystem", |rig| {
@@ -67,6 +67,33 @@ pub const ALL: &[Operation] = &[
             Ok(())
         })
         .and(move || format!("asked: {:?}", seen.get()))
+    }),
+    on("join a group that is attached", |rig| {
+        let one = rig.add(direct(rig.member(1))).expect("added");
+        joins(rig, &one, |rig| direct(rig.member(2)))
+    }),
+    on("join a group that is attached and asks for pages", |rig| {
+        let of_it = |rig: &Rig, n| DeviceSpec { trusted: true, ..with_group(rig.spec(n)) };
+        let one = rig.add(of_it(rig, 1)).expect("added");
+        joins(rig, &one, move |rig| of_it(rig, 2))
+    }),
+    on("join a group that stalls", |rig| {
+        let of_it = |rig: &Rig, n| DeviceSpec {
+            bus: Bus::Platform { may_stall: true },
+            trusted: false,
+            ..with_group(rig.spec(n))
+        };
+        let one = rig.add(of_it(rig, 1)).expect("added");
+        let dom = rig.plain(&one);
+        let resolver = |_: &Sleep<'_>, _: &Arc<Data>, _: &StalledAccess| Verdict::Retry;
+        let stalling = rig.iommu.enable_stall(&cx(), &dom, StallDecider::sleeping(resolver)).expect("it can");
+        let a = rig.attach(&dom, &one);
+        let rig = rig.clone();
+        rig.devices.borrow_mut().reserve(4);
+        Case::new(move || {
+            let _ = (&a, &stalling);
+            rig.add(of_it(&rig, 2)).map(drop)
+        })
     }),
     on("add a device in steps", |rig| {
         let rig = rig.clone();
@@ -235,6 +262,30 @@ fn adds(rig: &Rc<Rig>, spec: fn(&Rig) -> DeviceSpec) -> Case {
     let rig = rig.clone();
     rig.devices.borrow_mut().reserve(4);
     Case::new(move || rig.add(spec(&rig)).map(drop))
+}
+
+/// Adds a device to a group of which the requester ids and a PASID are attached to different domains.
+fn joins(rig: &Rc<Rig>, one: &Dev, spec: impl Fn(&Rig) -> DeviceSpec + 'static) -> Case {
+    let (a, b) = match one.features().ats {
+        true => attached_twice(rig, one),
+        false => {
+            let pasid = Pasid::new(5);
+            let by_pasid = rig.iommu.attach(&cx(), &rig.plain(one), one, pasid, data()).expect("attached");
+            (rig.attach(&rig.plain(one), one), by_pasid)
+        }
+    };
+    let rig = rig.clone();
+    rig.devices.borrow_mut().reserve(4);
+    Case::new(move || {
+        rig.add(spec(&rig))?;
+        assert!(a.places().count() == b.places().count());
+        Ok(())
+    })
+}
+
+fn with_group(mut spec: DeviceSpec) -> DeviceSpec {
+    spec.group = Some(Membership { group: GroupId(1), merges: Vec::new() });
+    spec
 }
 
 /// Removes the last device.
