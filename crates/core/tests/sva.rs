@@ -2,11 +2,11 @@
 //! and the PASIDs that stand for them.
 
 use crate::common::*;
-use portcullis::driver::Target;
+use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, BindError, DomainError, NoPasid, SyncError};
 use portcullis::{
-    AddressSpace, At, Code, Domain, Faulted, PageGroup, Pasid, Request, Response, Sleep, SourceId, Sva,
-    TableSource,
+    AddressSpace, At, Code, DeviceId, Domain, Faulted, GroupId, InstanceId, Membership, OwnerId, PageGroup,
+    Pasid, Request, Response, Sleep, SourceId, Sva, TableSource,
 };
 use portcullis_pgtable::{Config, FormatDesc, IoTable, Phys, Table, VtdSecondStage};
 use std::{
@@ -99,6 +99,98 @@ fn a_device_is_attached_with_its_first_bond_and_detached_with_its_last() {
     assert!(w.hw.entry(at(1, &space)).is_some());
     drop(again);
     w.work();
+}
+
+#[test]
+fn members_of_a_group_share_one_attachment_and_the_last_bond_of_all_ends_it() {
+    let w = World::new();
+    let member = |n: u32, bits| {
+        let mut spec = w.spec(n);
+        spec.group = Some(Membership { group: GroupId(1), merges: Vec::new() });
+        spec.caps.pasid_bits = bits;
+        w.iommu.add_device(&cx(), spec).expect("added")
+    };
+    let (one, two, without) = (member(1, 8), member(2, 8), member(3, 0));
+    let space = share(&w, &mm(&w));
+    let first = space.bind(&cx(), &one).unwrap();
+    assert!(w.hw.entry(at(2, &space)).is_some(), "nobody can tell them apart");
+    let second = space.bind(&cx(), &two).expect("it is bound already");
+    let why = space.bind(&cx(), &without).err();
+    assert_eq!(why, Some(BindError::PasidTooBig(DeviceId(3), space.pasid())));
+    // One that comes later is bound with the others, and may have bonds of its own.
+    let four = member(4, 8);
+    assert!(w.hw.entry(at(4, &space)).is_some());
+    let third = space.bind(&cx(), &four).unwrap();
+    assert!(first.unbind(&cx()).is_none());
+    w.sends(&[asks(1, 3, &space), asks(4, 3, &space)]);
+    w.work();
+    let answer = |n| answered(n, 3, space.pasid(), Code::Success);
+    assert_eq!(w.hw.answers(), [answer(1), answer(4)]);
+    drop(third);
+    assert!(w.hw.entry(at(1, &space)).is_some());
+    assert!(second.unbind(&cx()).expect("the last of all").is_gone());
+    assert!(w.hw.state().entries.is_empty() && space.is_unused());
+    // Bonds go by the claim too.
+    let claim = one.claim(OwnerId(5)).unwrap();
+    let owners = space.bind(&cx(), claim.device()).unwrap();
+    let why = space.bind(&cx(), &two).err();
+    assert_eq!(why, Some(BindError::Attach(AttachError::NotOwner(GroupId(1)))));
+    drop(owners);
+    w.work();
+}
+
+#[test]
+fn a_device_that_joins_after_the_exit_is_silenced_like_the_others() {
+    let w = World::new();
+    let member = |n: u32| {
+        let mut spec = w.spec(n);
+        spec.group = Some(Membership { group: GroupId(1), merges: Vec::new() });
+        w.iommu.add_device(&cx(), spec).expect("added")
+    };
+    let one = member(1);
+    let space = share(&w, &mm(&w));
+    let bond = space.bind(&cx(), &one).unwrap();
+    space.exit(&cx()).unwrap();
+    w.hw.take_log();
+    let two = member(2);
+    assert!(w.hw.take_log().contains(&Call::Silence(at(2, &space))));
+    assert_eq!(w.hw.entry(at(2, &space)), None);
+    assert!(bond.unbind(&cx()).expect("the last").is_gone());
+    drop(two);
+}
+
+#[test]
+fn devices_of_several_instances_share_an_address_space() {
+    let w = World::new();
+    let other = Hardware::new(&w.board, 64);
+    w.iommu.register(&cx(), InstanceId(8), other.driver(), Start::Fresh).expect("it starts");
+    let (d, e) = (w.device(1), w.device(2));
+    let mut spec = spec(3, other.control(SourceId(3)));
+    spec.upstreams[0].instance = InstanceId(8);
+    let f = w.iommu.add_device(&cx(), spec).expect("added");
+    let mm = mm(&w);
+    let space = share(&w, &mm);
+    let bonds = [&d, &e, &f].map(|d| space.bind(&cx(), d).unwrap());
+    assert!(bonds.iter().all(|b| b.pasid() == space.pasid()));
+    assert_eq!(w.hw.entry(at(1, &space)), w.hw.entry(at(2, &space)), "one tag on an instance");
+    let Some(Target::Table { root, .. }) = other.entry(at(3, &space)) else { panic!("it translates") };
+    assert_eq!(root, mm.root());
+    // What goes from the address space goes from both.
+    let asked = |hw: &Hardware| {
+        let submits = hw.take_log().into_iter();
+        submits
+            .filter_map(|c| if let Call::Submit { tags, .. } = c { Some(tags) } else { None })
+            .collect::<Vec<_>>()
+    };
+    (w.hw.take_log(), other.take_log());
+    space.invalidate(&cx(), 0x1000..0x2000).unwrap();
+    assert_eq!((asked(&w.hw), asked(&other)), (vec![2], vec![1]));
+    space.exit(&cx()).unwrap();
+    assert!(w.hw.take_log().contains(&Call::Silence(at(1, &space))));
+    assert!(other.take_log().contains(&Call::Silence(at(3, &space))));
+    drop(bonds);
+    w.work();
+    assert!(space.is_unused());
 }
 
 #[test]

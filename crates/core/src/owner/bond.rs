@@ -1,22 +1,26 @@
-//! Bonds of devices to an address space: counted for each device, one attachment behind them.
+//! Bonds of devices to an address space: counted for each group of devices, one attachment behind them,
+//! since what is attached to one member is attached to all.
 
 use super::sva::{AddressSpace, Sva};
 use crate::{
     attach::attach,
     attachment::{Attachment, Inner},
     detach::{Detaching, look_again},
-    device::{Device, DeviceInner},
+    device::Device,
     domain::{Domain, DomainInner, Kind},
     driver::HwLost,
     error::{AttachError, BindError, OutOfMemory},
-    group::Going,
+    group::{Going, Group},
     hub::Hub,
     ids::{Key, Pasid},
     iommu::Iommu,
     op::{Op, block_on, hw},
     platform::{Platform, ShortLock, Sleep},
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::{future::poll_fn, task::Poll};
 
 /// Who is bound to an address space.
@@ -31,9 +35,9 @@ struct State<P: Platform> {
     bound: Vec<Bound<P>>,
 }
 
-/// One device.
+/// One group of devices. Named weakly: one that was bound once does not keep its members.
 struct Bound<P: Platform> {
-    device: Arc<DeviceInner<P>>,
+    group: Weak<Group<P>>,
     how: How<P>,
 }
 
@@ -67,17 +71,18 @@ impl<P: Platform> Bonds<P> {
     }
 
     /// Counts one bond more, or takes the turn to attach. Pending while somebody else does.
-    fn turn(&self, device: &Arc<DeviceInner<P>>) -> Poll<Result<Turn, BindError>> {
+    fn turn(&self, device: &Device<P>) -> Poll<Result<Turn, BindError>> {
+        let group = &device.group;
         let (turn, gone) = self.state.with(|s| {
             if s.exited {
                 return (Poll::Ready(Err(BindError::Exited)), None);
             }
-            let Some(b) = s.find(device) else {
+            let Some(b) = s.find(group) else {
                 let gone = s.make_room();
                 if s.bound.len() == s.bound.capacity() {
-                    return (Poll::Ready(Err(AttachError::TooMany(device.id).into())), gone);
+                    return (Poll::Ready(Err(AttachError::TooMany(device.id()).into())), gone);
                 }
-                s.bound.push(Bound { device: device.clone(), how: How::Making });
+                s.bound.push(Bound { group: Arc::downgrade(group), how: How::Making });
                 return (Poll::Ready(Ok(Turn::Attach(None))), gone);
             };
             let turn = match &mut b.how {
@@ -97,12 +102,12 @@ impl<P: Platform> Bonds<P> {
         turn
     }
 
-    /// What the device is attached by is `attachment` now. It comes back if the address space has
+    /// What the group is attached by is `attachment` now. It comes back if the address space has
     /// exited meanwhile.
-    fn made(&self, device: &Arc<DeviceInner<P>>, attachment: Attachment<P>) -> Result<(), Attachment<P>> {
+    fn made(&self, group: &Arc<Group<P>>, attachment: Attachment<P>) -> Result<(), Attachment<P>> {
         let back = self.state.with(|s| {
             let exited = s.exited;
-            match s.find(device) {
+            match s.find(group) {
                 Some(b) if !exited => {
                     b.how = How::Made { attachment, bonds: 1 };
                     None
@@ -119,9 +124,9 @@ impl<P: Platform> Bonds<P> {
     }
 
     /// One bond less. The attachment, if it was the last.
-    fn less(&self, device: &Arc<DeviceInner<P>>) -> Option<Attachment<P>> {
+    fn less(&self, group: &Arc<Group<P>>) -> Option<Attachment<P>> {
         self.state.with(|s| {
-            let b = s.find(device)?;
+            let b = s.find(group)?;
             match &mut b.how {
                 How::Made { attachment, bonds: 1 } => {
                     let leaving = How::Leaving(attachment.key());
@@ -157,25 +162,29 @@ impl<P: Platform> Bonds<P> {
         Ok(())
     }
 
-    /// The attachment of the `n`th device, if it has one. Once nothing is bound any more, none
+    /// The attachment of the `n`th group, if it has one. Once nothing is bound any more, none
     /// changes its place.
     fn nth(&self, n: usize) -> Option<Option<Arc<Inner<P>>>> {
-        let (device, key) = self.state.with(|s| {
-            let b = s.bound.get(n)?;
-            let key = match &b.how {
+        let key = self.state.with(|s| {
+            Some(match &s.bound.get(n)?.how {
                 How::Made { attachment, .. } => Some(attachment.key()),
                 How::Leaving(key) => Some(*key),
                 How::Making => None,
-            };
-            Some((b.device.clone(), key))
+            })
         })?;
-        Some(key.and_then(|key| device.shared_slab().get(key)))
+        Some(key.and_then(|key| self.hub.attachments.get(key)))
+    }
+}
+
+impl<P: Platform> Bound<P> {
+    fn is_of(&self, group: &Arc<Group<P>>) -> bool {
+        core::ptr::eq(self.group.as_ptr(), Arc::as_ptr(group))
     }
 }
 
 impl<P: Platform> State<P> {
-    fn find(&mut self, device: &Arc<DeviceInner<P>>) -> Option<&mut Bound<P>> {
-        self.bound.iter_mut().find(|b| Arc::ptr_eq(&b.device, device))
+    fn find(&mut self, group: &Arc<Group<P>>) -> Option<&mut Bound<P>> {
+        self.bound.iter_mut().find(|b| b.is_of(group))
     }
 
     /// Where there is no room, one that was bound once is forgotten.
@@ -206,7 +215,7 @@ async fn silence<P: Platform>(inner: &Arc<Inner<P>>) -> Result<(), HwLost> {
 /// A turn to attach; given back on drop.
 struct Making<'a, P: Platform> {
     bonds: &'a Bonds<P>,
-    device: &'a Arc<DeviceInner<P>>,
+    group: &'a Arc<Group<P>>,
     earlier: Option<Key>,
     done: bool,
 }
@@ -217,7 +226,7 @@ impl<P: Platform> Drop for Making<'_, P> {
             return;
         }
         let gone = self.bonds.state.with(|s| {
-            let i = s.bound.iter().position(|b| Arc::ptr_eq(&b.device, self.device))?;
+            let i = s.bound.iter().position(|b| b.is_of(self.group))?;
             if let Some(key) = self.earlier {
                 s.bound[i].how = How::Leaving(key);
                 return None;
@@ -229,12 +238,13 @@ impl<P: Platform> Drop for Making<'_, P> {
     }
 }
 
-/// A device's right to an address space. The device stays bound until the last of its bonds is
-/// given back: by [`unbind`](Bond::unbind), or dropped, and then a worker does the rest.
+/// A device's right to an address space. The device, and with it its group, stays bound until the last
+/// bond of any member is given back: by [`unbind`](Bond::unbind), or dropped, and then a worker does the
+/// rest.
 #[must_use = "a bond that is dropped is given back"]
 pub struct Bond<P: Platform> {
     bonds: Arc<Bonds<P>>,
-    device: Arc<DeviceInner<P>>,
+    group: Arc<Group<P>>,
     given_back: bool,
 }
 
@@ -244,38 +254,40 @@ impl<P: Platform> Bond<P> {
         self.bonds.pasid
     }
 
-    /// Gives the bond back. With the last of the device the attachment ends: the device is stopped,
-    /// drained, and everything pending answered Invalid. Sleeps for hardware, never for a fault that
-    /// is being handled.
+    /// Gives the bond back. With the last of the device's group the attachment ends: the device is
+    /// stopped, drained, and everything pending answered Invalid. Sleeps for hardware, never for a fault
+    /// that is being handled.
     ///
-    /// `None` while the device has another bond.
+    /// `None` while the device, or another that cannot be told from it, has another bond.
     pub fn unbind(mut self, cx: &Sleep<'_>) -> Option<Detaching<P>> {
         self.given_back = true;
-        Some(self.bonds.less(&self.device)?.begin_detach(cx))
+        Some(self.bonds.less(&self.group)?.begin_detach(cx))
     }
 
-    /// The step form of [`unbind`](Bond::unbind). `None` while the device has another bond.
+    /// The step form of [`unbind`](Bond::unbind). `None` while there is another bond.
     pub fn start_unbind(mut self) -> Option<Op<'static, Detaching<P>>>
     where
         P: 'static,
     {
         self.given_back = true;
-        Some(self.bonds.less(&self.device)?.start_detach())
+        Some(self.bonds.less(&self.group)?.start_detach())
     }
 }
 
 impl<P: Platform> Drop for Bond<P> {
     fn drop(&mut self) {
         if !self.given_back {
-            drop(self.bonds.less(&self.device));
+            drop(self.bonds.less(&self.group));
         }
     }
 }
 
 impl<P: Platform, A: AddressSpace> Domain<P, Sva<A>> {
     /// Binds a device to the address space: requests that it makes with the PASID translate as the
-    /// CPU does, and page requests are taken to [`AddressSpace::fault`]. A device without page
-    /// requests can be bound too; it has to know by itself what is there. Sleeps for hardware.
+    /// CPU does, and page requests are taken to [`AddressSpace::fault`]. Any number of devices, of any
+    /// instances, can be bound, each as often as it likes: all use the one PASID, and those of an
+    /// instance the one tag. A device without page requests can be bound too; it has to know by itself
+    /// what is there. Sleeps for hardware.
     ///
     /// # Errors
     /// See [`BindError`].
@@ -300,15 +312,19 @@ async fn bind<P: Platform, A: AddressSpace>(
     let bonds = &domain.own.bonds;
     let pasid = bonds.pasid;
     let served = device.member.up().map_err(AttachError::from)?;
-    let bond = || Bond { bonds: bonds.clone(), device: served.clone(), given_back: false };
+    let group = &device.group;
+    let bond = || Bond { bonds: bonds.clone(), group: group.clone(), given_back: false };
     if !served.does_pasid(pasid) {
         return Err(BindError::PasidTooBig(device.id(), pasid));
     }
-    let earlier = match poll_fn(|_| bonds.turn(&served)).await? {
+    if !group.lets(device.owner) {
+        return Err(AttachError::NotOwner(group.id).into());
+    }
+    let earlier = match poll_fn(|_| bonds.turn(&device)).await? {
         Turn::Counted => return Ok(bond()),
         Turn::Attach(earlier) => earlier,
     };
-    let mut making = Making { bonds, device: &served, earlier, done: false };
+    let mut making = Making { bonds, group, earlier, done: false };
     let attachment = loop {
         let leaving = earlier.is_some_and(|key| served.shared_slab().get(key).is_some());
         let wanted = Iommu::bound(&domain, &device);
@@ -319,7 +335,7 @@ async fn bind<P: Platform, A: AddressSpace>(
         }
     };
     making.done = true;
-    match bonds.made(&served, attachment) {
+    match bonds.made(group, attachment) {
         Ok(()) => {
             drop(making);
             Ok(bond())
