@@ -323,6 +323,14 @@ impl IoTable for CarelessTable {
         }
     }
 
+    fn park(&self, tables: Retired) {
+        self.table.park(tables)
+    }
+
+    fn parked(&self) -> Retired {
+        self.table.parked()
+    }
+
     fn retire(&self, tables: Retired, synced: Synced) {
         self.table.retire(tables, synced);
     }

@@ -22,7 +22,6 @@ use crate::{
     reserved::{Regions, ReservedRegion},
     resolver::Bind,
     stall::Seat,
-    sync::Parked,
     tags::TagList,
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
@@ -99,7 +98,6 @@ pub(crate) struct DomainInner<P: Platform> {
     pub(crate) tags: TagList<P>,
     /// What all its attachments together may have outstanding.
     pub(crate) quota: Quota,
-    pub(crate) parked: Parked<P>,
     pub(crate) pins: Pins<P>,
     pub(crate) shared: Arc<Shared<P>>,
     /// Faults of what is attached. Taken inside an instance's lock.
@@ -141,7 +139,6 @@ impl<P: Platform> DomainInner<P> {
             pasid_only,
             coherence: Coherence::NotNeeded,
             tags: TagList::new(platform),
-            parked: Parked::new(platform),
             pins: Pins::new(platform),
             shared: shared.clone(),
             faults: platform.lock(FaultLog::new(shared.hub.config.last_faults)?),
@@ -367,10 +364,8 @@ impl<P: Platform> Drop for DomainInner<P> {
         if self.kept.load(Ordering::Acquire) {
             // The table, whoever's it is, and the PASID that late requests may carry.
             core::mem::forget(core::mem::replace(&mut self.kind, Kind::Blocked));
-        } else if let Kind::Table(t) = &self.kind {
-            // Nothing is attached (attachments count the domain), so no walker reads the tables.
-            self.parked.retire_all(&**t);
         }
+        // Else nothing is attached (attachments count the domain), so no walker reads the table.
     }
 }
 

@@ -6,12 +6,12 @@ use crate::{
     driver::{Batch, HwLost},
     error::SyncError,
     op::{Op, block_on, hw},
-    platform::{Platform, ShortLock, Sleep},
+    platform::{Platform, Sleep},
     tags::Chunk,
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 use core::panic::Location;
-use portcullis_pgtable::{Gather, IoTable, Synced, UnmapError};
+use portcullis_pgtable::{Gather, Retired, Synced, UnmapError};
 
 /// An unmap under way. What was taken out is gone from the table at once, and stays reachable for
 /// devices that cached it until [`sync`](Unmapping::sync).
@@ -113,8 +113,8 @@ impl<'d, P: Platform> Unmapping<'d, P> {
 
 impl<P: Platform> Drop for Unmapping<'_, P> {
     fn drop(&mut self) {
-        if !self.gather.is_empty() {
-            self.domain.parked.park(core::mem::take(&mut self.gather));
+        if let Some(t) = self.domain.table() {
+            t.park(core::mem::take(&mut self.gather).into_retired());
         }
     }
 }
@@ -161,80 +161,30 @@ pub(crate) async fn invalidate_chunk<P: Platform>(
 /// Invalidates everything and frees what was parked.
 pub(crate) async fn flush<P: Platform>(domain: &DomainInner<P>) -> Result<(), HwLost> {
     // Taken before the invalidation: what is parked meanwhile waits for the next one.
-    let parked = Taken { domain, gathers: domain.parked.take() };
+    let parked = Taken { domain, tables: domain.table().map(|t| t.parked()) };
     invalidate(domain, None, true).await?;
     parked.free();
     Ok(())
 }
 
-/// Parked gathers on their way to be freed; parked again if the flush fails.
+/// Parked tables on their way to be freed; parked again if the flush fails.
 struct Taken<'d, P: Platform> {
     domain: &'d DomainInner<P>,
-    gathers: Vec<Gather>,
+    tables: Option<Retired>,
 }
 
 impl<P: Platform> Taken<'_, P> {
     fn free(mut self) {
-        if let Some(t) = self.domain.table() {
-            for g in self.gathers.drain(..) {
-                t.retire(g.into_retired(), Synced::after_completed_invalidation());
-            }
+        if let (Some(t), Some(tables)) = (self.domain.table(), self.tables.take()) {
+            t.retire(tables, Synced::after_completed_invalidation());
         }
     }
 }
 
 impl<P: Platform> Drop for Taken<'_, P> {
     fn drop(&mut self) {
-        for g in self.gathers.drain(..) {
-            self.domain.parked.park(g);
-        }
-    }
-}
-
-/// Gathers that were dropped unsynced. Where there is no memory to remember one, its tables are
-/// never freed: that loses frames and is otherwise safe.
-pub(crate) struct Parked<P: Platform> {
-    gathers: P::Lock<Vec<Gather>>,
-}
-
-impl<P: Platform> Parked<P> {
-    pub(crate) fn new(platform: &P) -> Self {
-        Parked { gathers: platform.lock(Vec::new()) }
-    }
-
-    pub(crate) fn park(&self, gather: Gather) {
-        let mut gather = Some(gather);
-        let mut room = Vec::new();
-        loop {
-            let old = self.gathers.with(|list| {
-                if list.len() == list.capacity() {
-                    if room.capacity() <= list.len() {
-                        return Err(list.len() + 4);
-                    }
-                    room.append(list);
-                    core::mem::swap(list, &mut room);
-                }
-                if let Some(g) = gather.take() {
-                    list.push(g);
-                }
-                Ok(core::mem::take(&mut room))
-            });
-            match old {
-                Ok(_) => return,
-                Err(wanted) if room.try_reserve_exact(wanted).is_ok() => {}
-                Err(_) => return core::mem::forget(gather),
-            }
-        }
-    }
-
-    fn take(&self) -> Vec<Gather> {
-        self.gathers.with(core::mem::take)
-    }
-
-    /// Frees everything, for a table that no walker reads any more.
-    pub(crate) fn retire_all(&self, table: &dyn IoTable) {
-        for g in self.take() {
-            table.retire(g.into_retired(), Synced::after_completed_invalidation());
+        if let (Some(t), Some(tables)) = (self.domain.table(), self.tables.take()) {
+            t.park(tables);
         }
     }
 }

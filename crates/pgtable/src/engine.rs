@@ -36,6 +36,7 @@
 //! What the other bits have to be is checked at the door and put back on the way out.
 
 use crate::{
+    chain::{self, Chain},
     cursor::{Cursor, index, low, root_index},
     format::{AccessBits, Config, Entry, Format},
     gather::{Gather, Retired, Synced},
@@ -49,6 +50,7 @@ use crate::{
         Space, Top, UnmapError,
     },
 };
+use alloc::vec::Vec;
 use core::{cell::Cell, ops::Range};
 use portcullis_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -58,7 +60,7 @@ pub const MAX_LEVELS: usize = 6;
 /// A page table in format `F`, made of frames of `M`.
 ///
 /// Dropping it gives all its frames back: nothing may walk it any more. Tables in a [`Gather`] or
-/// [`Retired`] that did not come back through [`IoTable::retire`] are not among them.
+/// [`Retired`] that did not come back through [`IoTable::retire`] or [`IoTable::park`] are not among them.
 pub struct Table<F: Format, M: TableMem> {
     pub(crate) mem: M,
     pub(crate) format: F,
@@ -82,6 +84,8 @@ pub struct Table<F: Format, M: TableMem> {
     pub(crate) quick: Quick<F>,
     pub(crate) hints: Hints<F>,
     pub(crate) limbo: Limbo<F>,
+    /// Tables that were parked: walkers may have cached the way to them.
+    unsynced: Chain<F>,
 }
 
 impl<F: Format, M: TableMem> Table<F, M> {
@@ -124,6 +128,7 @@ impl<F: Format, M: TableMem> Table<F, M> {
             quick: Quick::new(&format, config.coherent, low(input_bits.into()), output_last),
             hints: Hints::new(),
             limbo: Limbo::new(),
+            unsynced: Chain::new(),
             mem,
         };
         table.clean(root.phys(), 0..Self::PER_FRAME << root_order);
@@ -525,17 +530,30 @@ impl<F: Format, M: TableMem> IoTable for Table<F, M> {
     }
 
     fn retire(&self, tables: Retired, _synced: Synced) {
-        for table in tables.tables {
-            self.limbo.push(&self.mem, table);
-        }
+        self.each(tables, |table| self.limbo.push(&self.mem, table));
         self.limbo.drain(&self.mem);
+    }
+
+    fn park(&self, tables: Retired) {
+        self.each(tables, |table| self.unsynced.push(&self.mem, table));
+    }
+
+    fn parked(&self) -> Retired {
+        Retired { tables: Vec::new(), parked: self.unsynced.take() }
+    }
+}
+
+impl<F: Format, M: TableMem> Table<F, M> {
+    fn each(&self, retired: Retired, mut visit: impl FnMut(Phys)) {
+        retired.tables.into_iter().for_each(&mut visit);
+        chain::each::<F, M>(&self.mem, retired.parked, visit);
     }
 }
 
 impl<F: Format, M: TableMem> Drop for Table<F, M> {
     fn drop(&mut self) {
-        // Nobody looks anything up any more.
-        self.limbo.drain(&self.mem);
+        // Nobody looks anything up any more, and no walker reads it.
+        self.retire(self.parked(), Synced::after_completed_invalidation());
         let top = self.load_top();
         let bytes = F::root_bits(self.input_bits, top.levels);
         self.free_below(top.root, top.levels, (1usize << bytes) / F::Word::BYTES);

@@ -145,26 +145,28 @@ impl Gather {
     /// The tables that wait for a sync, leaving the gather empty.
     #[inline]
     pub fn into_retired(self) -> Retired {
-        Retired { tables: self.tables }
+        Retired { tables: self.tables, parked: None }
     }
 }
 
 /// Tables that are unlinked but may still be read by a walker.
 #[derive(Debug, Default)]
-#[must_use = "tables are freed by IoTable::retire, else they leak"]
+#[must_use = "tables are freed by IoTable::retire, or kept by IoTable::park, else they leak"]
 pub struct Retired {
     pub(crate) tables: Vec<Phys>,
+    /// The first of those that were parked.
+    pub(crate) parked: Option<Phys>,
 }
 
 impl Retired {
-    /// Number of tables.
+    /// Number of tables, but for those that were parked in between.
     pub fn len(&self) -> usize {
         self.tables.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.tables.is_empty()
+        self.tables.is_empty() && self.parked.is_none()
     }
 }
 

@@ -5,6 +5,7 @@ extern crate alloc;
 extern crate std;
 
 mod access;
+mod chain;
 mod change;
 mod cursor;
 pub mod dump;

@@ -8,14 +8,13 @@
 //! then they change places: overlapping lookups hold nothing up for longer than the longest of
 //! them runs.
 //!
-//! Nobody waits: who retires a table or ends a lookup takes the steps that are possible then. The
-//! lists are chained through entry 0 of the tables, by an entry that decodes as empty.
+//! Nobody waits: who retires a table or ends a lookup takes the steps that are possible then.
 
 use crate::{
+    chain::{Chain, each},
     format::Format,
     mem::{FRAME_SIZE, Phys, TableMem},
 };
-use core::marker::PhantomData;
 use portcullis_sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// No table: addresses of tables are aligned, so it is none of them.
@@ -34,14 +33,13 @@ pub(crate) struct Limbo<F> {
     /// How many tables were taken out.
     detached: AtomicU64,
     /// Tables that came since the batch was closed.
-    fresh: AtomicU64,
+    fresh: Chain<F>,
     /// Who holds it may use `batch` and `seen`.
     turn: AtomicU32,
     /// Tables that are waited for.
     batch: AtomicU64,
     /// Counters that were at zero since the batch was closed, a bit each.
     seen: AtomicU32,
-    format: PhantomData<F>,
 }
 
 impl<F: Format> Limbo<F> {
@@ -50,11 +48,10 @@ impl<F: Format> Limbo<F> {
             lookups: [AtomicU64::new(0), AtomicU64::new(0)],
             epoch: AtomicU64::new(0),
             detached: AtomicU64::new(0),
-            fresh: AtomicU64::new(NONE),
+            fresh: Chain::new(),
             turn: AtomicU32::new(FREE),
             batch: AtomicU64::new(NONE),
             seen: AtomicU32::new(0),
-            format: PhantomData,
         }
     }
 
@@ -100,14 +97,7 @@ impl<F: Format> Limbo<F> {
 
     /// Adds a table that is unlinked and in no hardware cache.
     pub(crate) fn push<M: TableMem>(&self, mem: &M, table: Phys) {
-        let mut head = self.fresh.load(Ordering::Relaxed);
-        loop {
-            mem.store(table, 0, F::parked(to_table(head)));
-            match self.fresh.compare_exchange(head, table.0, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(found) => head = found,
-            }
-        }
+        self.fresh.push(mem, table);
     }
 
     /// Frees what can be freed now.
@@ -135,10 +125,10 @@ impl<F: Format> Limbo<F> {
         if self.batch.load(Ordering::Relaxed) != NONE {
             return true;
         }
-        let fresh = self.fresh.swap(NONE, Ordering::AcqRel);
-        self.batch.store(fresh, Ordering::Relaxed);
+        let fresh = self.fresh.take();
+        self.batch.store(fresh.map_or(NONE, |table| table.0), Ordering::Relaxed);
         self.seen.store(0, Ordering::Relaxed);
-        fresh != NONE
+        fresh.is_some()
     }
 
     /// Whether every lookup that may have found a table of the batch has ended.
@@ -162,12 +152,10 @@ impl<F: Format> Limbo<F> {
     }
 
     fn free_batch<M: TableMem>(&self, mem: &M) {
-        let mut next = to_table(self.batch.load(Ordering::Relaxed));
-        self.batch.store(NONE, Ordering::Relaxed);
-        while let Some(table) = next {
-            next = F::parked_next(mem.load(table, 0));
+        let first = self.batch.swap(NONE, Ordering::Relaxed);
+        each::<F, M>(mem, (first != NONE).then_some(Phys(first)), |table| {
             mem.reclaim_frames(table, F::TABLE_BITS.saturating_sub(FRAME_SIZE.ilog2()));
-        }
+        });
     }
 
     fn active(&self) -> usize {
@@ -175,12 +163,8 @@ impl<F: Format> Limbo<F> {
     }
 
     fn is_empty(&self) -> bool {
-        self.fresh.load(Ordering::Relaxed) == NONE && self.batch.load(Ordering::Relaxed) == NONE
+        self.fresh.is_empty() && self.batch.load(Ordering::Relaxed) == NONE
     }
-}
-
-fn to_table(word: u64) -> Option<Phys> {
-    (word != NONE).then_some(Phys(word))
 }
 
 /// A lookup that runs.

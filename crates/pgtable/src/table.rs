@@ -1,6 +1,10 @@
 //! What a domain holds: a table behind one dynamic call, and the words its users speak.
 
-use crate::{gather::Gather, mem::Phys, source::Segment};
+use crate::{
+    gather::{Gather, Retired, Synced},
+    mem::Phys,
+    source::Segment,
+};
 use bitflags::bitflags;
 use core::{cell::Cell, fmt};
 
@@ -395,7 +399,14 @@ pub trait IoTable: Send + Sync {
     fn split(&self, iova: u64, len: u64, gather: &mut Gather) -> Result<(), ChangeError>;
     /// Frees tables that [`IoTable::unmap`] took out, given proof that no walker can still read
     /// them.
-    fn retire(&self, tables: crate::gather::Retired, synced: crate::gather::Synced);
+    fn retire(&self, tables: Retired, synced: Synced);
+    /// Keeps tables that [`IoTable::unmap`] took out, and that nobody invalidates for now, until
+    /// somebody takes [all of them](IoTable::parked). Allocates nothing and loses none; a table that is
+    /// dropped, which no walker reads then, frees its own.
+    fn park(&self, tables: Retired);
+    /// What was parked until now, for whoever is about to invalidate everything: to be
+    /// [retired](IoTable::retire) after that, or parked again.
+    fn parked(&self) -> Retired;
 }
 
 /// Looks up many addresses behind one announcement: what was looked up is not freed while this

@@ -262,6 +262,32 @@ fn covered_tables_are_detached_and_freed_by_retire_only() {
 }
 
 #[test]
+fn tables_that_are_parked_stay_until_they_are_retired_or_the_table_goes() {
+    let mem = HeapMem::new(64);
+    let c = Config { page_sizes: K4, ..config() };
+    let t = table::<VtdSecondStage>(&mem, c);
+    t.map(0, Phys(0), 4 * M2, RW).unwrap();
+    let before = mem.in_use();
+    for n in 0..3 {
+        t.park(unmap(&t, n * M2, M2).unwrap().into_retired());
+    }
+    assert_eq!(mem.in_use(), before);
+    let parked = t.parked();
+    assert!(!parked.is_empty() && t.parked().is_empty(), "all of them, once");
+    // Whoever could not invalidate parks them again.
+    t.park(parked);
+    t.park(unmap(&t, 3 * M2, M2).unwrap().into_retired());
+    t.map(0, Phys(0), M2, RW).unwrap();
+    assert_eq!(mem.in_use(), before + 1, "none is used again meanwhile");
+    t.retire(t.parked(), Synced::after_completed_invalidation());
+    let directories = before - 4;
+    assert!(mem.in_use() <= directories + 1, "{} of {before} are left", mem.in_use());
+    t.park(unmap(&t, 0, M2).unwrap().into_retired());
+    drop(t);
+    assert_eq!(mem.in_use(), 0);
+}
+
+#[test]
 fn a_neighbours_page_keeps_its_table() {
     let mem = HeapMem::new(16);
     let t = second_stage(&mem);
