@@ -106,8 +106,8 @@ impl Driver for Scripted {
         Ok(())
     }
 
-    fn add_device(&self, _: SourceId, _: Features) -> Result<(), PrepareError> {
-        Ok(())
+    fn add_device(&self, _: SourceId, features: Features) -> Result<u8, PrepareError> {
+        Ok(features.pasid_bits)
     }
 
     fn set_features(&self, _: SourceId, _: Features) -> Result<InvSeq, SubmitError> {

@@ -354,7 +354,7 @@ impl Driver for Careless {
         self.driver.can_walk(desc)
     }
 
-    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+    fn add_device(&self, source: SourceId, features: Features) -> Result<u8, PrepareError> {
         self.driver.add_device(source, features)
     }
 

@@ -217,6 +217,8 @@ pub(crate) struct DeviceInner<P: Platform> {
     /// Its place among the devices whose resolvers share the workers.
     pub(crate) lane: Lane<P>,
     pub(crate) pasids: Arc<Pasids<P>>,
+    /// Bits of the PASIDs that it can say and that its instance translates, for each of its ids.
+    pasid_bits: u8,
     pub(crate) pri: P::Lock<Pri>,
 }
 
@@ -366,7 +368,10 @@ impl<P: Platform> DeviceInner<P> {
     ) -> Self {
         let pri = instance.platform().lock(Pri::default());
         let pasids = Arc::new(Pasids::new(instance.platform()));
-        DeviceInner { id: spec.id, source, caps: spec.caps, spec, instance, shared, lane, pasids, pri }
+        let served = spec.sources().iter().map(|s| instance.features(*s).pasid_bits);
+        let pasid_bits = served.fold(spec.caps.pasid_bits, u8::min);
+        let (id, caps) = (spec.id, spec.caps);
+        DeviceInner { id, source, caps, spec, instance, shared, lane, pasids, pasid_bits, pri }
     }
 
     pub(crate) fn sources(&self) -> &[SourceId] {
@@ -408,7 +413,6 @@ impl<P: Platform> DeviceInner<P> {
 
     /// The largest PASID that device and instance do; 0 without PASID.
     pub(crate) fn last_pasid(&self) -> u32 {
-        let bits = self.caps.pasid_bits.min(self.instance.caps().pasid_bits).min(20);
-        (1u32 << bits) - 1
+        (1 << self.pasid_bits) - 1
     }
 }

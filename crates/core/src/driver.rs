@@ -179,8 +179,8 @@ impl Default for TableRequest {
 /// What a device may do, as decided by the core from its capabilities and its trust.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Requests with PASID.
-    pub pasid: bool,
+    /// Bits of the PASIDs that its requests may have; 0 for none.
+    pub pasid_bits: u8,
     /// Translation requests and translated requests (ATS).
     pub ats: bool,
     /// Page requests.
@@ -441,12 +441,15 @@ pub trait Driver: Send + Sync + 'static {
         Err(Incompatible::NoNesting)
     }
 
-    /// Makes a requester known, blocked at first, with the given features.
+    /// Makes a requester known, blocked at first, with the given features. Returns the bits of PASID
+    /// that it has: those asked for, or fewer where there is no memory for the structures of all. Of
+    /// these nobody is given more as long as the requester is known.
     ///
     /// # Errors
     /// Out of memory, or hardware that is gone.
-    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError>;
-    /// Changes the features of a known requester and queues the invalidation that this needs.
+    fn add_device(&self, source: SourceId, features: Features) -> Result<u8, PrepareError>;
+    /// Changes the features of a known requester and queues the invalidation that this needs. Its
+    /// PASIDs are at most those that [`add_device`](Driver::add_device) gave it.
     ///
     /// # Errors
     /// A full queue, or hardware that is gone; nothing changed.

@@ -129,7 +129,7 @@ impl<P: Platform> DeviceInner<P> {
     /// PASID, then ATS: the order that PCIe asks for.
     pub(crate) fn enable(&self) {
         let f = self.instance.features(self.source);
-        if f.pasid {
+        if f.pasid_bits > 0 {
             self.spec.control.set_pasid(true);
         }
         if f.ats {

@@ -64,8 +64,10 @@ impl fmt::Display for SourceId {
 pub struct Pasid(core::num::NonZeroU32);
 
 impl Pasid {
+    /// Bits of the largest PASID that PCIe can carry.
+    pub const BITS: u8 = 20;
     /// The largest PASID that PCIe can carry.
-    pub const MAX: u32 = (1 << 20) - 1;
+    pub const MAX: u32 = (1 << Pasid::BITS) - 1;
 
     /// A PASID, unless the number is 0 or needs more than 20 bits.
     #[inline]

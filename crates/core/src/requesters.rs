@@ -7,7 +7,7 @@ use crate::{
     error::AddDeviceError,
     features::disable,
     group::Group,
-    ids::{At, SourceId},
+    ids::{At, Pasid, SourceId},
     instance::Instance,
     join::part_all,
     member::Member,
@@ -61,10 +61,10 @@ impl<P: Platform> Ids<'_, P> {
             return self.instance.share(source, device);
         }
         self.instance.learn(device, self.group.id, source, features)?;
-        self.instance.driver().add_device(source, features).map_err(|e| {
-            self.instance.forget(source);
-            e.into()
-        })
+        let added = self.instance.driver().add_device(source, features);
+        let pasid_bits = added.inspect_err(|_| self.instance.forget(source))?.min(features.pasid_bits);
+        self.instance.set_features(source, Features { pasid_bits, ..features });
+        Ok(())
     }
 
     /// Takes back what was made known, as far as the hardware lets go of it.
@@ -139,7 +139,7 @@ impl<P: Platform> Ids<'_, P> {
 pub(crate) fn features<P: Platform>(spec: &DeviceSpec, instance: &Instance<P>, own: bool) -> Features {
     let caps = instance.caps();
     Features {
-        pasid: spec.caps.pasid_bits > 0 && caps.pasid_bits > 0,
+        pasid_bits: spec.caps.pasid_bits.min(caps.pasid_bits).min(Pasid::BITS),
         ats: own && spec.trusted && spec.caps.ats && caps.ats,
         pri: false,
         invalidate_queue_depth: spec.caps.invalidate_queue_depth,

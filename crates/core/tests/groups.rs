@@ -2,7 +2,7 @@
 //! detached as one.
 
 use crate::common::*;
-use portcullis::error::{AddDeviceError, AttachError, NotUp};
+use portcullis::error::{AddDeviceError, AttachError, NoPasid, NotUp};
 use portcullis::{
     At, Code, DeviceId, DeviceState, FaultKind, Gap, GroupId, InstanceId, Membership, MergedBy, RawFault,
     Reason, Replaced, Scope, SourceId, Upstream,
@@ -271,6 +271,23 @@ fn an_id_with_ats_is_nobody_elses() {
     other.upstreams[0].sources = vec![SourceId(1)];
     assert_eq!(w.iommu.add_device(&cx(), other).err(), Some(AddDeviceError::Duplicate(DeviceId(3))));
     drop(one);
+}
+
+#[test]
+fn a_device_has_no_more_pasids_than_any_of_its_ids() {
+    let w = World::new();
+    let shares = |bits| {
+        move |spec: &mut portcullis::DeviceSpec| {
+            with_aliases(&[10])(spec);
+            spec.caps.pasid_bits = bits;
+        }
+    };
+    let one = member_with(&w, 1, shares(2));
+    let two = member_with(&w, 2, shares(8));
+    assert_eq!(two.features().pasid_bits, 8, "its own id");
+    let all: Vec<_> = (0..3).map(|_| two.take_pasid().unwrap()).collect();
+    assert_eq!(two.take_pasid().err(), Some(NoPasid::NoneLeft), "the id they share was there before");
+    drop((one, all));
 }
 
 #[test]

@@ -489,3 +489,23 @@ fn pasids_run_out_with_a_typed_refusal() {
     let none = w.iommu.add_device(&cx(), spec).unwrap();
     assert_eq!(none.take_pasid().err(), Some(NoPasid::NoneLeft));
 }
+
+#[test]
+fn nobody_is_given_a_pasid_that_the_driver_had_no_memory_for() {
+    let w = World::new();
+    w.hw.state().pasid_room = 2;
+    let d = w.device(1);
+    assert_eq!(d.features().pasid_bits, 2);
+    let all: Vec<_> = (0..3).map(|_| d.take_pasid().unwrap()).collect();
+    assert_eq!(d.take_pasid().err(), Some(NoPasid::NoneLeft));
+    drop(all);
+    let dom = w.plain(&d);
+    let beyond = Pasid::new(4);
+    let refused = w.iommu.attach(&cx(), &dom, &d, beyond, data()).err();
+    assert_eq!(refused, beyond.map(|pasid| AttachError::Pasid(d.id(), pasid)));
+    let spaces: Vec<_> = (0..4).map(|_| share(&w, &mm(&w))).collect();
+    assert_eq!(Some(spaces[3].pasid()), beyond);
+    let refused = spaces[3].bind(&cx(), &d).err();
+    assert_eq!(refused, Some(BindError::PasidTooBig(d.id(), spaces[3].pasid())));
+    assert!(spaces[2].bind(&cx(), &d).is_ok());
+}

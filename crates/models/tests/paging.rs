@@ -426,3 +426,15 @@ fn a_prefix_reaches_the_log_through_a_translated_request() {
         (Pasid::new(9), 0x7008, DATA + 8, true)
     );
 }
+
+#[test]
+fn a_page_request_is_not_held_to_the_size_of_pasids() {
+    let mut rig = Rig::scalable(Config { pasid_bits: 8, ..Config::default() });
+    let f = Tables::new(&rig.ram, 0, true);
+    pasid_entry(&rig.ram, 9, 1, f.base, 5);
+    rig.ram.put64(PASID_DIR + (256 >> 6) * 8, PASID_TABLE | 1);
+    let port = rig.complex.endpoint_mut(0).unwrap().port_mut();
+    port.raw_page_request(Pasid::new(256 + 9).map(Prefix::user), 0x7000, false, true);
+    rig.settle();
+    assert_eq!(drain_queue(&mut rig).len(), 1, "SGN.10 is a fault of other requests");
+}

@@ -10,7 +10,7 @@ use portcullis_models::memory::Memory;
 use portcullis_models::mutation::Mutations;
 use portcullis_models::vtd::Config;
 use portcullis_spec::vtd::fault::FaultReason;
-use portcullis_spec::vtd::qi::IotlbInv;
+use portcullis_spec::vtd::qi::{CcInv, IotlbInv, PasidCacheInv};
 use portcullis_spec::vtd::regs::{Frcd, FrcdType, Fsts, offset};
 
 const FRCD: u32 = 0x1000;
@@ -192,6 +192,61 @@ fn pasid_checks_come_in_order() {
     assert_eq!(go(1 << 13), Err(FaultReason::Sct7.bits()));
     assert_eq!(go(1 << 7), Err(FaultReason::Spd2.bits()));
     assert_eq!(go(60), Err(FaultReason::Spt2.bits()));
+}
+
+#[test]
+fn pdts_says_where_a_directory_ends() {
+    for pdts in 0..8u64 {
+        let (mut rig, _) = second_stage(Config::default());
+        let f = Tables::new(&rig.ram, 1, true);
+        f.map(&rig.ram, 0x7000, DATA, true);
+        pasid_entry(&rig.ram, 63, 1, f.base, 6);
+        // The directory is followed by memory that would do as more of it.
+        let directory = 0x20_0000;
+        for entry in 0..=0x4000 {
+            rig.ram.put64(directory + entry * 8, PASID_TABLE | 1);
+        }
+        let context = u128::from(directory | pdts << 9 | ALL_FLAGS) | u128::from(RID_A) << 64;
+        rig.ram.put128(CONTEXTS + u64::from(A.0) * 32, context);
+        let size = 1 << (13 + pdts);
+        let mut go = |pasid| rig.go(A, Some(pasid), 0x7000, Operation::Read(4));
+        assert_eq!(go(size - 1), Ok(DATA), "PDTS {pdts}");
+        if pdts == 7 {
+            // PASIDs have 20 bits: there is none beyond.
+            continue;
+        }
+        assert_eq!(go(size + 63), Err(FaultReason::Sct7.bits()), "PDTS {pdts}");
+        assert_eq!(go(0xf_ffff), Err(FaultReason::Sct7.bits()), "PDTS {pdts}");
+        // RID_PASID has to be inside too.
+        let beyond = context & !(0xf_ffff << 64) | u128::from(size) << 64;
+        rig.ram.put128(CONTEXTS + u64::from(A.0) * 32, beyond);
+        rig.invalidate(&[CcInv::global().desc(), PasidCacheInv::global().desc(), IotlbInv::global().desc()]);
+        assert_eq!(rig.load(A, 0x7000), Err(FaultReason::Sct4.bits()), "PDTS {pdts}");
+    }
+}
+
+#[test]
+fn pss_says_which_pasids_are_translated() {
+    for bits in [1, 8, 13, 15, 16, 20] {
+        let mut rig = Rig::scalable(Config { pasid_bits: bits, ..Config::default() });
+        let f = Tables::new(&rig.ram, 1, true);
+        f.map(&rig.ram, 0x7000, DATA, true);
+        for pasid in [1, 63] {
+            pasid_entry(&rig.ram, pasid, 1, f.base, 6);
+        }
+        let directory = 0x20_0000;
+        for entry in 0..0x4000 {
+            rig.ram.put64(directory + entry * 8, PASID_TABLE | 1);
+        }
+        let context = u128::from(directory | 7 << 9 | ALL_FLAGS);
+        rig.ram.put128(CONTEXTS + u64::from(A.0) * 32, context);
+        let last = (1 << bits) - 1;
+        let mut go = |pasid| rig.go(A, Some(pasid), 0x7000, Operation::Read(4));
+        assert_eq!(go(last), Ok(DATA), "{bits} bits");
+        if bits < 20 {
+            assert_eq!(go(last + 1), Err(FaultReason::Sgn10.bits()), "{bits} bits");
+        }
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@
 pub(crate) mod bond;
 mod dirty;
 pub(crate) mod external;
+mod given;
 mod iova;
 pub(crate) mod kernel_dma;
 mod maps;

@@ -1,61 +1,50 @@
 //! PASIDs that are given out: of one device, or for all devices at once.
 
+use super::given::{Given, Room};
 use crate::{
     device::Device,
-    error::{NoPasid, OutOfMemory},
+    error::NoPasid,
     ids::Pasid,
     platform::{Platform, ShortLock},
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 use core::fmt;
 
 /// A number space of PASIDs.
 pub(crate) struct Pasids<P: Platform> {
-    /// Those that are given out, sorted.
-    given: P::Lock<Vec<Pasid>>,
+    given: P::Lock<Given>,
 }
 
 impl<P: Platform> Pasids<P> {
     pub(crate) fn new(platform: &P) -> Self {
-        Pasids { given: platform.lock(Vec::new()) }
+        Pasids { given: platform.lock(Given::default()) }
     }
 
     /// The lowest PASID from `from` to `last` that is not given out. Allocates.
     fn take(self: &Arc<Self>, from: u32, last: u32) -> Result<OwnedPasid<P>, NoPasid> {
-        let mut room = Vec::new();
+        let mut room = Room::default();
         loop {
-            let taken = self.given.with(|given| {
-                let mut free = from.max(1);
-                let mut i = given.partition_point(|p| p.get() < free);
-                while given.get(i).is_some_and(|p| p.get() == free) {
-                    (free, i) = (free + 1, i + 1);
+            let taken: Result<_, NoPasid> = self.given.with(|given| {
+                let free = given.lowest_free(from.max(1));
+                let pasid = Pasid::new(free).filter(|p| p.get() <= last).ok_or(NoPasid::NoneLeft)?;
+                match given.lacks(free) {
+                    Some(words) if words > room.words() => return Ok(Err(words)),
+                    Some(_) => given.move_into(&mut room),
+                    None => {}
                 }
-                let pasid = Pasid::new(free).filter(|p| p.get() <= last).ok_or(Some(NoPasid::NoneLeft))?;
-                if given.len() == given.capacity() {
-                    if room.capacity() <= given.len() {
-                        return Err(None);
-                    }
-                    room.append(given);
-                    core::mem::swap(given, &mut room);
-                }
-                given.insert(i, pasid);
-                Ok((pasid, core::mem::take(&mut room)))
+                given.set(free);
+                Ok(Ok(pasid))
             });
-            match taken {
-                Ok((pasid, _)) => return Ok(OwnedPasid { space: self.clone(), pasid }),
-                Err(Some(why)) => return Err(why),
-                Err(None) => {
-                    let wanted = self.given.with(|given| given.len()) + 8;
-                    room = Vec::new();
-                    room.try_reserve_exact(wanted).map_err(|_| OutOfMemory)?;
-                }
+            match taken? {
+                Ok(pasid) => return Ok(OwnedPasid { space: self.clone(), pasid }),
+                Err(words) => room = Room::new(words)?,
             }
         }
     }
 
     /// How many are given out.
     pub(crate) fn len(&self) -> usize {
-        self.given.with(|given| given.len())
+        self.given.with(|given| given.count())
     }
 
     /// A PASID of this space, for use with any device.
@@ -83,11 +72,7 @@ impl<P: Platform> OwnedPasid<P> {
 
 impl<P: Platform> Drop for OwnedPasid<P> {
     fn drop(&mut self) {
-        self.space.given.with(|given| {
-            if let Ok(i) = given.binary_search(&self.pasid) {
-                given.remove(i);
-            }
-        });
+        self.space.given.with(|given| given.clear(self.pasid.get()));
     }
 }
 

@@ -64,6 +64,8 @@ pub struct State {
     pub entries: BTreeMap<At, Target>,
     pub log: Vec<Call>,
     pub batches: Vec<Batched>,
+    /// Bits of PASID that there is memory for.
+    pub pasid_room: u8,
     /// Whether its walkers keep accessed and dirty bits.
     pub marks: bool,
     /// Whether it walks one table through another.
@@ -166,6 +168,7 @@ impl Hardware {
             log: Vec::new(),
             batches: Vec::new(),
             nests: false,
+            pasid_room: 20,
             marks: false,
             images: BTreeMap::new(),
             queue: VecDeque::new(),

@@ -123,7 +123,7 @@ impl Driver for Faulty {
         }
     }
 
-    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+    fn add_device(&self, source: SourceId, features: Features) -> Result<u8, PrepareError> {
         self.prepares()?;
         aside(|| self.hw.add_device(source, features))
     }

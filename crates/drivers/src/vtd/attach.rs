@@ -9,10 +9,11 @@
 use super::{
     Vtd,
     devices::{AddError, Device},
+    directory::Directory,
     entry::{self, PasidHalves},
     invalidate::Items,
     queue::End,
-    tables::{Place, RID_PASID, pasid_number},
+    tables::{Place, pasid_number},
 };
 use portcullis::{
     At, Platform, ShortLock, SourceId,
@@ -37,14 +38,20 @@ const FPD: u128 = ScalableContext::new().with_fpd(true).into_bits();
 const SPARE: usize = 6;
 
 impl<P: Platform> Vtd<P> {
-    pub(super) fn add(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+    /// Returns the bits of PASID that the requester has.
+    pub(super) fn add(&self, source: SourceId, features: Features) -> Result<u8, PrepareError> {
         if source.0 > u32::from(u16::MAX) {
             return Err(Incompatible::Other("a requester id has 16 bits").into());
         }
         entry::check_features(&self.unit, features)?;
         let root = self.root.with(|r| *r).ok_or(HwLost)?;
         let place = self.context_place(root, source).map_err(no_mem)?;
-        let directory = if self.unit.scalable { Some(self.new_directory().map_err(no_mem)?) } else { None };
+        let directory = match self.unit.scalable {
+            true => Some(self.tables.new_directory(features.pasid_bits).map_err(no_mem)?),
+            false => None,
+        };
+        let pasid_bits = directory.map_or(0, |d| d.pasid_bits().min(features.pasid_bits));
+        let features = Features { pasid_bits, ..features };
         let device = Device::new(source, features, directory);
         if let Err(e) = self.devices.add(device) {
             if let Some(d) = directory {
@@ -62,7 +69,7 @@ impl<P: Platform> Vtd<P> {
             let context = entry::scalable_context(features, directory);
             self.tables.store(place, context.into_bits());
         }
-        Ok(())
+        Ok(pasid_bits)
     }
 
     /// The place of a requester's context entry; makes the table that it is in. Sleepable.
@@ -81,21 +88,6 @@ impl<P: Platform> Vtd<P> {
         }
     }
 
-    /// A PASID directory with the table for requests without PASID.
-    fn new_directory(&self) -> Result<Phys, NoMem> {
-        let directory = self.tables.frame()?;
-        let table = match self.tables.frame() {
-            Ok(t) => t,
-            Err(e) => {
-                self.mem.release(directory);
-                return Err(e);
-            }
-        };
-        let directory = directory.publish();
-        self.tables.add_pasid_table(directory, RID_PASID, table.publish());
-        Ok(directory)
-    }
-
     pub(super) fn change_features(
         &self,
         source: SourceId,
@@ -107,6 +99,7 @@ impl<P: Platform> Vtd<P> {
         let old = self.tables.load(place);
         let (new, present, did) = match device.directory {
             Some(directory) => {
+                // PDTS stays, whatever is asked for ([V] 9.4).
                 let present = ScalableContext::from_bits(old).p();
                 let new = entry::scalable_context(features, directory).with_p(present);
                 (new.into_bits(), present, 0)
@@ -133,6 +126,8 @@ impl<P: Platform> Vtd<P> {
             }
         }
         let seq = self.submit_or_store(&items, || self.store_context(place, new))?;
+        let most = device.directory.map_or(0, |d| d.pasid_bits());
+        let features = Features { pasid_bits: features.pasid_bits.min(most), ..features };
         self.devices.update(source, |d| d.features = features);
         Ok(seq)
     }
@@ -194,7 +189,7 @@ impl<P: Platform> Vtd<P> {
             return Ok(Prepared { at, change: Change::Hitless, image });
         };
         if let Some(pasid) = at.pasid
-            && (!device.features.pasid || pasid.get() >> self.unit.pasid_bits() != 0)
+            && pasid.get() >> device.features.pasid_bits != 0
         {
             return Err(Incompatible::Pasid(pasid).into());
         }
@@ -254,7 +249,7 @@ impl<P: Platform> Vtd<P> {
     fn commit_pasid(
         &self,
         device: &Device,
-        directory: Phys,
+        directory: Directory,
         at: At,
         new: &PasidHalves,
     ) -> Result<InvSeq, SubmitError> {
@@ -278,7 +273,7 @@ impl<P: Platform> Vtd<P> {
     }
 
     /// Links the PASID table that was made for an entry, unless somebody was faster.
-    fn link_spare(&self, directory: Phys, prepared: &Prepared) {
+    fn link_spare(&self, directory: Directory, prepared: &Prepared) {
         if let Some(spare) = spare(prepared) {
             let pasid = pasid_number(prepared.at.pasid);
             let unused = self.growing.with(|()| self.tables.add_pasid_table(directory, pasid, spare));

@@ -1,11 +1,12 @@
 //! The requesters that were made known, and what they may do.
 
+use super::directory::Directory;
 use alloc::vec::Vec;
 use portcullis::{
     Pasid, Platform, ShortLock, SourceId,
     driver::{Features, InvSeq},
 };
-use portcullis_pgtable::{NoMem, Phys};
+use portcullis_pgtable::NoMem;
 
 /// A known requester.
 #[derive(Clone, Copy, Debug)]
@@ -13,14 +14,14 @@ pub(super) struct Device {
     pub(super) source: SourceId,
     pub(super) features: Features,
     /// Its PASID directory, in scalable mode.
-    pub(super) directory: Option<Phys>,
+    pub(super) directory: Option<Directory>,
     /// Everything it sends is stopped at its context entry.
     pub(super) cut_off: bool,
     pub(super) drains: Drains,
 }
 
 impl Device {
-    pub(super) fn new(source: SourceId, features: Features, directory: Option<Phys>) -> Device {
+    pub(super) fn new(source: SourceId, features: Features, directory: Option<Directory>) -> Device {
         Device { source, features, directory, cut_off: false, drains: Drains::default() }
     }
 }

@@ -4,17 +4,14 @@
 //! (`[V]` 9.3, 9.6): the invalidations of a block that has to be repeated, and of the drain after it,
 //! still find it there.
 
-use super::unit::Unit;
+use super::{directory::Directory, unit::Unit};
 use portcullis::driver::{Change, Features, Incompatible, Target};
-use portcullis_pgtable::{FormatDesc, Phys, X86_FIRST_STAGE};
+use portcullis_pgtable::{FormatDesc, X86_FIRST_STAGE};
 use portcullis_spec::vtd::{
     Agaw,
     context::{ContextEntry, ScalableContext, TranslationType},
-    pasid::{Fspm, PASID_DIR_ENTRY_SIZE, PasidFirstStage, PasidLow, Pgtt},
+    pasid::{Fspm, PasidFirstStage, PasidLow, Pgtt},
 };
-
-/// PDTS of a directory that fills a frame: 2^(PDTS+7) entries (`[V]` 9.4).
-pub(super) const PDTS: u8 = (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE).ilog2() as u8 - 7;
 
 /// PAT of a PASID-table entry where memory types exist: the processor's values after reset, WB, WT,
 /// UC- and UC, twice (`[V]` 9.6).
@@ -133,14 +130,14 @@ pub(super) fn change(old: &PasidHalves, new: &PasidHalves) -> Change {
 
 /// The context entry of scalable mode for a requester with these features (`[V]` 9.4). Requests
 /// without PASID use PASID 0, which the core never gives out.
-pub(super) fn scalable_context(features: Features, directory: Phys) -> ScalableContext {
+pub(super) fn scalable_context(features: Features, directory: Directory) -> ScalableContext {
     ScalableContext::new()
         .with_p(true)
         .with_dte(features.ats)
-        .with_paside(features.pasid)
+        .with_paside(features.pasid_bits > 0)
         .with_pre(features.pri)
-        .with_pdts(PDTS)
-        .with_pasiddirptr(directory.0)
+        .with_pdts(directory.pdts())
+        .with_pasiddirptr(directory.address().0)
 }
 
 /// Whether the unit can give a requester these features.
@@ -148,8 +145,8 @@ pub(super) fn check_features(unit: &Unit, features: Features) -> Result<(), Inco
     if features.ats && !unit.ecap.dt() {
         return Err(Incompatible::Other("the unit has no device-TLB support"));
     }
-    if features.pasid && unit.pasid_bits() == 0 {
-        return Err(Incompatible::Other("the unit translates no PASIDs"));
+    if u32::from(features.pasid_bits) > unit.pasid_bits() {
+        return Err(Incompatible::Other("the unit translates no PASIDs of that many bits"));
     }
     if features.pri && !unit.page_requests() {
         return Err(Incompatible::Other("the unit takes no page requests, or cannot drain them"));

@@ -4,8 +4,8 @@
 //! parts:
 //!
 //! - `unit` reads the capabilities and decides what is used; `regs` is the register window.
-//! - `start` brings the unit up; `devices`, `attach`, `entry` and `tables` are what requesters
-//!   translate through.
+//! - `start` brings the unit up; `devices`, `attach`, `entry`, `directory` and `tables` are what
+//!   requesters translate through.
 //! - `queue`, `invalidate` and `recover` are the invalidation queue.
 //! - `prq`, `drain` and `faults` are what comes back.
 //!
@@ -20,10 +20,11 @@
 //!
 //! Caching mode, write buffers that software must flush (RWBF), and adopting another kernel's tables
 //! are refused at start. Nested translation, host permission tables and interrupt remapping are not
-//! used. PASIDs have at most 15 bits, since a directory is one frame.
+//! used.
 
 mod attach;
 mod devices;
+mod directory;
 mod drain;
 mod entry;
 mod faults;
@@ -156,7 +157,7 @@ impl<P: Platform> Driver for Vtd<P> {
         self.unit.can_walk(desc)
     }
 
-    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+    fn add_device(&self, source: SourceId, features: Features) -> Result<u8, PrepareError> {
         self.add(source, features)
     }
 

@@ -1,4 +1,5 @@
 //! Root, context and PASID structures in memory: where an entry is, and how it is made visible.
+//! [`super::directory`] has what is between a context entry and a PASID table.
 //!
 //! Structures grow only in sleepable calls, and those that lead to others (root and context tables)
 //! are never taken back. So an entry is found by loads alone, from any context.
@@ -8,7 +9,7 @@ use portcullis::{Pasid, Platform, SourceId};
 use portcullis_pgtable::{FRAME_SIZE, Fresh, NoMem, Phys};
 use portcullis_spec::vtd::{
     context::{SCALABLE_CONTEXT_ENTRIES, SCALABLE_CONTEXT_ENTRY_SIZE},
-    pasid::{PASID_ENTRY_SIZE, PasidDirEntry, PasidFirstStage, PasidLow, dir_index, table_index},
+    pasid::{PasidFirstStage, PasidLow},
     root::{RootEntry, ScalableRootEntry},
 };
 
@@ -30,6 +31,15 @@ pub(super) struct Place {
 }
 
 impl Place {
+    pub(super) fn new(table: Phys, index: usize) -> Place {
+        Place { table, index }
+    }
+
+    /// The frame that it is in.
+    pub(super) fn table(self) -> Phys {
+        self.table
+    }
+
     fn next(self) -> Place {
         Place { index: self.index + 1, ..self }
     }
@@ -38,7 +48,7 @@ impl Place {
 /// Access to the structures below one root table.
 #[derive(Clone)]
 pub(super) struct Tables<P> {
-    mem: P,
+    pub(super) mem: P,
     scalable: bool,
     coherent: bool,
 }
@@ -50,9 +60,21 @@ impl<P: Platform> Tables<P> {
 
     /// A table that is visible to hardware as all zeros: nothing present.
     pub(super) fn frame(&self) -> Result<Fresh, NoMem> {
-        let frame = self.mem.frame()?;
-        self.clean(frame.phys(), 0..FRAME_SIZE);
-        Ok(frame)
+        self.frames(0)
+    }
+
+    /// A run of 2^`order` such frames, or the largest there is.
+    pub(super) fn largest_run(&self, order: u32) -> Result<Fresh, NoMem> {
+        let found = (0..=order).rev().find_map(|order| self.frames(order).ok());
+        found.ok_or(NoMem)
+    }
+
+    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        let frames = self.mem.frames(order)?;
+        for i in 0..1 << order {
+            self.clean(Phys(frames.phys().0 + i * FRAME_SIZE as u64), 0..FRAME_SIZE);
+        }
+        Ok(frames)
     }
 
     pub(super) fn load(&self, at: Place) -> u128 {
@@ -118,34 +140,6 @@ impl<P: Platform> Tables<P> {
         Some(Place { table, index })
     }
 
-    fn dir_entry(&self, directory: Phys, pasid: u32) -> PasidDirEntry {
-        PasidDirEntry::from_bits(self.mem.load::<u64>(directory, dir_index(pasid)))
-    }
-
-    /// The low half of a PASID's entry; `None` while the table that holds it does not exist.
-    pub(super) fn pasid(&self, directory: Phys, pasid: u32) -> Option<Place> {
-        let entry = self.dir_entry(directory, pasid);
-        entry.p().then(|| Place {
-            table: Phys(entry.smptblptr()),
-            index: table_index(pasid) * (PASID_ENTRY_SIZE / 16),
-        })
-    }
-
-    /// Links `table` as the PASID table for `pasid` and its neighbours, unless another is there:
-    /// then it comes back. The caller excludes other callers.
-    pub(super) fn add_pasid_table(&self, directory: Phys, pasid: u32, table: Phys) -> Option<Phys> {
-        if self.dir_entry(directory, pasid).p() {
-            return Some(table);
-        }
-        let entry = PasidDirEntry::new().with_p(true).with_smptblptr(table.0);
-        let index = dir_index(pasid);
-        self.mem.barrier();
-        self.mem.store::<u64>(directory, index, entry.into_bits());
-        self.clean(directory, index * 8..index * 8 + 8);
-        self.mem.barrier();
-        None
-    }
-
     pub(super) fn load_pasid(&self, at: Place) -> PasidHalves {
         PasidHalves {
             low: PasidLow::from_bits(self.load(at)),
@@ -164,18 +158,7 @@ impl<P: Platform> Tables<P> {
         self.store(at, new.low.into_bits());
     }
 
-    /// Gives back a directory and its tables, which hardware cannot reach any more.
-    pub(super) fn free_directory(&self, directory: Phys) {
-        for i in 0..FRAME_SIZE / 8 {
-            let entry = PasidDirEntry::from_bits(self.mem.load::<u64>(directory, i));
-            if entry.p() {
-                self.mem.reclaim(Phys(entry.smptblptr()));
-            }
-        }
-        self.mem.reclaim(directory);
-    }
-
-    fn clean(&self, table: Phys, bytes: core::ops::Range<usize>) {
+    pub(super) fn clean(&self, table: Phys, bytes: core::ops::Range<usize>) {
         if !self.coherent {
             self.mem.clean(table, bytes);
         }

@@ -10,17 +10,12 @@ use portcullis_pgtable::{
 };
 use portcullis_spec::vtd::{
     Agaw, INTERRUPT_RANGE_LAST, INTERRUPT_RANGE_START,
-    pasid::{PASID_DIR_ENTRY_SIZE, PASID_TABLE_ENTRIES},
     regs::{Cap, Ecap, Ver},
 };
 
 /// Requests without PASID cannot be translated there, and no mapping may lead there (`[V]` 3.15;
 /// LGN.4 and SGN.8 in table 30).
 static INTERRUPT_RANGE: [(u64, u64); 1] = [(INTERRUPT_RANGE_START, INTERRUPT_RANGE_LAST)];
-
-/// Bits of the PASIDs that a directory of one frame covers: table memory comes in single frames.
-const DIRECTORY_PASID_BITS: u32 =
-    (portcullis_pgtable::FRAME_SIZE / PASID_DIR_ENTRY_SIZE * PASID_TABLE_ENTRIES).ilog2();
 
 /// Width of a table for which nobody asked for one, where the unit has it.
 const USUAL_BITS: u8 = 48;
@@ -143,8 +138,9 @@ impl Unit {
         self.scalable && self.ecap.dt() && self.ecap.prs() && self.ecap.pds()
     }
 
+    /// Bits of the PASIDs that it translates (`[V]` 11.4.3, PASID and PSS).
     pub(super) fn pasid_bits(&self) -> u32 {
-        if self.scalable && self.ecap.pasid() { self.ecap.pasid_bits().min(DIRECTORY_PASID_BITS) } else { 0 }
+        if self.scalable && self.ecap.pasid() { self.ecap.pasid_bits() } else { 0 }
     }
 
     /// Whether reads of root, context and PASID structures snoop (`[V]` 11.4.3, C).

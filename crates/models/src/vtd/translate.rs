@@ -301,9 +301,15 @@ impl Vtd {
         let Some(prefix) = req.prefix else {
             return Ok(c.rid_pasid());
         };
-        self.check_pasid(c, prefix.pasid.get())
+        let pasid = self.check_pasid(c, prefix.pasid.get())?;
+        if pasid >> self.regs.ecap.pasid_bits() != 0 {
+            return Err(Refusal::new(FaultReason::Sgn10, c.fpd()));
+        }
+        Ok(pasid)
     }
 
+    /// What every request with PASID is checked for, page requests too: these meet no SGN.10
+    /// (`[V]` table 30).
     pub(super) fn check_pasid(&self, c: &ScalableContext, pasid: u32) -> Check<u32> {
         let fail = |reason| Err(Refusal::new(reason, c.fpd()));
         if !c.paside() {
@@ -314,9 +320,6 @@ impl Vtd {
         }
         if pasid == c.rid_pasid() {
             return fail(FaultReason::Sct9);
-        }
-        if pasid >> self.regs.ecap.pasid_bits() != 0 {
-            return fail(FaultReason::Sgn10);
         }
         Ok(pasid)
     }

@@ -21,6 +21,9 @@ pub const PASID_TABLE: u64 = 0x4000;
 pub const STATUS: u64 = 0x5000;
 pub const QUEUE: u64 = 0x8000;
 pub const PAGE_QUEUE: u64 = 0x9000;
+/// The same where they may be as large as there are any, 512 KiB.
+pub const LARGE_QUEUE: u64 = 0x20_0000;
+pub const LARGE_PAGE_QUEUE: u64 = 0x30_0000;
 /// Tables of domain `n` start at `DOMAIN + n * 0x8000`: four levels, one page each.
 pub const DOMAIN: u64 = 0x10_000;
 /// Data pages.
@@ -95,6 +98,8 @@ pub struct Rig {
     pub complex: Complex,
     pub log: Events,
     pub now: u64,
+    /// Where the invalidation queue is, and its bytes.
+    queue: (u64, u64),
     tail: u64,
     waits: u32,
     seen: usize,
@@ -111,7 +116,7 @@ impl Rig {
         for id in [A, B] {
             complex.add_endpoint(Endpoint::new(id, 1, Box::new(Idle)), Some(unit));
         }
-        Rig { ram, complex, log, now: 0, tail: 0, waits: 0, seen: 0 }
+        Rig { ram, complex, log, now: 0, queue: (QUEUE, 4096), tail: 0, waits: 0, seen: 0 }
     }
 
     /// Scalable mode, translation and both queues on; no PASID entry is present yet.
@@ -130,6 +135,18 @@ impl Rig {
         }
         assert_eq!(rig.read(offset::GSTS, Width::Dword), TE | SRTP | QIE);
         rig
+    }
+
+    /// Other queues, empty, of 2^`order` pages each, in scalable mode.
+    pub fn resize_queues(&mut self, order: u64) {
+        (self.queue, self.tail) = ((LARGE_QUEUE, 4096 << order), 0);
+        self.write(offset::GCMD, Width::Dword, TE);
+        self.settle();
+        self.write(offset::IQT, Width::Qword, 0);
+        self.write(offset::IQA, Width::Qword, LARGE_QUEUE | 1 << 11 | order);
+        self.write(offset::PQA, Width::Qword, LARGE_PAGE_QUEUE | order);
+        self.write(offset::GCMD, Width::Dword, QIE | TE);
+        self.settle();
     }
 
     pub fn read(&mut self, off: u32, width: Width) -> u64 {
@@ -153,7 +170,8 @@ impl Rig {
 
     /// The same, leaving out some steps.
     pub fn settle_except(&mut self, hold: impl Fn(&Work) -> bool) {
-        for _ in 0..10_000 {
+        // Enough for the longest queue, several times over.
+        for _ in 0..200_000 {
             let Some(work) = self.works().into_iter().find(|w| !hold(w)) else {
                 return;
             };
@@ -166,9 +184,9 @@ impl Rig {
     pub fn submit(&mut self, descriptors: &[Desc]) {
         for d in descriptors {
             for (i, word) in (0..).zip(d) {
-                self.ram.put64(QUEUE + self.tail + i * 8, *word);
+                self.ram.put64(self.queue.0 + self.tail + i * 8, *word);
             }
-            self.tail = (self.tail + 32) % 4096;
+            self.tail = (self.tail + 32) % self.queue.1;
         }
         self.write(offset::IQT, Width::Qword, self.tail);
     }

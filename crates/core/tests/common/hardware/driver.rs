@@ -48,7 +48,7 @@ impl Driver for Hardware {
         self.can_walk(table).and(self.can_walk(parent))
     }
 
-    fn add_device(&self, source: SourceId, features: Features) -> Result<(), PrepareError> {
+    fn add_device(&self, source: SourceId, features: Features) -> Result<u8, PrepareError> {
         let mut s = self.state();
         if s.fails() {
             return Err(PrepareError::NoMem);
@@ -56,7 +56,7 @@ impl Driver for Hardware {
         s.call(Call::AddDevice(source));
         let new = s.devices.insert(source, Device { features, cut: false, silent: false, muted: false });
         assert!(new.is_none(), "{source} is added twice");
-        Ok(())
+        Ok(features.pasid_bits.min(s.pasid_room))
     }
 
     fn set_features(&self, source: SourceId, features: Features) -> Result<InvSeq, SubmitError> {

@@ -19,7 +19,7 @@ pub(super) fn legacy_context(fake: &Fake) -> [u64; 2] {
 }
 
 /// The scalable-mode context entry of 01:02.3.
-fn context(fake: &Fake) -> [u64; 4] {
+pub(super) fn context(fake: &Fake) -> [u64; 4] {
     let table = fake.peek(root(fake) + 16);
     assert_eq!(table & 0xfff, 1, "LP and nothing else");
     assert_eq!(fake.peek(root(fake) + 16 + 8), 0, "UP clear");
@@ -196,15 +196,15 @@ fn scalable_context_of_a_blocked_requester() {
     let (fake, vtd) = scalable();
     vtd.add_device(SOURCE, Features::default()).unwrap();
     let [low, high, q2, q3] = context(&fake);
-    // P, and PDTS 2: 512 directory entries.
-    assert_eq!((low & 0xfff, high, q2, q3), (0x401, 0, 0, 0));
+    // P, and PDTS 0: no fewer directory entries than 128.
+    assert_eq!((low & 0xfff, high, q2, q3), (0x1, 0, 0, 0));
     assert_eq!(pasid_entry(&fake, 0), [0; 8], "blocked");
     assert!(vtd.add_device(SOURCE, Features::default()).is_err());
 
     let (fake, vtd) = scalable();
     vtd.add_device(SOURCE, all_features()).unwrap();
-    // P, DTE, PASIDE, PRE.
-    assert_eq!(context(&fake)[0] & 0xfff, 0x41d);
+    // P, DTE, PASIDE, PRE, and PDTS 7: 2^14 directory entries.
+    assert_eq!(context(&fake)[0] & 0xfff, 0xe1d);
 }
 
 #[test]
@@ -345,16 +345,16 @@ fn structures_are_cleaned_where_hardware_does_not_snoop() {
 fn features_and_cutting_off() {
     let (fake, vtd) = scalable();
     vtd.add_device(SOURCE, ats()).unwrap();
-    assert_eq!(context(&fake)[0] & 0xfff, 0x405);
+    assert_eq!(context(&fake)[0] & 0xfff, 0x5);
     let all = [wide(0x31 | CONTEXT_OF_SOURCE, 0), wide(0x37, 0), wide(0xd2, 0)];
     let _ = vtd.set_features(SOURCE, all_features()).unwrap();
-    assert_eq!(context(&fake)[0] & 0xfff, 0x41d);
+    assert_eq!(context(&fake)[0] & 0xfff, 0x1d);
     assert_eq!(queued(&fake), [&all[..], &[WAIT]].concat());
     fake.complete_all();
 
     // ATS off: the device's TLB too.
     let _ = vtd.set_features(SOURCE, Features::default()).unwrap();
-    assert_eq!(context(&fake)[0] & 0xfff, 0x401);
+    assert_eq!(context(&fake)[0] & 0xfff, 0x1);
     let device = [FENCE, wide(3 | CONTEXT_OF_SOURCE, ALL_ADDRESSES), WAIT_FENCE];
     assert_eq!(queued(&fake), [&all[..], &device[..]].concat());
     fake.complete_all();
@@ -363,13 +363,13 @@ fn features_and_cutting_off() {
     let _ = vtd.set_features(SOURCE, ats()).unwrap();
     fake.complete_all();
     let _ = vtd.cut_off(SOURCE).unwrap();
-    assert_eq!(context(&fake)[0] & 0xfff, 0x404);
+    assert_eq!(context(&fake)[0] & 0xfff, 0x4);
     assert_eq!(queued(&fake), [&all[..], &[WAIT]].concat());
     fake.complete_all();
     assert_eq!(vtd.set_features(SOURCE, Features::default()), Ok(InvSeq(0)));
-    assert_eq!(context(&fake)[0] & 0xfff, 0x400);
+    assert_eq!(context(&fake)[0] & 0xfff, 0x0);
     let _ = vtd.restore(SOURCE).unwrap();
-    assert_eq!(context(&fake)[0] & 0xfff, 0x401);
+    assert_eq!(context(&fake)[0] & 0xfff, 0x1);
 
     let _ = vtd.cut_off(SOURCE).unwrap();
     fake.complete_all();

@@ -55,6 +55,8 @@ struct State {
     /// What was done to memory and registers, in order.
     done: Vec<Did>,
     frames_left: usize,
+    /// There is no longer run of frames than of this order.
+    longest_run: u32,
 }
 
 /// Frames by their number, and the runs that they are parts of.
@@ -95,6 +97,7 @@ impl Fake {
                 reactions: BTreeMap::new(),
                 done: Vec::new(),
                 frames_left: usize::MAX,
+                longest_run: u32::MAX,
             })),
         };
         fake.set32(offset::VER, 0x10);
@@ -143,6 +146,11 @@ impl Fake {
 
     pub(super) fn limit_frames(&self, n: usize) {
         self.with(|s| s.frames_left = n);
+    }
+
+    /// From here on memory is in pieces.
+    pub(super) fn limit_runs(&self, order: u32) {
+        self.with(|s| s.longest_run = order);
     }
 
     pub(super) fn released(&self) -> Vec<Phys> {
@@ -282,6 +290,9 @@ impl Fake {
 
 impl TableMem for Fake {
     fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+        if order > self.with(|s| s.longest_run) {
+            return Err(NoMem);
+        }
         let left = self.with(|s| {
             let left = s.frames_left;
             s.frames_left = left.saturating_sub(1);

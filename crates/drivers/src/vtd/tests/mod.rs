@@ -4,6 +4,7 @@
 
 mod attach;
 mod comes_back;
+mod directory;
 mod fake;
 mod levels;
 mod mute;
@@ -88,7 +89,7 @@ fn scalable() -> (Fake, Vtd<Fake>) {
 }
 
 fn all_features() -> Features {
-    Features { pasid: true, ats: true, pri: true, ..Features::default() }
+    Features { pasid_bits: 20, ats: true, pri: true, ..Features::default() }
 }
 
 fn ats() -> Features {

@@ -48,7 +48,7 @@ fn scalable_mode() {
     assert_eq!(fake.get64(offset::IQA) & 0xfff, 0x800, "256-bit, one page");
     assert_ne!(fake.get64(offset::PQA), 0);
     let caps = vtd.caps();
-    assert_eq!((caps.pasid_bits, caps.page_requests), (15, 127));
+    assert_eq!((caps.pasid_bits, caps.page_requests), (20, 127));
     assert!(caps.stop_markers && caps.coherent && caps.identity && caps.ats);
 }
 
