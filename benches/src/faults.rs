@@ -84,6 +84,7 @@ impl Driver for Scripted {
             pasid_bits: 0,
             ats: true,
             page_requests: 4 * TURN as u32,
+            invalidations: 0,
             stalls: 0,
             stop_markers: true,
             coherent: true,

@@ -17,9 +17,9 @@ pub use attaching::{
     switch_to_identity, switch_to_nothing, two_devices_two_domains,
 };
 pub use dirty::dirty_pages;
-pub use entries::{address_width_of_a_first_stage, end_of_pass_through, present_bit};
+pub use entries::{address_width_of_a_first_stage, end_of_pass_through, pasid_directories, present_bit};
 pub use faults::{faults_of_two_devices, too_wide, unknown_device, unmapped};
 pub use invalidation::{
-    large_page_becomes_small_ones, stale_until_synced, tables_are_freed_after_the_sync,
-    unmap_leaves_neighbours,
+    a_refused_descriptor, large_page_becomes_small_ones, stale_until_synced, tables_are_freed_after_the_sync,
+    the_queue_wraps, unmap_leaves_neighbours,
 };

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::driver::TableRequest;
+use portcullis::driver::{DeviceControl, TableRequest};
 use portcullis::error::{AddDeviceError, AttachError, DomainError};
 use portcullis::{
     Access, Attaches, Attachment, Device, DeviceId, DeviceSpec, Domain, DomainOptions, External, FaultKind,
@@ -72,6 +72,16 @@ pub struct Attached<P: Platform> {
     outlet: Option<Outlet>,
 }
 
+/// A configuration space to which nothing is written.
+struct Mute;
+
+impl DeviceControl for Mute {
+    fn set_pasid(&self, _: bool) {}
+    fn set_ats(&self, _: bool) {}
+    fn set_pri(&self, _: Option<u32>) {}
+    fn reset(&self) {}
+}
+
 /// A domain that can be attached.
 pub trait Attachable<P: Platform> {
     /// Its owner.
@@ -132,6 +142,22 @@ impl<R: Rig> Stage<R> {
         self.rig.oracle().map(DIRECT, page.0, page.0, PAGE, true);
         self.rig.oracle().attach(place(who), DIRECT);
         self.try_add(who, vec![ReservedRegion::direct(page.0, PAGE, RW)])
+    }
+
+    /// Makes the core know a device that says it has PASIDs of so many bits. None here sends any.
+    pub fn add_with_pasids(&mut self, who: Who, bits: u8) -> Device<R::P> {
+        let mut spec = DeviceSpec::new(
+            DeviceId(who.source().0.into()),
+            vec![Upstream { instance: INSTANCE, sources: vec![who.source()] }],
+            Arc::new(Mute),
+        );
+        spec.caps.pasid_bits = bits;
+        self.rig.iommu().add_device(&self.cx, spec).expect("the device is added")
+    }
+
+    /// Takes a device away to which nothing is attached.
+    pub fn remove(&mut self, device: Device<R::P>) {
+        assert!(self.rig.iommu().remove_device(&self.cx, device).is_ok());
     }
 
     fn try_add(&mut self, who: Who, regions: Vec<ReservedRegion>) -> Result<Device<R::P>, AddDeviceError> {

@@ -104,9 +104,31 @@ conformance! {
     unmap_leaves_neighbours: legacy second_stage first_stage first_stage_with_all;
     large_page_becomes_small_ones: legacy second_stage first_stage first_stage_with_all;
     tables_are_freed_after_the_sync: legacy second_stage first_stage first_stage_with_all;
+    the_queue_wraps: legacy second_stage first_stage first_stage_with_all;
+    pasid_directories: second_stage first_stage first_stage_with_all;
     present_bit: second_stage first_stage first_stage_with_all;
     end_of_pass_through: second_stage first_stage first_stage_with_all;
     address_width_of_a_first_stage: first_stage first_stage_with_all;
+}
+
+/// Queue errors by hand, where hardware acts when a register is written. QEMU has no device that could
+/// leave an invalidation of its own TLB without an answer, or answer one that nobody sent.
+mod a_refused_descriptor {
+    use super::*;
+
+    const FORMS: [Form; 3] = [Form::Legacy, Form::ScalableSecond, Form::ScalableFirst];
+
+    #[test]
+    fn model_over_qtest() {
+        FORMS.into_iter().for_each(|form| on_qtest_model(form, scenarios::a_refused_descriptor));
+    }
+
+    #[test]
+    fn qemu() {
+        FORMS
+            .into_iter()
+            .for_each(|form| on_qemu("a_refused_descriptor::qemu", form, scenarios::a_refused_descriptor));
+    }
 }
 
 /// The suite has teeth: hardware that leaves out what it should do is found by what the device then

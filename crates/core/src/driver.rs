@@ -25,6 +25,9 @@ pub struct Caps {
     pub ats: bool,
     /// Entries of the page-request queue that can be occupied at once; 0 without page requests.
     pub page_requests: u32,
+    /// Entries of the queue of invalidations that can be occupied at once, for whoever sizes it: the
+    /// core goes by [`SubmitError::Full`].
+    pub invalidations: u32,
     /// Stalled transactions that can wait for their verdict at once; 0 where none stall.
     pub stalls: u32,
     /// Whether devices that send PASID stop markers may be given page requests.

@@ -3,6 +3,7 @@
 #![cfg(feature = "sim")]
 
 use parking_lot::Mutex;
+use portcullis::error::AttachError;
 use portcullis::{
     Config, DeviceSpec, DomainOptions, FaultKind, FaultRecord, Gap, InstanceId, Iommu, PageGroup, Pasid,
     Platform, Resolver, Scope, Sleep, Storms, Window, Woken,
@@ -18,7 +19,7 @@ use portcullis_machine::{
 };
 use portcullis_models::{
     adversary::Adversary,
-    bus::{AddressType, Operation, Request, RequesterId, Upstream},
+    bus::{AddressType, Operation, Prefix, Request, RequesterId, Upstream},
     complex::Complex,
     endpoint::{Endpoint, Engine, Failure, Intent, Port},
     log::Silent,
@@ -91,7 +92,19 @@ impl Hands {
 
     /// A write of the device; whether it was let through.
     fn writes(&self, iova: u64) -> bool {
-        let ticket = self.port(|p| p.access(iova, Intent::Write(vec![0x5a; 8])));
+        self.ends_well(|p| p.access(iova, Intent::Write(vec![0x5a; 8])))
+    }
+
+    /// The same with a PASID, which the device is not held to any width of.
+    fn writes_with(&self, pasid: u32, addr: u64) -> bool {
+        let prefix = portcullis_models::bus::Pasid::new(pasid).map(Prefix::user);
+        assert!(prefix.is_some());
+        let (at, op) = (AddressType::Untranslated, Operation::Write(vec![0x5a; 8]));
+        self.ends_well(|p| p.raw_request(Request { source: DEVICE, prefix, at, addr, op }))
+    }
+
+    fn ends_well(&self, begin: impl FnOnce(&mut Port) -> u64) -> bool {
+        let ticket = self.port(begin);
         for _ in 0..1000 {
             if let Some(end) = self.ends.lock().remove(&ticket) {
                 return end.is_ok();
@@ -323,4 +336,39 @@ fn many_pasids_of_a_device_are_detached_at_once() {
         }
         h.iommu.remove_device(&h.cx, device).map_err(|_| ()).unwrap();
     });
+}
+
+/// The last PASID of every width that a unit can have, and the first beyond.
+#[test]
+fn pasids_reach_as_far_as_the_unit_s() {
+    const SCT_7: u32 = 0x46;
+    const SGN_10: u32 = 0x89;
+    for bits in [1, 8, 12, 13, 14, 15, 16, 17, 18, 19, 20] {
+        on_unit(model::Config { pasid_bits: bits, ..model::Config::default() }, events(), move |h| {
+            let device = plug_in(&h, false);
+            assert_eq!(device.features().pasid_bits, bits, "the device has 20");
+            let domain =
+                h.iommu.external_domain(&[&device], DomainOptions::default(), None::<Nobody>).unwrap();
+            let page = h.ram().pages(1).unwrap();
+            domain.map_range(IOVA, page, PAGE, Prot::READ | Prot::WRITE).unwrap();
+            let last = (1 << bits) - 1;
+            assert!(!h.writes_with(last, IOVA), "nothing is attached");
+            let attach = |n| h.iommu.attach(&h.cx, &domain, &device, Pasid::new(n), Arc::new(()));
+            let attached = attach(last).unwrap();
+            assert!(h.writes_with(last, IOVA));
+            if bits < 20 {
+                let beyond = Pasid::new(last + 1).unwrap();
+                assert_eq!(attach(last + 1).err(), Some(AttachError::Pasid(device.id(), beyond)));
+                let seen = h.iommu.observe(Scope::All, 4).unwrap();
+                assert!(!h.writes_with(last + 1, IOVA));
+                h.rest();
+                let fault = seen.try_next().map(|told| told.record);
+                let why = if bits < 13 { SGN_10 } else { SCT_7 };
+                assert_eq!(fault.map(|f| (f.pasid, f.code)), Some((Some(beyond), why)), "{bits} bits");
+            }
+            assert!(attached.begin_detach(&h.cx).is_gone());
+            assert!(!h.writes_with(last, IOVA));
+            h.iommu.remove_device(&h.cx, device).map_err(|_| ()).unwrap();
+        });
+    }
 }

@@ -43,7 +43,7 @@ pub struct QemuRig {
 
 /// Properties of QEMU's VT-d with all that it can do: PASIDs, device TLBs and page requests, for
 /// which it has no device.
-const EVERYTHING: &str = "scalable-mode=on,fsts=on,device-iotlb=on,pasid-bits=16,svm=on";
+const EVERYTHING: &str = "scalable-mode=on,fsts=on,device-iotlb=on,pasid-bits=20,svm=on";
 
 /// Plays a scenario on QEMU, or prints the line by which `name` counts as skipped.
 ///

@@ -1,8 +1,10 @@
-//! Single bits of the structures, changed by hand before the device's first access.
+//! The structures between a requester and its table: directories of every size, and single bits changed by
+//! hand before the device's first access.
 
-use portcullis::Platform;
+use portcullis::{Pasid, Platform, error::AttachError};
 use portcullis_pgtable::{Phys, TableMem};
 use portcullis_spec::vtd::regs::offset;
+use std::sync::Arc;
 
 use crate::deviations::{self, Cause};
 use crate::platform::VTD;
@@ -31,6 +33,33 @@ pub fn present_bit<R: Rig>(s: &mut Stage<R>) {
     s.lands(Who::Teller, IOVA, &[(page, 64)]);
     s.detach(at);
     s.write_stopped(Who::Teller, IOVA, 64, Cause::Blocked);
+}
+
+/// PASID directories of every size, which requests without PASID go through as well. Where the unit
+/// has PASIDs, the last one of each size has an entry, and what lies beyond is refused.
+pub fn pasid_directories<R: Rig>(s: &mut Stage<R>) {
+    for bits in 13..=20 {
+        let device = s.add_with_pasids(Who::Teller, bits);
+        let served = device.features().pasid_bits;
+        let space = s.space(&device);
+        let page = s.page();
+        s.map(&space, IOVA, page, PAGE, RW);
+        let at = s.attach(&device, &space);
+        s.lands(Who::Teller, IOVA, &[(page, 64)]);
+        let attach = |n| s.rig.iommu().attach(&s.cx, &space.domain, &device, Pasid::new(n), Arc::new(()));
+        let last = (1 << served) - 1;
+        if served > 0 {
+            let attached = attach(last).expect("it is the unit's and the device's");
+            assert!(!attached.begin_detach(&s.cx).lost());
+        }
+        if served < Pasid::BITS {
+            assert!(matches!(attach(last + 1).err(), Some(AttachError::Pasid(..))), "{bits} bits");
+        }
+        s.lands(Who::Teller, IOVA, &[(page, 64)]);
+        s.detach(at);
+        s.write_stopped(Who::Teller, IOVA, 64, Cause::Blocked);
+        s.remove(device);
+    }
 }
 
 /// A pass-through entry that is taken away: the PASID cache gives it up, and so must what the

@@ -1,8 +1,11 @@
 //! What was cached goes when it must, and no table is freed before.
 
-use portcullis_pgtable::Phys;
+use portcullis::{FaultKind, Platform, Reason};
+use portcullis_pgtable::{Phys, TableMem};
+use portcullis_spec::vtd::regs::{Fsts, Iqa, offset};
 
 use crate::deviations::Cause;
+use crate::platform::VTD;
 use crate::rig::{Rig, Who};
 use crate::stage::{LARGE, PAGE, RW, Stage};
 
@@ -44,6 +47,64 @@ pub fn stale_until_synced<R: Rig>(s: &mut Stage<R>) {
     space.domain.flush(&s.cx).expect("the hardware answers");
     s.unmapped(&space, IOVA, PAGE);
     s.write_stopped(Who::First, IOVA, 64, Cause::NotMapped);
+    s.detach(at);
+}
+
+/// More invalidations than the queue has room for, one after the other: it wraps, at any page of it,
+/// and the last ones are carried out like the first.
+pub fn the_queue_wraps<R: Rig>(s: &mut Stage<R>) {
+    let device = s.add(Who::First);
+    let space = s.space(&device);
+    let page = s.page();
+    let at = s.attach(&device, &space);
+    // An invalidation and a wait each, in a queue of 512 descriptors at most.
+    for n in 0..600 {
+        s.map(&space, IOVA, page, PAGE, RW);
+        let looked_at = n % 50 == 0 || n > 590;
+        if looked_at {
+            s.lands(Who::First, IOVA, &[(page, 64)]);
+        }
+        s.unmap(&space, IOVA, PAGE);
+        if looked_at {
+            s.write_stopped(Who::First, IOVA, 64, Cause::NotMapped);
+        }
+    }
+    s.detach(at);
+}
+
+/// The queue stands at a descriptor of no type, as if memory had been overwritten: it is told, and what is
+/// submitted then is carried out. For rigs whose hardware acts when a register is written.
+pub fn a_refused_descriptor<R: Rig>(s: &mut Stage<R>) {
+    let device = s.add(Who::First);
+    let space = s.space(&device);
+    let page = s.page();
+    s.map(&space, IOVA, page, PAGE, RW);
+    let at = s.attach(&device, &space);
+    s.lands(Who::First, IOVA, &[(page, 64)]);
+
+    let p = s.rig.platform();
+    let iqa = Iqa::from_bits(p.read64(VTD, offset::IQA));
+    let bytes = iqa.width().bytes() as u64;
+    let tail = p.read64(VTD, offset::IQT);
+    for word in (tail..tail + bytes).step_by(8) {
+        let in_memory = iqa.iqa() + word;
+        let frame = in_memory & !(PAGE - 1);
+        p.store::<u64>(Phys(frame), (in_memory - frame) as usize / 8, 0);
+    }
+    p.write64(VTD, offset::IQT, (tail + bytes) % iqa.size());
+    let fsts = || Fsts::from_bits(p.read32(VTD, offset::FSTS));
+    assert!(fsts().iqe(), "type 0 is reserved");
+    assert_eq!(p.read64(VTD, offset::IQH), tail, "it stands where it is");
+    p.write64(VTD, offset::IQT, tail);
+
+    let told = s.all_faults();
+    let [fault] = &told[..] else { panic!("one error should be told: {told:?}") };
+    assert_eq!((fault.kind, fault.reason), (FaultKind::Configuration, Reason::BadEntry));
+    assert!(!Fsts::from_bits(s.rig.platform().read32(VTD, offset::FSTS)).iqe(), "it goes on");
+    s.unmap(&space, IOVA, PAGE);
+    s.write_stopped(Who::First, IOVA, 64, Cause::NotMapped);
+    s.map(&space, IOVA, page, PAGE, RW);
+    s.lands(Who::First, IOVA, &[(page, 64)]);
     s.detach(at);
 }
 

@@ -153,6 +153,7 @@ impl Hardware {
             pasid_bits: vendor.pasid_bits,
             ats: true,
             page_requests: queue,
+            invalidations: 0,
             stalls: STALLS,
             stop_markers: false,
             coherent: vendor.coherent,

@@ -33,6 +33,7 @@ mod prq;
 mod queue;
 mod recover;
 mod regs;
+mod size;
 mod start;
 mod tables;
 mod unit;
@@ -41,6 +42,7 @@ mod unit;
 mod tests;
 
 pub use regs::Msi;
+pub use size::QueueSize;
 
 use self::{
     devices::Devices, invalidate::Items, prq::Requests, queue::End, queue::Queue, regs::Regs, start::Step,
@@ -58,7 +60,7 @@ use portcullis::{
 use portcullis_pgtable::{FormatDesc, IoTable, Phys, Table, VTD_SECOND_STAGE, VtdSecondStage, X86FirstStage};
 
 /// What the embedder decides about a unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Use legacy mode where the unit has scalable mode too.
     pub force_legacy: bool,
@@ -73,12 +75,39 @@ pub struct Options {
     /// Bits of the platform's physical addresses, from the DMAR table (`[V]` 8.1). Without it the
     /// unit's maximum guest address width is taken, which is at least as wide.
     pub host_address_width: Option<u8>,
+    /// The page-request queue, of 128 requests a page, one of which stays empty. The shares that
+    /// devices are given add up to it less a reserve; what it holds can wait for an answer, which is
+    /// what the core keeps room for. By default 4 pages, of which 15 devices can have a share of 32.
+    /// Smaller where memory has no
+    /// such run: [`Caps::page_requests`] says it.
+    pub page_request_queue: QueueSize,
+    /// The invalidation queue, of 256 descriptors a page, or 128 in scalable mode, one of which stays
+    /// empty. By default 2 pages: two of the largest batches, of about a hundred descriptors each,
+    /// find room at once. Smaller where memory has no such run:
+    /// [`Caps::invalidations`] says it.
+    pub invalidation_queue: QueueSize,
     /// The message of faults and of queue errors; none where the embedder polls.
     pub fault_event: Option<Msi>,
     /// The message of completed invalidations; none where the embedder polls.
     pub invalidation_event: Option<Msi>,
     /// The message of page requests; none where the embedder polls.
     pub page_request_event: Option<Msi>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            force_legacy: false,
+            first_stage_width: false,
+            private_data: false,
+            host_address_width: None,
+            page_request_queue: QueueSize::of_pages(4),
+            invalidation_queue: QueueSize::of_pages(2),
+            fault_event: None,
+            invalidation_event: None,
+            page_request_event: None,
+        }
+    }
 }
 
 /// The driver of one remapping unit.
@@ -133,7 +162,7 @@ impl<P: Platform> Vtd<P> {
 
 impl<P: Platform> Driver for Vtd<P> {
     fn caps(&self) -> Caps {
-        self.unit.caps()
+        self.unit.caps(self.requests.capacity(), self.queue.capacity())
     }
 
     fn start(&self, how: Start<'_>) -> Poll<Result<(), StartError>> {

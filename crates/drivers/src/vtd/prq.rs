@@ -1,11 +1,11 @@
 //! The page-request queue (`[V]` 7.4, 7.5, 11.4.11): what devices ask, in the order they asked.
 
-use super::{queue::Queue, regs::Regs, unit::PRQ_ENTRIES};
+use super::{queue::Queue, regs::Regs};
 use portcullis::{
     Code, Pasid, Platform, ShortLock, SourceId, Turn, VendorBits,
     driver::{DrainEnd, InvSeq, More, PageRequest, QueuePos, Taken},
 };
-use portcullis_pgtable::Phys;
+use portcullis_pgtable::{FRAME_SIZE, Fresh, Phys};
 use portcullis_spec::vtd::{
     page_req::{self, PAGE_REQ_SIZE, PAGE_REQ_TYPE, PRQ_SHIFT, ResponseCode},
     private_data::{self, PrivateData},
@@ -13,6 +13,9 @@ use portcullis_spec::vtd::{
     regs::{Pqa, Pqh, Pqt, Prs},
     split,
 };
+
+/// Entries of a frame.
+const PER_FRAME: u32 = (FRAME_SIZE / PAGE_REQ_SIZE) as u32;
 
 /// The page-request queue of one unit.
 pub(super) struct Requests<P: Platform> {
@@ -27,7 +30,9 @@ pub(super) struct Requests<P: Platform> {
 
 #[derive(Clone, Copy)]
 struct State {
-    frame: Phys,
+    first: Phys,
+    /// A power of two. One of them stays empty: the queue is full with one less (`[V]` 7.4.1).
+    entries: u32,
     /// The entry to be read next, and how many were read since start.
     head: u32,
     passed: u64,
@@ -43,15 +48,22 @@ impl<P: Platform> Requests<P> {
         Requests { regs, mem, private_data, address_bits, state }
     }
 
-    /// Programs an empty queue.
-    pub(super) fn set_up(&self, frame: Phys) {
+    /// Programs an empty queue in these frames, 128 at most.
+    pub(super) fn set_up(&self, frames: Fresh) {
+        let order = frames.order();
+        let (first, entries) = (frames.publish(), PER_FRAME << order);
         self.state.with(|s| {
-            *s = Some(State { frame, head: 0, passed: 0, overflowed: 0 });
+            *s = Some(State { first, entries, head: 0, passed: 0, overflowed: 0 });
         });
         self.regs.set_pqh(Pqh::new());
         self.regs.set_pqt(Pqt::new());
-        self.regs.set_pqa(Pqa::new().with_pqa(frame.0));
+        self.regs.set_pqa(Pqa::new().with_pqs(order as u8).with_pqa(first.0));
         self.regs.clear_prs(Prs::from_bits(Prs::W1C));
+    }
+
+    /// Requests that it holds; none before it is set up.
+    pub(super) fn capacity(&self) -> u32 {
+        self.state.with(|s| s.map_or(0, |s| s.entries - 1))
     }
 
     /// Whether there is something to read, or an overflow to clear.
@@ -79,7 +91,7 @@ impl<P: Platform> Requests<P> {
             });
         }
         turn.passed(QueuePos(state.passed));
-        if self.regs.prs().pro() && self.tail() == state.head {
+        if self.regs.prs().pro() && self.tail(&state) == state.head {
             turn.overflow();
             self.clear_overflow(queue);
             return More::Yes;
@@ -90,12 +102,12 @@ impl<P: Platform> Requests<P> {
     /// Reads entries until the queue is empty, the turn's bound is reached, or the core has no room.
     fn hand_over(&self, turn: &mut Turn<'_>, state: &mut State) -> (More, bool) {
         let mut moved = false;
-        let tail = self.tail();
+        let tail = self.tail(state);
         while state.head != tail {
             if !turn.spend() {
                 return (More::Yes, moved);
             }
-            let taken = match self.read(state.frame, state.head) {
+            let taken = match self.read(state) {
                 Decoded::StopMarker => Taken::Yes,
                 Decoded::Request(r) => turn.page_request(r),
                 Decoded::Malformed(r) => turn.malformed(r),
@@ -103,11 +115,11 @@ impl<P: Platform> Requests<P> {
             if taken == Taken::NoRoom {
                 return (More::Yes, moved);
             }
-            state.head = (state.head + 1) % PRQ_ENTRIES;
+            state.head = (state.head + 1) % state.entries;
             state.passed += 1;
             moved = true;
         }
-        let more = if self.tail() == tail { More::No } else { More::Yes };
+        let more = if self.tail(state) == tail { More::No } else { More::Yes };
         (more, moved)
     }
 
@@ -136,18 +148,21 @@ impl<P: Platform> Requests<P> {
             None => DrainEnd::At(QueuePos(0)),
             Some(s) if s.overflowed >= fence.0 => DrainEnd::Again,
             Some(s) => {
-                let ahead = (self.tail() + PRQ_ENTRIES - s.head) % PRQ_ENTRIES;
+                let ahead = (self.tail(s) + s.entries - s.head) % s.entries;
                 DrainEnd::At(QueuePos(s.passed + u64::from(ahead)))
             }
         })
     }
 
     /// The entry that hardware writes next. What it says is not trusted to be inside the queue.
-    fn tail(&self) -> u32 {
-        (self.regs.pqt().pqt() >> PRQ_SHIFT) as u32 % PRQ_ENTRIES
+    fn tail(&self, state: &State) -> u32 {
+        (self.regs.pqt().pqt() >> PRQ_SHIFT) as u32 % state.entries
     }
 
-    fn read(&self, frame: Phys, entry: u32) -> Decoded {
+    /// The entry at the head.
+    fn read(&self, state: &State) -> Decoded {
+        let (frame, entry) = (state.head / PER_FRAME, state.head % PER_FRAME);
+        let frame = Phys(state.first.0 + u64::from(frame) * FRAME_SIZE as u64);
         let at = entry as usize * (PAGE_REQ_SIZE / 16);
         let [q0, q1] = split(self.mem.load128(frame, at));
         let [q2, q3] = split(self.mem.load128(frame, at + 1));

@@ -18,9 +18,9 @@ use alloc::{collections::VecDeque, vec::Vec};
 use core::task::Poll;
 use portcullis::{
     Platform, ShortLock, SourceId,
-    driver::{HwLost, InvError, InvSeq, StartError, SubmitError},
+    driver::{HwLost, InvError, InvSeq, SubmitError},
 };
-use portcullis_pgtable::{FRAME_SIZE, Phys};
+use portcullis_pgtable::{FRAME_SIZE, NoMem, Phys};
 use portcullis_spec::vtd::{
     qi::{Desc, DescWidth, InvWait},
     regs::{Fsts, Iqa, Iqt},
@@ -28,6 +28,9 @@ use portcullis_spec::vtd::{
 
 /// What a status word holds once its wait descriptor is complete.
 const COMPLETE: u32 = 1;
+
+/// Bytes of a status word.
+const STATUS_SIZE: usize = 4;
 
 /// Failures that are remembered. A waiter that asks after so many younger submissions gets
 /// [`InvError::Aborted`], which costs a repetition.
@@ -72,8 +75,9 @@ pub(super) struct Queue<P: Platform> {
 
 /// What the queue's lock protects.
 pub(super) struct Ring {
-    pub(super) frame: Phys,
-    pub(super) status: Phys,
+    /// The frames of the descriptors, and those of the status words, one for each slot.
+    queue: Phys,
+    status: Phys,
     pub(super) slots: Vec<Slot>,
     /// First slot that is in use.
     pub(super) retired: usize,
@@ -114,18 +118,35 @@ impl<P: Platform> Queue<P> {
         }
     }
 
-    pub(super) fn entries(&self) -> usize {
-        FRAME_SIZE >> self.width.shift()
+    /// Descriptors of a queue of 2^`order` frames.
+    fn entries(&self, order: u32) -> usize {
+        FRAME_SIZE << order >> self.width.shift()
+    }
+
+    /// The status words of a queue of 2^`order` frames take 2^n frames.
+    pub(super) fn status_order(&self, order: u32) -> u32 {
+        (self.entries(order) * STATUS_SIZE).div_ceil(FRAME_SIZE).ilog2()
+    }
+
+    /// The books of a queue of 2^`order` frames. Allocates.
+    pub(super) fn ring(&self, order: u32) -> Result<Ring, NoMem> {
+        Ring::new(self.entries(order)).map_err(|_| NoMem)
     }
 
     /// Programs the queue's address and an empty queue; the enable command is the caller's. Called
-    /// once, in sleepable context.
-    pub(super) fn set_up(&self, frame: Phys, status: Phys) -> Result<(), StartError> {
-        let ring = Ring::new(frame, status, self.entries()).map_err(|_| StartError::NoMem)?;
+    /// once.
+    pub(super) fn set_up(&self, mut ring: Ring, queue: Phys, status: Phys) {
+        let pages = ring.slots.len() / self.entries(0);
+        (ring.queue, ring.status) = (queue, status);
         self.ring.with(|r| *r = Some(ring));
+        let wide = self.width == DescWidth::Bits256;
         self.regs.set_iqt(Iqt::new());
-        self.regs.set_iqa(Iqa::new().with_iqa(frame.0).with_dw(self.width == DescWidth::Bits256));
-        Ok(())
+        self.regs.set_iqa(Iqa::new().with_qs(pages.ilog2() as u8).with_iqa(queue.0).with_dw(wide));
+    }
+
+    /// Descriptors that it holds; none before it is set up.
+    pub(super) fn capacity(&self) -> u32 {
+        self.locked(|_, ring| ring.slots.len() as u32 - 1).unwrap_or(0)
     }
 
     /// Queues a submission. `before` runs inside the lock once it is certain that there is room: it
@@ -290,9 +311,10 @@ impl<P: Platform> Queue<P> {
 
     /// `wait` with the status word of `slot`, which is cleared.
     pub(super) fn reporting(&self, ring: &Ring, slot: usize, wait: InvWait) -> Desc {
-        self.mem.store::<u32>(ring.status, slot, 0);
+        let (frame, index) = ring.status_of(slot);
+        self.mem.store::<u32>(frame, index, 0);
         wait.with_sw(true)
-            .with_status_address(ring.status.0 + 4 * slot as u64)
+            .with_status_address(frame.0 + (index * STATUS_SIZE) as u64)
             .with_status_data(COMPLETE)
             .desc()
     }
@@ -308,19 +330,25 @@ impl<P: Platform> Queue<P> {
         self.width.bytes() / 8
     }
 
+    /// The frame that a slot is in, and the index of its first quadword there.
+    fn words_of(&self, ring: &Ring, slot: usize) -> (Phys, usize) {
+        let (frame, slot) = (slot / self.entries(0), slot % self.entries(0));
+        (frame_of(ring.queue, frame), slot * self.words())
+    }
+
     /// Writes a descriptor. The queue is always snooped (`[V]` 11.4.3, C).
     pub(super) fn write(&self, ring: &Ring, slot: usize, desc: Desc) {
-        let words = self.words();
-        for (i, word) in desc.iter().take(words).enumerate() {
-            self.mem.store::<u64>(ring.frame, slot * words + i, *word);
+        let (frame, first) = self.words_of(ring, slot);
+        for (i, word) in desc.iter().take(self.words()).enumerate() {
+            self.mem.store::<u64>(frame, first + i, *word);
         }
     }
 
     pub(super) fn read(&self, ring: &Ring, slot: usize) -> Desc {
-        let words = self.words();
+        let (frame, first) = self.words_of(ring, slot);
         let mut desc = [0; 4];
-        for (i, word) in desc.iter_mut().take(words).enumerate() {
-            *word = self.mem.load::<u64>(ring.frame, slot * words + i);
+        for (i, word) in desc.iter_mut().take(self.words()).enumerate() {
+            *word = self.mem.load::<u64>(frame, first + i);
         }
         desc
     }
@@ -334,7 +362,7 @@ impl<P: Platform> Queue<P> {
     /// The slot that hardware works on next. What hardware says is not trusted to be inside the
     /// part in use.
     pub(super) fn head(&self, ring: &Ring) -> usize {
-        let slot = (self.regs.iqh().qh() >> self.width.shift()) as usize % self.entries();
+        let slot = (self.regs.iqh().qh() >> self.width.shift()) as usize % ring.slots.len();
         if ring.distance(ring.retired, slot) <= ring.used() { slot } else { ring.retired }
     }
 
@@ -348,7 +376,8 @@ impl<P: Platform> Queue<P> {
     }
 
     pub(super) fn is_complete(&self, ring: &Ring, slot: usize) -> bool {
-        self.mem.load::<u32>(ring.status, slot) == COMPLETE
+        let (frame, index) = ring.status_of(slot);
+        self.mem.load::<u32>(frame, index) == COMPLETE
     }
 
     /// Frees the slots up to each completed wait, in order.
@@ -406,13 +435,13 @@ pub(super) struct Errors {
 }
 
 impl Ring {
-    fn new(frame: Phys, status: Phys, entries: usize) -> Result<Ring, alloc::collections::TryReserveError> {
+    fn new(entries: usize) -> Result<Ring, alloc::collections::TryReserveError> {
         let void = Slot { kind: SlotKind::Void, seq: 0 };
         let mut backlog = VecDeque::new();
         backlog.try_reserve_exact(entries)?;
         Ok(Ring {
-            frame,
-            status,
+            queue: Phys(0),
+            status: Phys(0),
             slots: filled(void, entries)?,
             retired: 0,
             tail: 0,
@@ -429,6 +458,12 @@ impl Ring {
             refusals: 0,
             announced: 0,
         })
+    }
+
+    /// The frame of a slot's status word, and its index there.
+    fn status_of(&self, slot: usize) -> (Phys, usize) {
+        let per_frame = FRAME_SIZE / STATUS_SIZE;
+        (frame_of(self.status, slot / per_frame), slot % per_frame)
     }
 
     pub(super) fn next(&self, slot: usize) -> usize {
@@ -486,6 +521,11 @@ impl Ring {
             _ => Ok(()),
         })
     }
+}
+
+/// A frame of a run.
+fn frame_of(first: Phys, n: usize) -> Phys {
+    Phys(first.0 + (n * FRAME_SIZE) as u64)
 }
 
 fn filled<T: Clone>(value: T, n: usize) -> Result<Vec<T>, alloc::collections::TryReserveError> {

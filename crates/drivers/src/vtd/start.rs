@@ -3,7 +3,12 @@
 //! Translation that firmware left on is switched off first. Where firmware protects memory by the
 //! protected regions, these stay on until translation is on again, with every requester blocked.
 
-use super::{Vtd, faults, invalidate::Items, queue::End, regs::Event};
+use super::{
+    Vtd, faults,
+    invalidate::Items,
+    queue::{End, Ring},
+    regs::Event,
+};
 use core::task::Poll;
 use portcullis::{
     Platform, ShortLock,
@@ -29,6 +34,15 @@ pub(super) enum Step {
     TranslationOn,
     RegionsOff,
     Running,
+}
+
+/// What a start needs of table memory.
+#[derive(Default)]
+struct Frames {
+    root: Option<Fresh>,
+    queue: Option<Fresh>,
+    status: Option<Fresh>,
+    requests: Option<Fresh>,
 }
 
 impl<P: Platform> Vtd<P> {
@@ -155,28 +169,53 @@ impl<P: Platform> Vtd<P> {
 
     /// Root table and queues. All or nothing.
     fn allocate(&self) -> Result<(), StartError> {
-        let mut frames: [Option<Fresh>; 4] = [const { None }; 4];
-        let wanted = if self.unit.page_requests() { 4 } else { 3 };
-        for i in 0..wanted {
-            match self.tables.frame() {
-                Ok(f) => frames[i] = Some(f),
-                Err(NoMem) => {
-                    for f in frames.into_iter().flatten() {
-                        self.mem.release(f);
-                    }
-                    return Err(StartError::NoMem);
-                }
+        let mut frames = Frames::default();
+        let ring = match self.allocate_into(&mut frames) {
+            Ok(ring) => ring,
+            Err(NoMem) => {
+                let Frames { root, queue, status, requests } = frames;
+                [root, queue, status, requests].into_iter().flatten().for_each(|f| self.mem.release(f));
+                return Err(StartError::NoMem);
             }
+        };
+        if let (Some(queue), Some(status)) = (frames.queue, frames.status) {
+            self.queue.set_up(ring, queue.publish(), status.publish());
         }
-        let [root, queue, status, requests] = frames.map(|f| f.map(Fresh::publish));
-        if let (Some(queue), Some(status)) = (queue, status) {
-            self.queue.set_up(queue, status)?;
-        }
-        if let Some(requests) = requests {
+        if let Some(requests) = frames.requests {
             self.requests.set_up(requests);
         }
-        self.root.with(|r| *r = root);
+        self.root.with(|r| *r = frames.root.map(Fresh::publish));
         Ok(())
+    }
+
+    /// The books of the invalidation queue, and all frames.
+    fn allocate_into(&self, frames: &mut Frames) -> Result<Ring, NoMem> {
+        frames.root = Some(self.tables.frame()?);
+        let order = self.allocate_queue(frames)?;
+        if self.unit.page_requests() {
+            let order = self.options.page_request_queue.order();
+            frames.requests = Some(self.tables.largest_run(order)?);
+        }
+        self.queue.ring(order)
+    }
+
+    /// The invalidation queue, as large as asked for or as there are frames for with its status words.
+    /// Returns the order of its frames.
+    fn allocate_queue(&self, frames: &mut Frames) -> Result<u32, NoMem> {
+        let wanted = self.options.invalidation_queue.order();
+        let fits = |order: &u32| {
+            frames.queue = self.tables.frames(*order).ok();
+            frames.status = self.tables.frames(self.queue.status_order(*order)).ok();
+            let fits = frames.queue.is_some() && frames.status.is_some();
+            if !fits {
+                [frames.queue.take(), frames.status.take()]
+                    .into_iter()
+                    .flatten()
+                    .for_each(|f| self.mem.release(f));
+            }
+            fits
+        };
+        (0..=wanted).rev().find(fits).ok_or(NoMem)
     }
 
     fn set_root(&self) {

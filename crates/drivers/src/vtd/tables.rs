@@ -69,7 +69,8 @@ impl<P: Platform> Tables<P> {
         found.ok_or(NoMem)
     }
 
-    fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
+    /// 2^`order` such frames in a row.
+    pub(super) fn frames(&self, order: u32) -> Result<Fresh, NoMem> {
         let frames = self.mem.frames(order)?;
         for i in 0..1 << order {
             self.clean(Phys(frames.phys().0 + i * FRAME_SIZE as u64), 0..FRAME_SIZE);

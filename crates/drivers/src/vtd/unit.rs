@@ -20,10 +20,6 @@ static INTERRUPT_RANGE: [(u64, u64); 1] = [(INTERRUPT_RANGE_START, INTERRUPT_RAN
 /// Width of a table for which nobody asked for one, where the unit has it.
 const USUAL_BITS: u8 = 48;
 
-/// Entries of the page-request queue, which is one frame; it holds one request less (`[V]` 7.4.1).
-pub(super) const PRQ_ENTRIES: u32 =
-    (portcullis_pgtable::FRAME_SIZE / portcullis_spec::vtd::page_req::PAGE_REQ_SIZE) as u32;
-
 /// A unit's capabilities. Read once: the registers are constant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unit {
@@ -159,14 +155,15 @@ impl Unit {
         Agaw::ALL.iter().rev().copied().find(|a| self.cap.supports(*a))
     }
 
-    pub(super) fn caps(&self) -> Caps {
-        let page_requests = if self.page_requests() { PRQ_ENTRIES - 1 } else { 0 };
+    /// With queues that hold so much.
+    pub(super) fn caps(&self, page_requests: u32, invalidations: u32) -> Caps {
         Caps {
             // Tag 0 stands for faulting entries in caching mode; giving it out gains nothing.
             tags: 1..1 << self.cap.domain_id_bits().unwrap_or(4),
             pasid_bits: self.pasid_bits() as u8,
             ats: self.ecap.dt(),
             page_requests,
+            invalidations,
             stalls: 0,
             stop_markers: page_requests > 0 && self.ecap.sms(),
             coherent: self.coherent_tables(),

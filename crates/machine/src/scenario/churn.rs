@@ -10,6 +10,7 @@ use super::{
 use crate::{pager::PAGE, platform::MachinePlatform};
 use parking_lot::Mutex;
 use portcullis::{Config, Gap, Sleep, driver::Stage as Table};
+use portcullis_drivers::vtd::QueueSize;
 use portcullis_models::endpoint::Intent;
 use portcullis_pgtable::Phys;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ const DISTURBED: u64 = 8_000_000;
 const IDLE: u64 = 60_000;
 /// Bytes of one access.
 const PIECE: usize = 64;
-/// Entries of the driver's page-request queue that can be in use.
+/// Entries of the page-request queue that can be in use: one page, which is little for so many.
 const PAGE_QUEUE: u32 = 127;
 /// Nanoseconds after which a device that does not answer is cut off: soon, since some do not.
 const DEVICE_TLB_TIMEOUT: u64 = 500_000;
@@ -47,6 +48,7 @@ pub fn churn(setting: &Setting) -> Ending {
     let share = (PAGE_QUEUE - setting.core.credit_reserve) / devices as u32;
     let share = share.clamp(1, setting.core.credits_per_device);
     setting.core = Config { credits_per_device: share, ..setting.core };
+    setting.options.page_request_queue = QueueSize::MIN;
     let threads = setting.threads.is_some();
     setting.unit.device_tlb_timeout =
         if threads { DEVICE_TLB_TIMEOUT_ON_THREADS } else { DEVICE_TLB_TIMEOUT };

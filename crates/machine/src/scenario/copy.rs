@@ -19,6 +19,7 @@ use portcullis::{
     driver::{Stage, Start, TableRequest},
     error::AttachError,
 };
+use portcullis_drivers::vtd::{Options, QueueSize};
 pub use portcullis_models::adversary::{Action, Level};
 use portcullis_models::{
     bus::{Pasid, RequesterId},
@@ -39,7 +40,7 @@ const WINDOW: usize = 4;
 const LOOK_BACK: u64 = 8;
 /// How often an engine asks again for a page that was refused.
 const RETRIES: u32 = 64;
-/// Entries of the driver's page-request queue that can be in use.
+/// Entries of the page-request queue that can be in use: one page, which is little for so many.
 const PAGE_QUEUE: u32 = 127;
 /// Where the rogues' own pages are.
 const ROGUE_IOVA: u64 = 0x4000_0000;
@@ -290,7 +291,9 @@ impl Scene {
     }
 
     fn play_out(&self, p: &AnyPlatform, cx: &Sleep<'_>) -> Result<(), String> {
-        self.iommu.register(cx, INSTANCE, machine::vtd(p), Start::Fresh).map_err(|e| e.to_string())?;
+        let options = Options { page_request_queue: QueueSize::MIN, ..Options::default() };
+        let driver = machine::vtd_with(p, options);
+        self.iommu.register(cx, INSTANCE, driver, Start::Fresh).map_err(|e| e.to_string())?;
         let faults = self.iommu.observe(Scope::All, 1024).map_err(|e| e.to_string())?;
         let begun = p.now();
         let mut on_stage = Vec::new();

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{machine::INSTANCE, pager::PAGE, platform::MachinePlatform};
 use portcullis::{Sleep, driver::Stage as Table};
+use portcullis_drivers::vtd::QueueSize;
 use portcullis_models::{
     bus::{AddressType, Operation, Pasid, Prefix, Request},
     endpoint::Intent,
@@ -162,10 +163,12 @@ fn refused_untranslated(
     stage.until(cx, "a refusal", || stage.tally().blocked > before)
 }
 
-/// A device floods the queue until it overflows: hardware answers for software, half groups are
+/// A device floods a queue of one page until it overflows: hardware answers for software, half groups are
 /// dropped, and an honest device beside it gets its pages all the same.
 pub fn queue_overflow(setting: &Setting) -> Ending {
-    perform("queue overflow", setting, |stage, cx| {
+    let mut setting = setting.clone();
+    setting.options.page_request_queue = QueueSize::MIN;
+    perform("queue overflow", &setting, |stage, cx| {
         stage.start(cx)?;
         let honest = stage.device(cx, 0x20, true)?;
         let flood = stage.device(cx, 0x28, true)?;

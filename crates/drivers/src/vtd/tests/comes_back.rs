@@ -88,7 +88,9 @@ pub(super) fn arrive(fake: &Fake, entries: &[[u64; 4]]) {
         for (i, q) in e.iter().enumerate() {
             fake.poke(at + 8 * i as u64, *q);
         }
-        fake.set64(offset::PQT, (tail + 32) % 4096);
+        // PQS in bits 2:0.
+        let size = 4096 << (fake.get64(offset::PQA) & 7);
+        fake.set64(offset::PQT, (tail + 32) % size);
     }
     fake.set32(offset::PRS, fake.get32(offset::PRS) | PPR);
 }
@@ -216,13 +218,13 @@ fn what_the_core_does_not_take_stays() {
 #[test]
 fn the_queue_wraps() {
     let (fake, vtd) = scalable();
-    for n in 1..=300 {
+    for n in 1..=1200 {
         arrive(&fake, &[read_last(WITHOUT, n << 12)]);
         let (seen, _) = turn(&vtd, 10);
         assert!(matches!(&seen[..], [Seen::Request(r), Seen::Passed(p)]
             if r.address == n << 12 && *p == n));
     }
-    assert_eq!(fake.get64(offset::PQH), 300 % 128 * 32);
+    assert_eq!(fake.get64(offset::PQH), 1200 % 512 * 32);
 }
 
 #[test]

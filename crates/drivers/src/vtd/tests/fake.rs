@@ -153,6 +153,12 @@ impl Fake {
         self.with(|s| s.longest_run = order);
     }
 
+    /// Frames that were handed out and not given back.
+    pub(super) fn frames_in_use(&self) -> usize {
+        let handed_out = self.frames.lock().unwrap().at.iter().filter(|f| **f != 0).count();
+        handed_out - self.with(|s| s.released.len())
+    }
+
     pub(super) fn released(&self) -> Vec<Phys> {
         self.with(|s| s.released.clone())
     }
@@ -203,7 +209,8 @@ impl Fake {
     }
 
     pub(super) fn slots(&self) -> u64 {
-        4096 >> self.queue_shift()
+        // QS in bits 2:0.
+        4096 << (self.get64(offset::IQA) & 7) >> self.queue_shift()
     }
 
     /// The descriptors that hardware has not passed.

@@ -9,6 +9,7 @@ mod fake;
 mod levels;
 mod mute;
 mod private_data;
+mod queues;
 mod recovery;
 mod starting;
 

@@ -103,7 +103,7 @@ fn the_ring_wraps() {
         assert_eq!(vtd.done(seq), Poll::Ready(Ok(())));
     }
     assert_eq!(vtd.done(InvSeq(1)), Poll::Ready(Ok(())));
-    assert_eq!(fake.tail(), 200 * 4 % 128);
+    assert_eq!(fake.tail(), 200 * 4 % 256);
 }
 
 /// What was written to the queue's frame is visible before hardware is told to go on by `register`.
@@ -135,8 +135,8 @@ fn a_full_queue_takes_nothing_until_something_completed() {
     while submit(&vtd, &[A]).is_ok() {
         taken += 1;
     }
-    // 127 slots of 128 can be used.
-    assert_eq!(taken, 127 / 4);
+    // 255 slots of 256 can be used.
+    assert_eq!(taken, 255 / 4);
     let tail = fake.tail();
     assert_eq!(submit(&vtd, &[A]), Err(SubmitError::Full));
     assert_eq!(fake.tail(), tail, "nothing was queued");
