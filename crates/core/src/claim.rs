@@ -4,13 +4,14 @@
 use crate::{
     attach::attach,
     attachment::Attachment,
+    detach::Detaching,
     device::Device,
     domain::Domain,
     error::{AddDeviceError, AttachError, ClaimError, OutOfMemory},
     group::Group,
     ids::{At, DeviceId, OwnerId},
     iommu::Iommu,
-    op::block_on,
+    op::{Op, block_on},
     owner::kernel_dma::{DmaOptions, KernelDma},
     platform::{Platform, ShortLock, Sleep},
 };
@@ -145,6 +146,12 @@ impl<P: Platform> Device<P> {
     /// See [`ClaimError`]; the group is as it was.
     pub fn use_by_driver(&self, cx: &Sleep<'_>) -> Result<DriverUse<P>, ClaimError> {
         block_on(&self.group.hub, cx, use_by_driver(self)).map_err(|_| AttachError::Shutdown)?
+    }
+
+    /// The step form of [`use_by_driver`](Device::use_by_driver). Dropped unfinished, nobody has the group,
+    /// and a worker detaches what was attached.
+    pub fn start_use_by_driver(&self) -> Op<'_, Result<DriverUse<P>, ClaimError>> {
+        Op::new(use_by_driver(self))
     }
 
     /// Takes the group for an owner outside the kernel (a VMM, a user-space driver): exclusive, except
@@ -282,6 +289,19 @@ impl<P: Platform> DriverUse<P> {
         self.ended = true;
         if let Some(Claims::Drivers { attachment: Some(attachment), .. }) = self.less() {
             drop(attachment.begin_detach(cx));
+        }
+    }
+
+    /// The step form of [`end`](DriverUse::end). `None` while another driver has the group, and where nothing
+    /// is attached for drivers. Dropped unfinished, it is ended by a worker.
+    pub fn start_end(mut self) -> Option<Op<'static, Detaching<P>>>
+    where
+        P: 'static,
+    {
+        self.ended = true;
+        match self.less() {
+            Some(Claims::Drivers { attachment: Some(attachment), .. }) => Some(attachment.start_detach()),
+            _ => None,
         }
     }
 

@@ -118,6 +118,11 @@ impl<P: Platform> Iommu<P> {
         tried.map_err(|_| AddDeviceError::Shutdown)?
     }
 
+    /// The step form of [`retry_device`](Iommu::retry_device). Dropped unfinished, the device stays refused.
+    pub fn start_retry_device<'a>(&'a self, device: &'a Device<P>) -> Op<'a, Result<(), AddDeviceError>> {
+        Op::new(registry::bring_up(&self.shared, device))
+    }
+
     /// Forgets a device; nothing may be attached to its group. Its features are switched off, and whatever
     /// it still sends is aborted. Given up after that began, it is ended by a worker. Sleeps.
     ///

@@ -1,10 +1,12 @@
 //! Devices that were left behind: an operation that had told the hardware of them was given up. A worker
-//! takes back what the hardware knows, and a device whose removal had begun is removed.
+//! takes back what the hardware knows, a device whose removal had begun is removed, and one that was
+//! parked half-way is parked.
 
 use crate::{
     device::Device,
     iommu::Shared,
     op::block_on,
+    park::stop_left,
     platform::{Platform, ShortLock, Sleep},
     registry::{Known, Roster},
     requesters::Ids,
@@ -14,7 +16,7 @@ use core::future::poll_fn;
 /// What becomes of a device that was left behind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
-    /// It stays refused, and can be tried again.
+    /// It stays, parked or refused, and can be reset or tried again.
     Stays,
     /// Nobody has it: it is forgotten.
     Goes,
@@ -67,8 +69,13 @@ impl<P: Platform> Shared<P> {
 async fn clear<P: Platform>(shared: &Shared<P>, device: &Device<P>, then: Then) {
     let Device { member, group, .. } = device;
     let _frozen = poll_fn(|_| group.freeze()).await;
-    if member.is_up() || member.is_starting() {
-        // It was tried again.
+    if member.is_up() {
+        // Of hardware that is lost, it stays where it is.
+        let _ = stop_left(device).await;
+        return;
+    }
+    if member.is_starting() {
+        // It is tried again.
         return;
     }
     let instance = member.upstream().and_then(|id| shared.instances.get(id));

@@ -11,6 +11,7 @@ use crate::{
     error::AttachError,
     group::Group,
     ids::{At, SourceId},
+    left::Then,
     member::Member,
     op::{Op, block_on, hw},
     platform::{Platform, Sleep},
@@ -25,11 +26,13 @@ pub(crate) struct Depth {
     depth: AtomicU32,
     /// A guard was dropped: until the next one ends in order, the device stays where it is.
     left: AtomicBool,
+    /// It reaches nothing else.
+    stopped: AtomicBool,
 }
 
 impl Depth {
     pub(crate) fn new() -> Depth {
-        Depth { depth: AtomicU32::new(0), left: AtomicBool::new(false) }
+        Depth { depth: AtomicU32::new(0), left: AtomicBool::new(false), stopped: AtomicBool::new(false) }
     }
 
     pub(crate) fn is_parked(&self) -> bool {
@@ -42,7 +45,8 @@ impl Depth {
 /// ([`Config::during_reset`](crate::Config::during_reset)), detaches go on.
 ///
 /// Dropped, it leaves the device parked until it is reset, or parked and ended, the next time: only
-/// who knows that the device is quiet may let it go on.
+/// who knows that the device is quiet may let it go on. Where parking, or its end, was given up half-way,
+/// a worker parks it to the end.
 #[must_use = "a device that is parked stays so until the guard is ended"]
 pub struct Parked<P: Platform> {
     device: Device<P>,
@@ -55,6 +59,11 @@ impl<P: Platform> Drop for Parked<P> {
             let depth = &self.device.member.parked;
             depth.left.store(true, Ordering::Release);
             depth.depth.fetch_sub(1, Ordering::AcqRel);
+            if !depth.stopped.load(Ordering::Acquire)
+                && let Ok(served) = self.device.member.up()
+            {
+                served.shared.leave_behind(&self.device, Then::Stays);
+            }
         }
     }
 }
@@ -87,6 +96,12 @@ impl<P: Platform> Device<P> {
     pub fn park(&self, cx: &Sleep<'_>) -> Result<Parked<P>, AttachError> {
         block_on(&self.group.hub, cx, park(self)).map_err(|_| AttachError::Shutdown)?
     }
+
+    /// The step form of [`park`](Device::park). Dropped unfinished after it began, it is as if the guard
+    /// had been dropped.
+    pub fn start_park(&self) -> Op<'_, Result<Parked<P>, AttachError>> {
+        Op::new(park(self))
+    }
 }
 
 /// Parks a device, resets it, and lets it go on.
@@ -107,21 +122,40 @@ async fn park<P: Platform>(device: &Device<P>) -> Result<Parked<P>, AttachError>
     let before = device.member.parked.depth.fetch_add(1, Ordering::AcqRel);
     let parked = Parked { device: device.clone(), ended: false };
     if before == 0 {
-        let (instance, id) = (&served.instance, served.id);
-        if served.sources().iter().any(|s| group.direct_of(*s).is_some()) {
-            // It is told before its IOMMU is.
-            served.disable();
-        }
-        for source in served.sources().iter().filter(|s| !group.is_parked_but_for(**s, id)) {
-            instance.set_resetting(*source, true);
-            stop(group, &served, *source).await?;
-        }
-        for source in served.sources() {
-            instance.void_all_of(*source);
-            by_deadline(instance, || instance.end_stalls_of(*source)).await;
-        }
+        stop_all(group, &served).await?;
+        device.member.parked.stopped.store(true, Ordering::Release);
     }
     Ok(parked)
+}
+
+/// Parks a device to the end that was left parked half-way. For a worker, which has the group frozen.
+pub(crate) async fn stop_left<P: Platform>(device: &Device<P>) -> Result<(), AttachError> {
+    let Device { member, group, .. } = device;
+    let (served, parked) = (member.up()?, &member.parked);
+    let _turn = served.turn().await;
+    if parked.is_parked() && !parked.stopped.load(Ordering::Acquire) {
+        stop_all(group, &served).await?;
+        parked.stopped.store(true, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Stops a device, but for its direct regions; what it had outstanding is void.
+async fn stop_all<P: Platform>(group: &Group<P>, served: &Arc<DeviceInner<P>>) -> Result<(), HwLost> {
+    let (instance, id) = (&served.instance, served.id);
+    if served.sources().iter().any(|s| group.direct_of(*s).is_some()) {
+        // It is told before its IOMMU is.
+        served.disable();
+    }
+    for source in served.sources().iter().filter(|s| !group.is_parked_but_for(**s, id)) {
+        instance.set_resetting(*source, true);
+        stop(group, served, *source).await?;
+    }
+    for source in served.sources() {
+        instance.void_all_of(*source);
+        by_deadline(instance, || instance.end_stalls_of(*source)).await;
+    }
+    Ok(())
 }
 
 async fn end<P: Platform>(mut parked: Parked<P>) -> Result<(), AttachError> {
@@ -130,6 +164,8 @@ async fn end<P: Platform>(mut parked: Parked<P>) -> Result<(), AttachError> {
     let served = member.up()?;
     if member.parked.depth.load(Ordering::Acquire) == 1 {
         let _turn = served.turn().await;
+        // Given up from here on, a worker stops it again.
+        member.parked.stopped.store(false, Ordering::Release);
         go_on(group, member, &served).await?;
         member.parked.left.store(false, Ordering::Release);
     }

@@ -4,8 +4,8 @@ use crate::common::*;
 use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, RegisterError};
 use portcullis::{
-    At, Code, Config, DeviceState, Gap, GroupId, InstanceId, Iommu, Membership, Op, Replaced, ReservedRegion,
-    SourceId,
+    At, Code, Config, DeviceState, DuringReset, Gap, GroupId, InstanceId, Iommu, Membership, Op, Replaced,
+    ReservedRegion, SourceId,
 };
 use std::task::Poll;
 
@@ -99,6 +99,26 @@ fn a_reset_after_a_replace_that_was_given_up_shows_nothing() {
     assert_eq!((one.is_unused(), usage.places), (true, 1), "the requester id alone");
     d.reset(&cx()).unwrap();
     assert_eq!(w.hw.entry(At { source: SourceId(1), pasid: None }), None, "nothing is attached");
+}
+
+#[test]
+fn a_device_that_was_parked_half_way_is_parked_by_a_worker() {
+    let w = World::with(Config { during_reset: DuringReset::Refuse, ..Config::default() });
+    let d = w.device(1);
+    let dom = w.plain(&d);
+    let by_pasid = w.iommu.attach(&cx(), &dom, &d, pasid(5), data()).unwrap();
+    let _a = w.attach(&dom, &d);
+    w.hw.state().hold = true;
+    let mut op = d.start_park();
+    assert!(op.step().is_pending());
+    drop(op);
+    w.hw.state().hold = false;
+    assert!(w.hw.entry(by_pasid.at()).is_some() && !w.hw.is_cut_off(SourceId(1)), "half-way");
+    w.work();
+    assert_eq!((w.hw.entry(by_pasid.at()), w.hw.is_cut_off(SourceId(1))), (None, true));
+    assert!(matches!(w.iommu.attach(&cx(), &dom, &d, pasid(6), data()), Err(AttachError::Parked(_))));
+    d.reset(&cx()).unwrap();
+    assert!(w.hw.entry(by_pasid.at()).is_some() && !w.hw.is_cut_off(SourceId(1)));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
     operations::{self, Case, Operation},
     rig::{Base, Rig, said},
 };
-use portcullis::{DeviceState, Pasid};
+use portcullis::{DeviceState, Pasid, error::AttachError};
 use std::rc::Rc;
 
 /// The life of an operation that is given up at a wait, or at none.
@@ -43,7 +43,7 @@ fn life(op: &Operation, at: Option<usize>, refused: Option<usize>) -> Ended {
 }
 
 /// What has to hold after the workers have done their part.
-fn after(rig: &Rig, case: impl Sized) -> Result<(), String> {
+pub fn after(rig: &Rig, case: impl Sized) -> Result<(), String> {
     if rig.iommu.usage().instances == 0 {
         rig.register().map_err(|e| aside(|| format!("to register: {e}")))?;
     }
@@ -79,23 +79,22 @@ fn usable(rig: &Rig, d: &Dev) -> Result<(), String> {
         DeviceState::Ready { .. } => {}
         _ => said(rig.iommu.retry_device(&cx(), d))?,
     }
-    let parked = format!("{} is being reset", d.id());
     match attaches(rig, d) {
-        // Typed, and it says what helps.
-        Err(why) if why == parked => aside(|| drop(why)),
-        other => other?,
+        // They say what helps.
+        Err(AttachError::Parked(_) | AttachError::Quarantined(_)) => {}
+        other => said(other)?,
     }
     said(d.reset(&cx()))?;
     if d.is_quarantined() {
         return Err(aside(|| "it is quarantined".to_owned()));
     }
-    attaches(rig, d)
+    said(attaches(rig, d))
 }
 
-fn attaches(rig: &Rig, d: &Dev) -> Result<(), String> {
+fn attaches(rig: &Rig, d: &Dev) -> Result<(), AttachError> {
     for pasid in [None, Pasid::new(5)] {
         let dom = if d.features().ats { rig.served(d) } else { rig.plain(d) };
-        let attached = said(rig.iommu.attach(&cx(), &dom, d, pasid, data()))?;
+        let attached = rig.iommu.attach(&cx(), &dom, d, pasid, data())?;
         drop(attached.begin_detach(&cx()));
     }
     Ok(())

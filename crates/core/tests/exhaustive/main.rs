@@ -8,6 +8,7 @@ mod common;
 mod faulty;
 mod given_up;
 mod operations;
+mod pairs;
 mod rig;
 
 use allocator::{Site, What, arm, aside, disarm, take_sites, watched};

@@ -4,10 +4,10 @@ use crate::rig::Rig;
 use std::rc::Rc;
 
 mod attachments;
-mod devices;
+pub mod devices;
 mod domains;
-mod spaces;
-mod stalls;
+pub mod spaces;
+pub mod stalls;
 
 /// One operation.
 pub struct Operation {

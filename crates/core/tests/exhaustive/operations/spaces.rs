@@ -10,7 +10,7 @@ use portcullis_pgtable::{Config, FormatDesc, IoTable, Phys, Table, VtdSecondStag
 use std::{rc::Rc, sync::Arc};
 
 /// An address space, or a guest's table: somebody else's in both cases.
-struct Theirs(Table<VtdSecondStage, Board>);
+pub struct Theirs(Table<VtdSecondStage, Board>);
 
 impl TableSource for Theirs {
     fn desc(&self) -> FormatDesc {
@@ -40,9 +40,9 @@ fn theirs(rig: &Rig) -> Arc<Theirs> {
     Arc::new(Theirs(Table::new(rig.board.clone(), config).expect("memory")))
 }
 
-type Space = Domain<Board, Sva<Theirs>>;
+pub type Space = Domain<Board, Sva<Theirs>>;
 
-fn space(rig: &Rig) -> Space {
+pub fn space(rig: &Rig) -> Space {
     rig.iommu.address_space_domain(theirs(rig)).expect("made")
 }
 

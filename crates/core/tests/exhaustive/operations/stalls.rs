@@ -176,7 +176,7 @@ pub const ALL: &[Operation] = &[
     }),
 ];
 
-fn retries(_: &Sleep<'_>, _: &Arc<Data>, _: &StalledAccess) -> Verdict {
+pub fn retries(_: &Sleep<'_>, _: &Arc<Data>, _: &StalledAccess) -> Verdict {
     Verdict::Retry
 }
 
