@@ -7,7 +7,7 @@ use portcullis::error::{AttachError, DomainError};
 use portcullis::{
     At, Code, Deferred, Domain, Gap, Nested, PageGroup, Replaced, Response, Sleep, SourceId, TableSource,
 };
-use portcullis_pgtable::{Config, FormatDesc, IoTable, Phys, Prot, Table, TableMem, VtdSecondStage};
+use portcullis_pgtable::{FormatDesc, IoTable, Phys, Prot, TableMem};
 use std::sync::{Arc, Mutex};
 
 type Guest = Domain<Board, Nested<Data>>;
@@ -33,16 +33,7 @@ impl TableSource for GuestTable {
 }
 
 fn desc(w: &World) -> FormatDesc {
-    let config = Config {
-        input_bits: 48,
-        output_bits: 46,
-        page_sizes: 1 << 12,
-        coherent: true,
-        levels: 4,
-        snoop: true,
-        ..Config::default()
-    };
-    Table::<VtdSecondStage, Board>::new(w.board.clone(), config).expect("memory").desc()
+    foreign(&w.board, true).desc()
 }
 
 fn table(w: &World) -> Arc<dyn TableSource> {

@@ -5,53 +5,15 @@ use crate::common::*;
 use portcullis::driver::{Start, Target};
 use portcullis::error::{AttachError, BindError, DomainError, NoPasid, SyncError};
 use portcullis::{
-    AddressSpace, At, Code, DeviceId, Domain, Faulted, GroupId, InstanceId, Membership, OwnerId, PageGroup,
-    Pasid, Request, Response, Sleep, SourceId, Sva, TableSource,
+    At, Code, DeviceId, Domain, GroupId, InstanceId, Membership, OwnerId, PageGroup, Pasid, Response, Sleep,
+    SourceId, Sva, TableSource,
 };
-use portcullis_pgtable::{Config, FormatDesc, IoTable, Phys, Table, VtdSecondStage};
-use std::{
-    ops::Range,
-    sync::{Arc, Mutex},
-};
-
-/// An address space of a kernel: its own table, and what faults found.
-struct Mm {
-    table: Table<VtdSecondStage, Board>,
-    faults: Mutex<Vec<u64>>,
-    /// Faults at these addresses are handled.
-    has: Range<u64>,
-}
-
-impl TableSource for Mm {
-    fn desc(&self) -> FormatDesc {
-        self.table.desc()
-    }
-    fn root(&self) -> Phys {
-        self.table.root()
-    }
-}
-
-impl AddressSpace for Mm {
-    fn fault(&self, _: &Sleep<'_>, request: &Request) -> Faulted {
-        self.faults.lock().unwrap().push(request.address);
-        if self.has.contains(&request.address) { Faulted::Handled } else { Faulted::NotMapped }
-    }
-}
+use std::sync::Arc;
 
 type Space = Domain<Board, Sva<Mm>>;
 
 fn mm(w: &World) -> Arc<Mm> {
-    let config = Config {
-        input_bits: 48,
-        output_bits: 46,
-        page_sizes: 1 << 12,
-        coherent: false,
-        levels: 4,
-        snoop: true,
-        ..Config::default()
-    };
-    let table = Table::new(w.board.clone(), config).expect("memory");
-    Arc::new(Mm { table, faults: Mutex::default(), has: 0..0x8000 })
+    Mm::new(&w.board, 0..0x8000)
 }
 
 fn share(w: &World, mm: &Arc<Mm>) -> Space {

@@ -3,22 +3,28 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod board;
+pub mod devices;
 pub mod hardware;
 pub mod requests;
+pub mod tables;
 pub mod vendors;
 
 pub use board::Board;
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub use devices::{IOMMU, soc, spec, stall};
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use hardware::{Call, Hardware};
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use requests::{Sent, first, last, pasid, sent};
 #[allow(unused_imports, reason = "each test file uses its part")]
+pub use tables::{Mm, foreign};
+#[allow(unused_imports, reason = "each test file uses its part")]
 pub use vendors::Vendor;
 
-use portcullis::driver::{DeviceControl, PageRequest, Start};
+use portcullis::driver::{PageRequest, Start};
 use portcullis::{
-    Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions, External,
-    InstanceId, Iommu, PageGroup, Platform, ReservedRegion, Response, Sleep, SourceId, Upstream,
+    Attachment, Config, Device, DeviceSpec, Domain, DomainOptions, External, Iommu, PageGroup, Platform,
+    ReservedRegion, Response, Sleep, SourceId,
 };
 use portcullis_pgtable::{Phys, Prot};
 /// The locks of the scripted driver: the standard library's here, a scheduler's elsewhere.
@@ -31,7 +37,6 @@ pub type Dom = Domain<Board, External<Data>>;
 pub type Att = Attachment<Board>;
 pub type Dev = Device<Board>;
 
-pub const IOMMU: InstanceId = InstanceId(7);
 pub const RW: Prot = Prot::READ.union(Prot::WRITE);
 
 /// The one sleepable context of the test's thread.
@@ -41,24 +46,6 @@ pub fn cx() -> Sleep<'static> {
 
 pub fn data() -> Arc<Data> {
     Arc::default()
-}
-
-/// What a well-behaved, trusted device with everything looks like.
-pub fn spec(n: u32, control: Arc<dyn DeviceControl>) -> DeviceSpec {
-    let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
-    DeviceSpec {
-        trusted: true,
-        caps: DeviceCaps {
-            pasid_bits: 8,
-            ats: true,
-            invalidate_queue_depth: 0,
-            page_requests: Some(8),
-            stop_markers: false,
-            coherent_dma: true,
-            physical_function: None,
-        },
-        ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, control)
-    }
 }
 
 /// An `Iommu` over one scripted instance.

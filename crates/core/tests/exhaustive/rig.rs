@@ -7,7 +7,7 @@ use crate::{
 };
 use portcullis::driver::{Start, Target};
 use portcullis::{
-    Bus, Config, DeviceSpec, DeviceState, Domain, DomainOptions, DuringReset, External, GroupId, Iommu,
+    Config, DeviceSpec, DeviceState, Domain, DomainOptions, DuringReset, External, GroupId, Iommu,
     Membership, Scope, SourceId, Subscription,
 };
 use portcullis_pgtable::{Phys, TableMem};
@@ -96,7 +96,11 @@ impl Rig {
     }
 
     pub fn spec(&self, n: u32) -> DeviceSpec {
-        spec(n, Arc::new(Aside(self.hw.control(SourceId(n)))))
+        spec(n, self.control(n))
+    }
+
+    fn control(&self, n: u32) -> Arc<Aside> {
+        Arc::new(Aside(self.hw.control(SourceId(n))))
     }
 
     /// A member of a group of two, with an alias that is its own. Behind a bridge there is no ATS.
@@ -123,7 +127,7 @@ impl Rig {
     }
 
     pub fn soc_spec(&self, n: u32) -> DeviceSpec {
-        DeviceSpec { bus: Bus::Platform { may_stall: true }, trusted: false, ..self.spec(n) }
+        soc(n, self.control(n))
     }
 
     /// A domain whose resolver answers Success.

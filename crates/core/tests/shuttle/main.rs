@@ -8,6 +8,8 @@
 #![allow(dead_code, reason = "the scripted driver serves other tests too")]
 
 mod board;
+#[path = "../common/devices.rs"]
+mod devices;
 #[path = "../common/hardware.rs"]
 mod hardware;
 #[path = "../common/requests.rs"]
@@ -18,13 +20,14 @@ mod stalls;
 mod vendors;
 
 use board::{Board, held};
+use devices::IOMMU;
 use hardware::{Call, Hardware};
 use portcullis::{
     Access, Code, Deferred, FaultKind, FaultRecord, Gap, Observer, Platform, RawFault, Reason, Response,
     Scope, Sleep, SourceId, Told, Waited,
 };
 use requests::{Sent, pasid};
-use room::{Attached, IOMMU, Room, SHARE, small};
+use room::{Attached, Room, SHARE, small};
 use shuttle::{
     Config, Runner,
     scheduler::{PctScheduler, RandomScheduler},
@@ -65,8 +68,8 @@ fn requests_arrive_while_attachments_come_and_go() {
         let room = Room::new(1);
         let d = room.device(1);
         let dom = room.served(&d);
-        let (r, device) = (room.clone(), d.clone());
-        let owner = room.board.spawn(move || {
+        let device = d.clone();
+        let owner = room.spawn(move |r| {
             for _ in 0..2 {
                 let (a, data) = r.attach(&dom, &device, None);
                 r.detach(a, &data);
@@ -74,8 +77,7 @@ fn requests_arrive_while_attachments_come_and_go() {
             // The last one is dropped: a worker detaches it.
             drop(r.attach(&dom, &device, None));
         });
-        let r = room.clone();
-        let device = room.board.spawn(move || (0..2).for_each(|_| r.sends(1, None)));
+        let device = room.spawn(move |r| (0..2).for_each(|_| r.sends(1, None)));
         owner.join();
         device.join();
         room.close();
@@ -89,8 +91,7 @@ fn requests_arrive_while_an_attachment_is_replaced() {
         let d = room.device(1);
         let (one, two) = (room.served(&d), room.served(&d));
         let (a, old) = room.attach(&one, &d, None);
-        let r = room.clone();
-        let owner = room.board.spawn(move || {
+        let owner = room.spawn(move |r| {
             let data = Attached::new();
             let (b, gone, _) = r
                 .iommu
@@ -102,8 +103,7 @@ fn requests_arrive_while_an_attachment_is_replaced() {
             old.is_gone();
             r.detach(b, &data);
         });
-        let r = room.clone();
-        let device = room.board.spawn(move || (0..2).for_each(|_| r.sends(1, None)));
+        let device = room.spawn(move |r| (0..2).for_each(|_| r.sends(1, None)));
         owner.join();
         device.join();
         room.close();
@@ -144,12 +144,8 @@ fn two_detaches_of_one_device_at_once() {
         let dom = room.served(&d);
         let places = [None, pasid(1)];
         let attached = places.map(|p| room.attach(&dom, &d, p));
-        let r = room.clone();
-        let device = room.board.spawn(move || places.iter().for_each(|p| r.sends(1, *p)));
-        let owners = attached.map(|(a, data)| {
-            let r = room.clone();
-            room.board.spawn(move || r.detach(a, &data))
-        });
+        let device = room.spawn(move |r| places.iter().for_each(|p| r.sends(1, *p)));
+        let owners = attached.map(|(a, data)| room.spawn(move |r| r.detach(a, &data)));
         owners.into_iter().for_each(|o| o.join());
         device.join();
         room.close();
@@ -165,10 +161,8 @@ fn two_detaches_of_one_attachment_at_once() {
         let dom = room.served(&d);
         let (a, data) = room.attach(&dom, &d, None);
         let key = a.key();
-        let r = room.clone();
-        let device = room.board.spawn(move || r.sends(1, None));
-        let r = room.clone();
-        let other = room.board.spawn(move || {
+        let device = room.spawn(move |r| r.sends(1, None));
+        let other = room.spawn(move |r| {
             if let Ok(gone) = r.iommu.begin_detach_by_key(&cx(), key) {
                 assert_eq!(gone.wait(&cx(), None), Waited::Gone);
             }
@@ -230,10 +224,9 @@ fn a_deadline_an_answer_and_a_detach_at_once() {
         let (dom, kept) = keeps(&room, &d);
         let (a, data) = room.attach(&dom, &d, None);
         room.sends(1, None);
-        let (r, keeps) = (room.clone(), kept.clone());
-        let responder = room.board.spawn(move || answers(&r, &keeps, 6));
-        let r = room.clone();
-        let clock = room.board.spawn(move || {
+        let keeps = kept.clone();
+        let responder = room.spawn(move |r| answers(r, &keeps, 6));
+        let clock = room.spawn(move |r| {
             r.board.pass(Duration::from_secs(11));
             r.iommu.tick();
         });
@@ -254,12 +247,10 @@ fn a_device_never_has_more_than_its_share() {
         let (dom, kept) = keeps(&room, &d);
         let (a, data) = room.attach(&dom, &d, None);
         room.hw.state().responses_full = true;
-        let r = room.clone();
-        let device = room.board.spawn(move || (0..3).for_each(|_| r.sends(1, None)));
-        let (r, keeps) = (room.clone(), kept.clone());
-        let responder = room.board.spawn(move || answers(&r, &keeps, 6));
-        let r = room.clone();
-        let hardware = room.board.spawn(move || r.hw.state().responses_full = false);
+        let device = room.spawn(move |r| (0..3).for_each(|_| r.sends(1, None)));
+        let keeps = kept.clone();
+        let responder = room.spawn(move |r| answers(r, &keeps, 6));
+        let hardware = room.spawn(move |r| r.hw.state().responses_full = false);
         responder.join();
         room.detach(a, &data);
         device.join();
@@ -291,10 +282,8 @@ fn a_resolver_that_sleeps_for_ever_holds_nobody_else_up() {
         let served = room.served(&e);
         let (a, stuck) = room.attach(&sleeps, &d, None);
         let (b, data) = room.attach(&served, &e, None);
-        let r = room.clone();
-        let first = room.board.spawn(move || r.sends(1, None));
-        let r = room.clone();
-        let second = room.board.spawn(move || {
+        let first = room.spawn(move |r| r.sends(1, None));
+        let second = room.spawn(move |r| {
             r.sends(2, None);
             r.detach(b, &data);
             r.iommu.remove_device(&cx(), e).map_err(|(_, e)| e).expect("nothing holds it");
@@ -323,8 +312,7 @@ fn requests_arrive_while_the_device_is_reset() {
         let dom = room.served(&d);
         let (a, data) = room.attach(&dom, &d, None);
         room.voids();
-        let r = room.clone();
-        let device = room.board.spawn(move || (0..2).for_each(|_| r.sends(1, None)));
+        let device = room.spawn(move |r| (0..2).for_each(|_| r.sends(1, None)));
         d.reset(&cx()).expect("reset");
         device.join();
         room.quiet();
@@ -378,8 +366,7 @@ fn observers_come_and_go_while_faults_are_told() {
         let room = Room::new(1);
         let stays = Ear::default();
         let staying = room.iommu.observe_sleeping(Scope::All, RECORDS, stays.clone()).expect("room");
-        let r = room.clone();
-        let device = room.board.spawn(move || {
+        let device = room.spawn(move |r| {
             for _ in 0..RECORDS {
                 r.hw.faults(RawFault {
                     source: Some(SourceId(1)),
@@ -392,8 +379,7 @@ fn observers_come_and_go_while_faults_are_told() {
             }
         });
         let visitors = [true, false].map(|sleeps| {
-            let r = room.clone();
-            room.board.spawn(move || {
+            room.spawn(move |r| {
                 let ear = Ear::default();
                 let hears = ear.clone();
                 let seat = if sleeps {

@@ -5,14 +5,15 @@ use super::{
     Call, Hardware, Sent,
     board::{Board, Thread, held},
     cx,
+    devices::{IOMMU, soc, spec, stall},
     requests::{first, last},
 };
-use portcullis::driver::{PageRequest, Stall, Start};
+use portcullis::driver::{PageRequest, Start};
 use portcullis::error::StallError;
 use portcullis::{
-    Access, At, Attachment, Bus, Code, Config, Deferred, Detaching, Device, DeviceCaps, DeviceId, DeviceSpec,
-    Domain, DomainOptions, External, InstanceId, Iommu, PageGroup, Pasid, Platform, Reason, Response, Sleep,
-    SourceId, StallDecider, StallId, StalledAccess, Stalling, Upstream, UserObject, Verdict, Waited,
+    At, Attachment, Code, Config, Deferred, Detaching, Device, DeviceId, Domain, DomainOptions, External,
+    Iommu, PageGroup, Pasid, Platform, Response, Sleep, SourceId, StallDecider, StalledAccess, Stalling,
+    UserObject, Verdict, Waited,
 };
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,6 @@ pub type Passed = Arc<Mutex<Vec<Deferred<Board>>>>;
 pub type Att = Attachment<Board>;
 pub type Dev = Device<Board>;
 
-pub const IOMMU: InstanceId = InstanceId(7);
 /// Page requests that a device may have outstanding.
 pub const SHARE: u32 = 3;
 /// Workers that the resolvers of one device may occupy.
@@ -114,32 +114,21 @@ impl Room {
         room
     }
 
+    /// A thread of the test with the room in its hands.
+    pub fn spawn(&self, f: impl FnOnce(&Room) + Send + 'static) -> Thread {
+        let room = self.clone();
+        self.board.spawn(move || f(&room))
+    }
+
     pub fn device(&self, n: u32) -> Dev {
-        let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
-        let spec = DeviceSpec {
-            trusted: true,
-            caps: DeviceCaps {
-                pasid_bits: 8,
-                ats: true,
-                invalidate_queue_depth: 0,
-                page_requests: Some(SHARE),
-                stop_markers: false,
-                coherent_dma: true,
-                physical_function: None,
-            },
-            ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, self.hw.control(SourceId(n)))
-        };
+        let mut spec = spec(n, self.hw.control(SourceId(n)));
+        spec.caps.page_requests = Some(SHARE);
         self.iommu.add_device(&cx(), spec).expect("added")
     }
 
     /// A device that is on no PCIe, and bears stalls.
     pub fn soc_device(&self, n: u32) -> Dev {
-        let upstreams = vec![Upstream { instance: IOMMU, sources: vec![SourceId(n)] }];
-        let spec = DeviceSpec {
-            bus: Bus::Platform { may_stall: true },
-            ..DeviceSpec::new(DeviceId(u64::from(n)), upstreams, self.hw.control(SourceId(n)))
-        };
-        self.iommu.add_device(&cx(), spec).expect("added")
+        self.iommu.add_device(&cx(), soc(n, self.hw.control(SourceId(n)))).expect("added")
     }
 
     /// A domain for stalls alone.
@@ -171,18 +160,7 @@ impl Room {
     /// The device faults, a few times; a service turn each reads the record, if there is one.
     pub fn faults(&self, source: u32, tags: Range<u64>) {
         for tag in tags {
-            self.hw.stalls(Stall {
-                id: StallId(tag),
-                source: SourceId(source),
-                pasid: None,
-                address: tag << 12,
-                access: Access::Write,
-                privileged: false,
-                stage: None,
-                reason: Reason::NotMapped,
-                code: 0,
-                raw: [0; 4],
-            });
+            self.hw.stalls(stall(source, tag));
             self.iommu.service(IOMMU);
         }
     }

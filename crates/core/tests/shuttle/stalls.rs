@@ -12,10 +12,8 @@ fn transactions_stall_while_their_guard_comes_and_goes() {
         let dom = room.plain(&d);
         let (a, data) = room.attach(&dom, &d, None);
         let guard = room.enables(&dom, Verdict::Terminate).expect("it can stall");
-        let r = room.clone();
-        let device = room.board.spawn(move || r.faults(1, 0..3));
-        let r = room.clone();
-        let owner = room.board.spawn(move || {
+        let device = room.spawn(move |r| r.faults(1, 0..3));
+        let owner = room.spawn(move |r| {
             drop(guard);
             let again = r.enables(&dom, Verdict::Retry).expect("the first has ended");
             again.disable(&cx());
@@ -61,10 +59,8 @@ fn a_deadline_a_verdict_a_detach_and_the_end_of_the_guard_at_once() {
         let dom = room.plain(&d);
         let (a, data) = room.attach(&dom, &d, None);
         let guard = room.enables(&dom, Verdict::Retry).expect("it can stall");
-        let r = room.clone();
-        let device = room.board.spawn(move || r.faults(1, 0..2));
-        let r = room.clone();
-        let clock = room.board.spawn(move || {
+        let device = room.spawn(move |r| r.faults(1, 0..2));
+        let clock = room.spawn(move |r| {
             r.board.pass(Duration::from_secs(2));
             r.iommu.tick();
         });
@@ -92,8 +88,8 @@ fn a_domain_is_made_to_stall_while_a_device_is_attached() {
         let room = Room::new(1);
         let d = room.soc_device(1);
         let dom = room.plain(&d);
-        let (r, domain) = (room.clone(), dom.clone());
-        let other = room.board.spawn(move || {
+        let domain = dom.clone();
+        let other = room.spawn(move |r| {
             let guard = r.enables(&domain, Verdict::Retry).expect("it can stall");
             r.faults(1, 0..2);
             // Until the device has been attached, at least.

@@ -3,10 +3,9 @@
 use super::*;
 use portcullis::driver::Target;
 use portcullis::{
-    AddressSpace, Claimant, Code, CookieError, CookieWidth, Cookies, FaultKind, Faulted, Request, Response,
-    Scope, TableSource,
+    Claimant, Code, CookieError, CookieWidth, Cookies, FaultKind, Response, Scope, TableSource,
 };
-use portcullis_pgtable::{Config as TableConfig, FormatDesc, IoTable, Phys, Table, VtdSecondStage};
+use portcullis_pgtable::{FormatDesc, Phys};
 use std::time::Duration;
 
 #[test]
@@ -186,44 +185,12 @@ fn a_resolver_that_panics_terminates() {
     nothing_waits(&w);
 }
 
-/// An address space of a kernel.
-struct Mm {
-    table: Table<VtdSecondStage, Board>,
-    faults: Mutex<Vec<u64>>,
-}
-
-impl TableSource for Mm {
-    fn desc(&self) -> FormatDesc {
-        self.table.desc()
-    }
-    fn root(&self) -> Phys {
-        self.table.root()
-    }
-}
-
-impl AddressSpace for Mm {
-    fn fault(&self, _: &Sleep<'_>, request: &Request) -> Faulted {
-        self.faults.lock().unwrap().push(request.address);
-        Faulted::Handled
-    }
-}
-
 /// A bound PASID of one device and a stalling requester id of another, on one instance at once.
 #[test]
 fn stalls_and_page_requests_of_an_address_space_have_their_own_handlers() {
     let w = World::new();
     let (gpu, nic) = (soc_device(&w, 1), w.device(2));
-    let config = TableConfig {
-        input_bits: 48,
-        output_bits: 46,
-        page_sizes: 1 << 12,
-        coherent: false,
-        levels: 4,
-        snoop: true,
-        ..TableConfig::default()
-    };
-    let table = Table::new(w.board.clone(), config).expect("memory");
-    let mm = Arc::new(Mm { table, faults: Mutex::default() });
+    let mm = Mm::new(&w.board, 0..u64::MAX);
     let space = w.iommu.address_space_domain(mm.clone()).unwrap();
     let bond = space.bind(&cx(), &nic).unwrap();
     let (dom, held) = (w.plain(&gpu), data());

@@ -23,27 +23,9 @@ type Passed = Arc<Mutex<Vec<Deferred<Board>>>>;
 
 const AT: At = At { source: SourceId(1), pasid: None };
 
-/// A write that faults and is held under this tag, at the address of the same number.
-fn stall(source: u32, tag: u64) -> Stall {
-    Stall {
-        id: StallId(tag),
-        source: SourceId(source),
-        pasid: None,
-        address: tag << 12,
-        access: Access::Write,
-        privileged: false,
-        stage: None,
-        reason: Reason::NotMapped,
-        code: 0x10,
-        raw: [tag, 0, 0, 0],
-    }
-}
-
 /// A device that is on no PCIe, and bears stalls.
 fn soc_device(w: &World, n: u32) -> Dev {
-    let mut spec = w.spec(n);
-    (spec.bus, spec.trusted, spec.caps.page_requests) = (Bus::Platform { may_stall: true }, false, None);
-    w.iommu.add_device(&cx(), spec).expect("added")
+    w.iommu.add_device(&cx(), soc(n, w.hw.control(SourceId(n)))).expect("added")
 }
 
 fn user(w: &World, d: &Dev) -> User {

@@ -5,42 +5,15 @@ use crate::{
     common::*,
     rig::{Resolves, Rig, said},
 };
-use portcullis::{AddressSpace, Bond, Domain, Faulted, Nested, Request, Sleep, Sva, TableSource};
-use portcullis_pgtable::{Config, FormatDesc, IoTable, Phys, Table, VtdSecondStage};
+use portcullis::{Bond, Domain, Nested, Sva, TableSource};
 use std::{rc::Rc, sync::Arc};
 
 /// An address space, or a guest's table: somebody else's in both cases.
-pub struct Theirs(Table<VtdSecondStage, Board>);
-
-impl TableSource for Theirs {
-    fn desc(&self) -> FormatDesc {
-        self.0.desc()
-    }
-    fn root(&self) -> Phys {
-        self.0.root()
-    }
+fn theirs(rig: &Rig) -> Arc<Mm> {
+    Mm::new(&rig.board, 0..u64::MAX)
 }
 
-impl AddressSpace for Theirs {
-    fn fault(&self, _: &Sleep<'_>, _: &Request) -> Faulted {
-        Faulted::Handled
-    }
-}
-
-fn theirs(rig: &Rig) -> Arc<Theirs> {
-    let config = Config {
-        input_bits: 48,
-        output_bits: 46,
-        page_sizes: 1 << 12,
-        coherent: true,
-        levels: 4,
-        snoop: true,
-        ..Config::default()
-    };
-    Arc::new(Theirs(Table::new(rig.board.clone(), config).expect("memory")))
-}
-
-pub type Space = Domain<Board, Sva<Theirs>>;
+pub type Space = Domain<Board, Sva<Mm>>;
 
 pub fn space(rig: &Rig) -> Space {
     rig.iommu.address_space_domain(theirs(rig)).expect("made")
@@ -148,11 +121,6 @@ fn bound(rig: &Rc<Rig>) -> (Space, Option<Bond<Board>>) {
     (mm, Some(bond))
 }
 
-fn nested(
-    rig: &Rig,
-    parent: &Dom,
-    d: &Dev,
-    table: &Arc<Theirs>,
-) -> Result<Domain<Board, Nested<Data>>, String> {
+fn nested(rig: &Rig, parent: &Dom, d: &Dev, table: &Arc<Mm>) -> Result<Domain<Board, Nested<Data>>, String> {
     said(rig.iommu.nested_domain(parent, &[d], table.clone() as Arc<dyn TableSource>, None::<Resolves>))
 }

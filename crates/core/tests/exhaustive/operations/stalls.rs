@@ -6,11 +6,10 @@ use crate::{
     common::*,
     rig::{Rig, said},
 };
-use portcullis::driver::Stall;
 use portcullis::error::{AttachError, StallError};
 use portcullis::{
-    Access, At, Deferred, Domain, DomainOptions, Gap, PageGroup, Reason, Response, Sleep, SourceId,
-    StallDecider, StallId, StalledAccess, Stalling, UserObject, Verdict,
+    At, Deferred, Domain, DomainOptions, Gap, PageGroup, Response, Sleep, SourceId, StallDecider, StallId,
+    StalledAccess, Stalling, UserObject, Verdict,
 };
 use std::{
     rc::Rc,
@@ -96,7 +95,7 @@ pub const ALL: &[Operation] = &[
         let (mut kept, guard) = (Some(rig.attach(&dom, &d)), enabled(rig, &dom));
         stalls(rig, 2);
         rig.hw.state().held.insert(StallId(9), SourceId(1));
-        rig.hw.state().late_stalls.push(stall(9));
+        rig.hw.state().late_stalls.push(stall(1, 9));
         let rig = rig.clone();
         Case::new(move || {
             let _ = &guard;
@@ -161,7 +160,7 @@ pub const ALL: &[Operation] = &[
             let _ = (&a, &guard);
             aside(|| {
                 for tag in 1..3 {
-                    rig.hw.stalls(stall(tag));
+                    rig.hw.stalls(stall(1, tag));
                 }
             });
             while rig.hw.waiting() > 0 {
@@ -184,24 +183,9 @@ fn enabled(rig: &Rig, dom: &Dom) -> Stalling<Board> {
     rig.iommu.enable_stall(&cx(), dom, StallDecider::sleeping(retries)).expect("it can")
 }
 
-fn stall(tag: u64) -> Stall {
-    Stall {
-        id: StallId(tag),
-        source: SourceId(1),
-        pasid: None,
-        address: tag << 12,
-        access: Access::Read,
-        privileged: false,
-        stage: None,
-        reason: Reason::NotMapped,
-        code: 0,
-        raw: [0; 4],
-    }
-}
-
 /// Transactions fault and are held.
 fn stalls(rig: &Rig, n: u64) {
-    (1..=n).for_each(|tag| assert!(rig.hw.stalls(stall(tag))));
+    (1..=n).for_each(|tag| assert!(rig.hw.stalls(stall(1, tag))));
     rig.iommu.service(IOMMU);
 }
 
@@ -230,7 +214,7 @@ fn decides(rig: &Rc<Rig>, keeps: (Att, Stalling<Board>)) -> Case {
         let _ = &keeps;
         aside(|| {
             for tag in 1..3 {
-                rig.hw.stalls(stall(tag));
+                rig.hw.stalls(stall(1, tag));
             }
         });
         settle(&rig);
