@@ -15,6 +15,7 @@ mod sim;
 mod steps;
 mod tables;
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -42,8 +43,7 @@ fn main() -> ExitCode {
         }
     };
     match run(command, &Layout::of_this_repository()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error}");
             ExitCode::FAILURE
@@ -104,72 +104,90 @@ fn parse(args: &[String]) -> Result<Command, String> {
         }
         "fuzz" => Command::Fuzz { seconds: 60 },
         "soak" => Command::Soak { seeds: 200 },
-        other => return Err(format!("no command `{other}`")),
+        other => {
+            return Err(format!("no command `{other}`, there are test, qemu, boot, bench, fuzz, soak, help"));
+        }
     };
     while let Some((option, more)) = rest.split_first() {
-        let value = more.first().ok_or(format!("`{option}` needs a value"));
+        let value = more.first().map(String::as_str);
         rest = more.get(1..).unwrap_or_default();
         match (&mut command, option.as_str()) {
             (Command::Test { list, .. }, "--list") => {
                 *list = true;
                 rest = more;
             }
-            (Command::Test { only, .. }, "--only") => {
-                let group = value?;
-                if !tables::groups().contains(&group.as_str()) {
-                    return Err(format!(
-                        "no group `{group}`, the groups are {}",
-                        tables::groups().join(", ")
-                    ));
-                }
-                *only = Some(group.clone());
+            (Command::Test { only, .. }, option @ "--only") => {
+                let groups = tables::groups();
+                let group = value.filter(|group| groups.contains(group));
+                *only = Some(group.ok_or_else(|| wrong(option, value, &groups.join(", ")))?.to_owned());
             }
-            (Command::Fuzz { seconds }, "--seconds") => {
-                let number = value?;
-                *seconds = number.parse().map_err(|_| format!("`{number}` is not a number of seconds"))?;
+            (Command::Fuzz { seconds }, "--seconds") => *seconds = count("--seconds", value)?,
+            (Command::Soak { seeds }, "--seeds") => *seeds = count("--seeds", value)?,
+            (command, option) => {
+                let takes = match command {
+                    Command::Test { .. } => "--only GROUP and --list",
+                    Command::Fuzz { .. } => "--seconds N",
+                    Command::Soak { .. } => "--seeds N",
+                    Command::Help | Command::Qemu | Command::Boot | Command::Bench { .. } => "nothing",
+                };
+                return Err(format!("unknown argument `{option}`, the command takes {takes}"));
             }
-            (Command::Soak { seeds }, "--seeds") => {
-                let number = value?;
-                *seeds = number.parse().map_err(|_| format!("`{number}` is not a number of seeds"))?;
-            }
-            _ => return Err(format!("unknown argument `{option}`")),
         }
     }
     Ok(command)
 }
 
-/// Runs `command`; true if nothing failed.
-fn run(command: Command, at: &Layout) -> Result<bool, String> {
+/// Not 0, which would be a check that checks nothing, or a run without an end.
+fn count(option: &str, value: Option<&str>) -> Result<u64, String> {
+    let number = value.and_then(|v| v.parse::<NonZeroU32>().ok());
+    let number = number.ok_or_else(|| wrong(option, value, &format!("1 to {}", u32::MAX)))?;
+    Ok(number.get().into())
+}
+
+fn wrong(option: &str, value: Option<&str>, possible: &str) -> String {
+    match value {
+        Some(value) => format!("`{option} {value}` is wrong: it takes {possible}"),
+        None => format!("`{option}` needs a value: {possible}"),
+    }
+}
+
+/// Runs `command`; its code is 0 if nothing failed.
+fn run(command: Command, at: &Layout) -> Result<ExitCode, String> {
+    let steps = |table: &[steps::Step]| {
+        steps::run(table, at).map(|passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    };
     match command {
         Command::Help => {
             println!("{USAGE}");
-            Ok(true)
+            Ok(ExitCode::SUCCESS)
         }
         Command::Test { list: true, .. } => {
             for step in tables::test() {
                 println!("{:<12} {}", step.group, step.title);
             }
-            Ok(true)
+            Ok(ExitCode::SUCCESS)
         }
         Command::Test { only, .. } => {
             let mut table = tables::test();
             table.retain(|step| only.as_deref().is_none_or(|group| group == step.group));
-            steps::run(&table, at)
+            steps(&table)
         }
         Command::Qemu => {
             println!("{}", qemu::obtain(at)?.display());
-            Ok(true)
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Boot => steps::run(&tables::boot(), at),
+        Command::Boot => steps(&tables::boot()),
         Command::Bench { binary, arguments } => {
             let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
             let mut bench = std::process::Command::new(cargo);
             bench.args(["run", "--release", "-p", "portcullis-benches", "--bin", binary, "--"]);
             let status = bench.args(arguments).current_dir(&at.root).status();
-            Ok(status.map_err(|e| format!("cargo could not be run: {e}"))?.success())
+            let code = status.map_err(|e| format!("cargo could not be run: {e}"))?.code();
+            // A bench reads its own arguments, and says itself what is wrong with them.
+            Ok(code.and_then(|c| u8::try_from(c).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
         }
-        Command::Fuzz { seconds } => steps::run(&tables::fuzz(seconds), at),
-        Command::Soak { seeds } => steps::run(&tables::soak(seeds), at),
+        Command::Fuzz { seconds } => steps(&tables::fuzz(seconds)),
+        Command::Soak { seeds } => steps(&tables::soak(seeds)),
     }
 }
 
@@ -194,18 +212,23 @@ mod tests {
 
     #[test]
     fn wrong_arguments_are_named() {
-        for (line, names) in [
-            ("tset", "tset"),
-            ("test --only", "--only"),
-            ("test --only nothing", "nothing"),
-            ("qemu --seeds 3", "--seeds"),
-            ("soak --seeds many", "many"),
-            ("fuzz --seconds few", "few"),
-            ("bench", "pgtable"),
-            ("bench tables", "tables"),
+        for (line, names, possible) in [
+            ("tset", "`tset`", "soak"),
+            ("test --only", "`--only`", "sim"),
+            ("test --only nothing", "nothing", "sim"),
+            ("test unit", "`unit`", "--only"),
+            ("qemu --seeds 3", "`--seeds`", "nothing"),
+            ("soak --seeds many", "many", "1 to"),
+            ("soak --seeds 0", " 0`", "1 to"),
+            ("soak --seeds", "`--seeds`", "1 to"),
+            ("soak 5", "`5`", "--seeds"),
+            ("fuzz --seconds 99999999999", "99999999999", "1 to"),
+            ("fuzz vtd", "`vtd`", "--seconds"),
+            ("bench", "`bench`", "pgtable"),
+            ("bench tables", "`tables`", "pgtable"),
         ] {
             let wrong = parsed(line).unwrap_err();
-            assert!(wrong.contains(names), "{line}: {wrong}");
+            assert!(wrong.contains(names) && wrong.contains(possible), "{line}: {wrong}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use crate::{Layout, boot, counts, fuzz, process, qemu, sim};
@@ -20,6 +21,8 @@ pub struct Step {
 pub enum Action {
     /// A cargo command; one check.
     Cargo { args: &'static [&'static str], env: Vec<(&'static str, String)> },
+    /// A cargo command, and then the program that it built, in the target folder; one check.
+    Built { args: &'static [&'static str], program: &'static str },
     /// A cargo command that runs libtest binaries, whose own counts are added up.
     Tests {
         args: &'static [&'static str],
@@ -139,10 +142,12 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
                     return Tally::skip(format!("this toolchain has no `cargo {tool}`"));
                 }
             }
-            match process::run(&mut cargo(args, env), log, None) {
-                Ok(ended) => ended.success().into(),
-                Err(error) => Tally::fail(format!("cannot start cargo: {error}")),
-            }
+            succeeds(&mut cargo(args, env), log).into()
+        }
+        Action::Built { args, program } => {
+            let mut program = Command::new(at.target.join(program));
+            let built = succeeds(&mut cargo(args, &[]), log);
+            built.and_then(|()| succeeds(program.current_dir(&at.root), log)).into()
         }
         Action::Tests { args, env, qemu: with_qemu } => {
             let mut command = cargo(args, env);
@@ -174,6 +179,11 @@ fn perform(action: &Action, at: &Layout, log: &Path) -> Tally {
             Err(reason) => Tally::fail(reason),
         },
     }
+}
+
+fn succeeds(command: &mut Command, log: &Path) -> Result<(), String> {
+    let ended = process::run(command, log, None);
+    ended.map_err(|e| format!("cannot start {}: {e}", command.get_program().display()))?.success()
 }
 
 /// Adds up the summaries that libtest wrote.
