@@ -184,7 +184,7 @@ pub fn soak(seeds: u64) -> Vec<Step> {
             "pgtable",
             "page tables of every format against a map of intervals, 400 runs each",
             Action::Tests {
-                args: &["test", "--release", "-p", "portcullis-pgtable", "--test", "model"],
+                args: &["test", "--release", "-p", "portcullis-pgtable", "--test", "main", "model::"],
                 env: vec![("PROPTEST_CASES", "400".to_owned())],
                 qemu: false,
             },

@@ -1,9 +1,6 @@
 //! Leaves that change while they are in use: cut, and given other permissions.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
-mod common;
-
-use common::{Found, Walked, config, walk, walk_as};
+use crate::common::{Found, Walked, config, walk, walk_as};
 use portcullis_pgtable::{
     AmdV1, ArmStage2, ChangeError, Config, Gather, Hitless, IoTable, Phys, Prot, RiscvSecondStage, Table,
     TableMem, VtdSecondStage,

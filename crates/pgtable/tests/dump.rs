@@ -1,9 +1,6 @@
 //! Tables read out of an image of memory.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
-mod common;
-
-use common::config;
+use crate::common::config;
 use portcullis_pgtable::{
     AmdV1, ArmStage2, Config, Format, IoTable, Phys, Prot, RiscvSecondStage, RockchipV2, Table, TableMem,
     Top, VtdSecondStage,

@@ -1,9 +1,6 @@
 //! What maps and unmaps promise, case by case.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
-mod common;
-
-use common::{Walked, Wide, config, walk, walk_as};
+use crate::common::{Walked, Wide, config, walk, walk_as};
 use portcullis_pgtable::{
     AmdV1, ArmStage1, ArmStage2, ChangeError, Config, DirtyError, Format, Gather, IoTable, MapError, Phys,
     Prot, RockchipV2, Segment, Synced, Table, TableMem, UnmapError, VtdSecondStage, X86FirstStage,

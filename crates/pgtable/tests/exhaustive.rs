@@ -1,6 +1,5 @@
 //! Every pair of operations over a format so small that they can be counted: three levels of four
 //! entries, leaves of one, two, four and sixteen pages.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
 use portcullis_pgtable::{
     AccessBits, ChangeError, Config, Entry, Format, FormatId, Gather, InPlace, IoTable, MapError, Phys, Prot,

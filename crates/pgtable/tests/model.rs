@@ -1,11 +1,8 @@
 //! Random maps, scatter lists, unmaps, splits, changes of permissions, dirty reads and lookups
 //! against a map of intervals, for every format; after each step a walker of the test's own reads
 //! the table from memory.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
-mod common;
-
-use common::{Found, Intervals, Walked, Wide, walk_as};
+use crate::common::{Found, Intervals, Walked, Wide, walk_as};
 use portcullis_pgtable::{
     AmdV1, AmdV1Mock, AmdV2, ArmStage1, ArmStage2, ChangeError, Config, DirtyError, Gather, Hitless, IoTable,
     Leaf, MapError, Phys, Prot, RiscvFirstStage, RiscvSecondStage, RockchipV2, Segment, Space, Synced, Table,

@@ -1,10 +1,7 @@
 //! Two at once: installs that collide, lookups beside unmaps, and what a walker that does not
 //! snoop sees in the middle.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
-mod common;
-
-use common::{Walked, config, walk};
+use crate::common::{Walked, config, walk};
 use portcullis_pgtable::{
     Config, Gather, IoTable, Phys, Prot, Synced, Table, VtdSecondStage, X86FirstStage,
     formats::size::{G1, K4, M2},

@@ -1,9 +1,6 @@
 //! Input spaces and roots: tables that grow, upper halves, holes, concatenated roots.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
-mod common;
-
-use common::{config, walk_as};
+use crate::common::{config, walk_as};
 use portcullis_pgtable::{
     AmdV1, ArmStage1, ArmStage2, Config, Format, Gather, IoTable, MapError, Phys, Prot, RiscvSecondStage,
     Space, Synced, Table, TableMem, UnmapError, X86FirstStage,

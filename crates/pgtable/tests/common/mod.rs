@@ -1,13 +1,10 @@
 //! What the tests of the engine share: walkers that know nothing of the engine, and a format with
 //! 32-bit entries and leaves of several of them.
-#![allow(dead_code, reason = "each test file uses a part")]
 
 mod intervals;
 mod walkers;
 
-#[allow(unused_imports, reason = "each test file uses a part")]
 pub use intervals::Intervals;
-#[allow(unused_imports, reason = "each test file uses a part")]
 pub use walkers::{Found, Walked, walk, walk_as};
 
 use portcullis_pgtable::{AccessBits, Config, Entry, Format, FormatId, InPlace, Phys, Prot};

@@ -3,7 +3,6 @@
 //! What is expected is written in the manuals' own terms: lists of fields with their bits and the
 //! values that a manual gives them. None of it is composed by the formats, and the walk from the root
 //! to the word uses the manuals' numbers.
-#![cfg(not(any(portcullis_loom, portcullis_shuttle)))]
 
 mod amd;
 mod arm;
