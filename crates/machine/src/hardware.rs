@@ -50,7 +50,7 @@ pub trait Hardware: Any + Send {
     fn run(&mut self, now: Time, work: HwWork) -> u64;
     /// The next time after `now` at which a step becomes possible that is not possible yet.
     fn next_deadline(&mut self, now: Time) -> Option<Time>;
-    /// Reads a register.
+    /// Reads a register. Makes nothing runnable, and raises no interrupt.
     fn mmio_read(&mut self, now: Time, window: Window, offset: u32, width: Width) -> u64;
     /// Writes a register.
     fn mmio_write(&mut self, now: Time, window: Window, offset: u32, width: Width, value: u64);

@@ -154,7 +154,7 @@ impl SimPlatform {
         self.0.point(costs::MMIO_READ);
         let read = |hardware: &mut dyn Hardware, now| hardware.mmio_read(now, window, offset, width);
         // Where nothing answers, a bus reads ones.
-        self.0.with_hardware(read).unwrap_or(u64::MAX)
+        self.0.look_at_hardware(read).unwrap_or(u64::MAX)
     }
 
     fn write(&self, window: Window, offset: u32, width: Width, value: u64) {

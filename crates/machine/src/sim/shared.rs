@@ -349,10 +349,13 @@ impl Shared {
         })
     }
 
-    /// Calls the hardware to ask it something that changes nothing. `None` if there is none.
+    /// Calls the hardware to ask it something that makes nothing runnable, without a preemption point
+    /// inside. `None` if there is none.
     pub(super) fn look_at_hardware<R>(&self, f: impl FnOnce(&mut dyn Hardware, Time) -> R) -> Option<R> {
-        let mut hardware = self.hardware.get().borrow_mut();
-        hardware.as_deref_mut().map(|hardware| f(hardware, self.now()))
+        self.undisturbed(|| {
+            let mut hardware = self.hardware.get().borrow_mut();
+            hardware.as_deref_mut().map(|hardware| f(hardware, self.now()))
+        })
     }
 
     /// A new task, runnable; it gets its stack from the scheduler.

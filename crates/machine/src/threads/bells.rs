@@ -150,9 +150,15 @@ struct Alarm {
 impl Timer {
     pub(super) fn at(&self, at: Time) {
         let mut alarm = self.state.lock();
-        alarm.at = Some(alarm.at.map_or(at, |earlier| earlier.min(at)));
+        let is_next = alarm.at.is_none_or(|next| at < next);
+        if is_next {
+            alarm.at = Some(at);
+        }
         drop(alarm);
-        self.set.notify_all();
+        // Whoever keeps it waits for an earlier time, else.
+        if is_next {
+            self.set.notify_all();
+        }
     }
 
     /// Waits for the time; the handler of the one before has returned. False at the end.

@@ -1,9 +1,9 @@
 //! The hardware under its lock, the thread that steps it, and the interrupts on their way from it.
 
 use super::Inner;
-use crate::hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi};
+use crate::hardware::{Hardware, HwWork, INTERRUPTS_UNDER_WAY, Msi, Width};
 use parking_lot::MutexGuard;
-use portcullis::Time;
+use portcullis::Window;
 
 /// The hardware, and the interrupts that are on their way from it.
 #[derive(Default)]
@@ -28,7 +28,7 @@ impl Bench {
         self.hardware.take()
     }
 
-    /// The hardware, about to be accessed.
+    /// The hardware, about to be accessed: it may have something to do then.
     pub(super) fn hardware(&mut self) -> Option<&mut dyn Hardware> {
         self.idle = false;
         self.hardware.as_deref_mut()
@@ -125,15 +125,22 @@ impl Inner {
         }
     }
 
-    /// Accesses a register; where nothing answers, nothing happens.
-    pub(super) fn access<R>(&self, access: impl FnOnce(&mut dyn Hardware, Time) -> R) -> Option<R> {
+    /// Reads a register; where nothing answers, a bus reads ones. Nobody is woken by that.
+    pub(super) fn read(&self, window: Window, offset: u32, width: Width) -> u64 {
         let mut bench = self.hardware.lock();
-        let r = access(bench.hardware()?, self.now());
+        let hardware = bench.hardware.as_deref_mut();
+        hardware.map_or(u64::MAX, |h| h.mmio_read(self.now(), window, offset, width))
+    }
+
+    /// Writes a register; where nothing answers, nothing happens.
+    pub(super) fn write(&self, window: Window, offset: u32, width: Width, value: u64) {
+        let mut bench = self.hardware.lock();
+        let Some(hardware) = bench.hardware() else { return };
+        hardware.mmio_write(self.now(), window, offset, width, value);
         if bench.collect_interrupts() {
             self.raised.notify_one();
         }
         drop(bench);
         self.touched.notify_one();
-        Some(r)
     }
 }

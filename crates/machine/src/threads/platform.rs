@@ -1,7 +1,7 @@
 //! The threads as a platform.
 
 use super::{ThreadEvent, ThreadLock, ThreadPlatform};
-use crate::hardware::{Hardware, Width};
+use crate::hardware::Width;
 use parking_lot::Mutex;
 use portcullis::{Platform, Seen, ShortLock, Sleep, Time, Window, Woken};
 
@@ -52,21 +52,19 @@ impl Platform for ThreadPlatform {
     }
 
     fn read32(&self, window: Window, offset: u32) -> u32 {
-        let read = |h: &mut dyn Hardware, now| h.mmio_read(now, window, offset, Width::Dword);
-        self.0.access(read).unwrap_or(u64::MAX) as u32
+        self.0.read(window, offset, Width::Dword) as u32
     }
 
     fn write32(&self, window: Window, offset: u32, value: u32) {
-        self.0.access(|h, now| h.mmio_write(now, window, offset, Width::Dword, value.into()));
+        self.0.write(window, offset, Width::Dword, value.into());
     }
 
     fn read64(&self, window: Window, offset: u32) -> u64 {
-        let read = |h: &mut dyn Hardware, now| h.mmio_read(now, window, offset, Width::Qword);
-        self.0.access(read).unwrap_or(u64::MAX)
+        self.0.read(window, offset, Width::Qword)
     }
 
     fn write64(&self, window: Window, offset: u32, value: u64) {
-        self.0.access(|h, now| h.mmio_write(now, window, offset, Width::Qword, value));
+        self.0.write(window, offset, Width::Qword, value);
     }
 }
 
