@@ -144,7 +144,8 @@ fn devices_of_several_instances_share_an_address_space() {
             .filter_map(|c| if let Call::Submit { tags, .. } = c { Some(tags) } else { None })
             .collect::<Vec<_>>()
     };
-    (w.hw.take_log(), other.take_log());
+    w.hw.take_log();
+    other.take_log();
     space.invalidate(&cx(), 0x1000..0x2000).unwrap();
     assert_eq!((asked(&w.hw), asked(&other)), (vec![2], vec![1]));
     space.exit(&cx()).unwrap();
