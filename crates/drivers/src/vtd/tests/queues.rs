@@ -97,6 +97,21 @@ fn an_invalidation_queue_of_every_size_fills_and_wraps() {
 }
 
 #[test]
+fn status_words_of_a_large_queue_are_not_shared() {
+    let options = Options { invalidation_queue: QueueSize::of_pages(16), ..Options::default() };
+    let (fake, vtd) = running_with(cap(), scalable_ecap(), options);
+    let tag = CacheTag { tag: DomainTag(7), at: rid(), ats: false, nested: false };
+    let batch = Batch { tags: &[tag], desc: desc(VTD_SECOND_STAGE), range: None, non_leaf: true };
+    let first = vtd.submit(&batch).unwrap();
+    fake.fetch(2, true);
+    // Nobody looks until 1024 slots further on, where another frame of status words begins.
+    for _ in 0..512 {
+        let _ = vtd.submit(&batch).unwrap();
+    }
+    assert_eq!(vtd.done(first), Poll::Ready(Ok(())));
+}
+
+#[test]
 fn where_memory_is_in_pieces_the_queues_are_smaller_and_say_so() {
     for order in 0..3 {
         let fake = Fake::new(cap(), scalable_ecap());
