@@ -10,7 +10,7 @@ use crate::{
 };
 use alloc::{sync::Arc, vec::Vec};
 use core::{future::poll_fn, task::Poll};
-use portcullis_pgtable::{IoTable, MapError, Phys};
+use portcullis_pgtable::{IoTable, MapError, Phys, Prot};
 use portcullis_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What of a domain is mapped for direct regions.
@@ -213,7 +213,7 @@ async fn take_out<P: Platform>(
     Ok(())
 }
 
-/// Maps what is not mapped yet of a region, page by page, and notes it.
+/// Maps what is not mapped yet of a region, and notes it.
 fn map_missing(
     table: &dyn IoTable,
     region: &ReservedRegion,
@@ -222,8 +222,8 @@ fn map_missing(
     let ReservedRegion { start, len, prot, .. } = *region;
     let desc = table.desc();
     let granule = 1u64 << desc.page_sizes.trailing_zeros().min(63);
-    let end =
-        start.checked_add(len).ok_or(MapError::InputRange { iova: start, len, bits: desc.input_bits })?;
+    let whole = len.checked_next_multiple_of(granule).and_then(|len| start.checked_add(len));
+    let end = whole.ok_or(MapError::InputRange { iova: start, len, bits: desc.input_bits })?;
     let mut at = start;
     while at < end {
         match table.lookup(at) {
@@ -233,14 +233,27 @@ fn map_missing(
             Some(leaf) => return Err(MapError::AlreadyMapped { iova: at, phys: leaf.phys }),
             None => {
                 runs.try_reserve(1).map_err(|_| MapError::NoMem { iova: at })?;
-                table.map(at, Phys(at), granule, prot)?;
+                let len = map_up_to(table, at, end, prot)?;
                 match runs.last_mut().filter(|(start, len)| start + len == at) {
-                    Some((_, len)) => *len += granule,
-                    None => runs.push((at, granule)),
+                    Some((_, run)) => *run += len,
+                    None => runs.push((at, len)),
                 }
-                at += granule;
+                at += len;
             }
         }
     }
     Ok(())
+}
+
+/// Maps from an address that is not mapped, in leaves as large as fit, up to the end or to what is mapped.
+/// How much that was.
+fn map_up_to(table: &dyn IoTable, at: u64, end: u64, prot: Prot) -> Result<u64, MapError> {
+    match table.map(at, Phys(at), end - at, prot) {
+        Ok(()) => Ok(end - at),
+        Err(MapError::AlreadyMapped { iova, .. }) if iova > at => {
+            table.map(at, Phys(at), iova - at, prot)?;
+            Ok(iova - at)
+        }
+        Err(why) => Err(why),
+    }
 }

@@ -192,6 +192,28 @@ fn a_direct_region_that_meets_a_mapping_of_the_owner_is_taken_back() {
 }
 
 #[test]
+fn a_direct_region_takes_as_few_entries_as_its_size_lets_it() {
+    let w = World::new();
+    let mut spec = w.spec(1);
+    // What firmware says is as large as it likes: page by page, this takes more tables than there are.
+    spec.regions = vec![ReservedRegion::direct(0x4000_0000 - 0x1000, 0x10_0000_1000, RW)];
+    let d = w.iommu.add_device(&cx(), spec).unwrap();
+    let dom = w.plain(&d);
+    dom.map_range(0x8000_1000, Phys(0x8000_1000), 0x1000, RW).expect("just as the device needs it");
+    let frames = w.board.frames();
+    let a = w.attach(&dom, &d);
+    let end = 0x4000_0000u64 + 0x10_0000_0000;
+    for at in [0x4000_0000 - 0x1000, 0x4000_0000, 0x8000_0000, 0x8000_1000, 0x8000_2000, end - 0x1000] {
+        assert_eq!(dom.lookup(at).map(|leaf| leaf.phys), Some(Phys(at)), "{at:#x}");
+    }
+    assert!(dom.lookup(0x4000_0000 - 0x2000).is_none() && dom.lookup(end).is_none());
+    assert!(a.begin_detach(&cx()).is_gone());
+    assert!(dom.lookup(0x4000_0000).is_none() && dom.lookup(end - 0x1000).is_none());
+    assert!(dom.lookup(0x8000_1000).is_some(), "the owner's");
+    assert!(w.board.frames() <= frames + 80, "{} tables", w.board.frames() - frames);
+}
+
+#[test]
 fn an_attach_to_hardware_that_is_lost_changes_nothing() {
     let w = World::new();
     let (d, e) = (w.device(1), w.device(2));
