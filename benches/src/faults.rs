@@ -3,6 +3,7 @@
 //! included.
 
 use crate::Row;
+use parking_lot::Mutex;
 use portcullis::{
     Answer, At, Attachment, Config, Device, DeviceCaps, DeviceId, DeviceSpec, Domain, DomainOptions,
     External, InstanceId, Iommu, PageGroup, Response, Sleep, SourceId, Turn, Upstream, VendorBits,
@@ -16,7 +17,7 @@ use portcullis_machine::threads::{ThreadPlatform, Threads};
 use portcullis_pgtable::{FormatDesc, IoTable, Table, VtdSecondStage};
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
@@ -156,7 +157,7 @@ impl Driver for Scripted {
     }
 
     fn page_response(&self, answer: &Answer<'_>) -> Offer {
-        let mut sent = self.0.answers.lock().unwrap_or_else(|e| e.into_inner());
+        let mut sent = self.0.answers.lock();
         *sent += u64::from(answer.take().is_some());
         self.0.answered.store(*sent, Ordering::Release);
         Offer::Done

@@ -2,7 +2,10 @@
 //! set, and counts that the service turn alone writes.
 
 use crate::{ids::DeviceId, sources::Counters};
-use portcullis_sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use portcullis_sync::{
+    atomic::{AtomicU32, AtomicU64, Ordering},
+    slot::State,
+};
 
 /// One requester's account with an instance.
 pub(crate) struct Account {
@@ -87,6 +90,18 @@ counts!(
     stalls_lost,
     stall_storms
 );
+
+impl Counts {
+    /// A group's answer is decided.
+    #[inline]
+    pub(crate) fn ended(&self, state: State) {
+        match state {
+            State::Sent(0) | State::Answered(0) => self.success.add(1),
+            State::Void => self.void.add(1),
+            _ => self.invalid.add(1),
+        }
+    }
+}
 
 /// Between the block and the end of a reset: what the device sent before is void.
 const RESETTING: u32 = 1;

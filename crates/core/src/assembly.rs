@@ -1,14 +1,7 @@
 //! Groups of which the last request has not come: found by requester, PASID and index without a
 //! search, ended in order of arrival. The service turn alone uses it.
 
-use crate::{
-    driver::PageRequest,
-    error::OutOfMemory,
-    ids::Key,
-    links::List,
-    platform::Time,
-    record::{Chain, Records, to_page},
-};
+use crate::{error::OutOfMemory, ids::Key, links::List, platform::Time, record::Chain};
 use alloc::vec::Vec;
 
 /// A group of which the last request has not come.
@@ -40,29 +33,25 @@ pub(crate) struct GroupKey {
 impl GroupKey {
     #[inline]
     fn hash(self) -> usize {
-        let mixed = (self.place ^ u64::from(self.index) << 21).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.place ^ u64::from(self.index) << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed >> 32) as usize
     }
 }
 
 const NONE: u32 = u32::MAX;
 
-/// All partial groups of an instance, and the pages that requests are kept in.
+/// All partial groups of an instance.
 pub(crate) struct Assembly {
     partials: Vec<Option<Partial>>,
     free: Vec<u32>,
     order: List,
     /// Partials by hash; at least half of it is empty.
     index: Vec<u32>,
-    /// The first free page; the others follow by the pages' own links.
-    free_page: u32,
-    /// How many are free.
-    free_pages: usize,
     len: usize,
 }
 
 impl Assembly {
-    /// Room for so many groups, and as many requests.
+    /// Room for so many groups.
     pub(crate) fn new(slots: usize) -> Result<Assembly, OutOfMemory> {
         let fits = |_| OutOfMemory;
         let (mut partials, mut index) = (Vec::new(), Vec::new());
@@ -75,24 +64,24 @@ impl Assembly {
         partials.resize(slots, None);
         index.resize(hashes, NONE);
         free.extend((0..slots as u32).rev());
-        Ok(Assembly {
-            partials,
-            free,
-            order: List::new(slots)?,
-            index,
-            // As the pages are linked when they are made.
-            free_page: 0,
-            free_pages: slots,
-            len: 0,
-        })
+        Ok(Assembly { partials, free, order: List::new(slots)?, index, len: 0 })
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// The partial group with a key.
     #[inline]
-    pub(crate) fn find(&self, key: GroupKey) -> Option<u32> {
-        if self.len == 0 {
-            return None;
-        }
+    pub(crate) fn find(&mut self, key: GroupKey) -> Option<&mut Partial> {
+        let n = self.number(key)?;
+        self.get_mut(n)
+    }
+
+    /// The number of the partial group with a key.
+    #[inline]
+    pub(crate) fn number(&self, key: GroupKey) -> Option<u32> {
         let mask = self.index.len() - 1;
         let mut at = key.hash() & mask;
         loop {
@@ -104,37 +93,19 @@ impl Assembly {
         }
     }
 
-    /// Begins a group that is not found. `None` when there is no room.
-    #[inline]
-    pub(crate) fn begin(&mut self, key: GroupKey, partial: impl FnOnce(GroupKey) -> Partial) -> Option<u32> {
-        let n = self.free.pop()?;
-        self.partials[n as usize] = Some(partial(key));
+    /// Begins a group that is not found. False when there is no room.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, partial: Partial) -> bool {
+        let Some(n) = self.free.pop() else { return false };
         let mask = self.index.len() - 1;
-        let mut at = key.hash() & mask;
+        let mut at = partial.key.hash() & mask;
+        self.partials[n as usize] = Some(partial);
         while self.index[at] != NONE {
             at = (at + 1) & mask;
         }
         self.index[at] = n;
         self.order.push(n);
         self.len += 1;
-        Some(n)
-    }
-
-    /// Keeps a request of a partial group. False when there is no room.
-    #[inline]
-    pub(crate) fn keep(&mut self, n: u32, request: &PageRequest, records: &Records) -> bool {
-        let Some(partial) = self.partials.get_mut(n as usize).and_then(Option::as_mut) else { return false };
-        let page = self.free_page;
-        let Some(next) = records.next_page(page).filter(|_| self.free_pages > 0) else { return false };
-        (self.free_page, self.free_pages) = (next, self.free_pages - 1);
-        let (value, note) = to_page(request);
-        records.write_page(page, value, note);
-        match partial.first.len {
-            0 => partial.first.head = page,
-            _ => records.link_page(partial.first.tail, page),
-        }
-        partial.first.tail = page;
-        partial.first.len += 1;
         true
     }
 
@@ -148,31 +119,16 @@ impl Assembly {
         self.partials.get_mut(n as usize)?.as_mut()
     }
 
-    pub(crate) fn spoil(&mut self, n: u32) {
-        if let Some(Some(p)) = self.partials.get_mut(n as usize) {
-            p.spoilt = true;
-        }
-    }
-
     /// Takes a partial group out. Its pages are the caller's.
     #[inline]
-    pub(crate) fn end(&mut self, n: u32) -> Option<Partial> {
-        let partial = self.partials.get_mut(n as usize)?.take()?;
-        self.unhash(partial.key, n);
+    pub(crate) fn end(&mut self, n: u32) {
+        let Some(place) = self.partials.get_mut(n as usize) else { return };
+        let Some(Partial { key, .. }) = *place else { return };
+        *place = None;
+        self.unhash(key, n);
         self.order.remove(n);
         self.free.push(n);
         self.len -= 1;
-        Some(partial)
-    }
-
-    /// Gives a chain's pages back, once nobody reads them.
-    #[inline]
-    pub(crate) fn free_chain(&mut self, chain: Chain, records: &Records) {
-        if chain.len > 0 {
-            records.link_page(chain.tail, self.free_page);
-            self.free_page = chain.head;
-            self.free_pages += chain.len as usize;
-        }
     }
 
     /// The oldest partial group.

@@ -20,7 +20,7 @@ use crate::{
     sources::Phase,
     stall::{StallHandler, may_stall, switched},
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::future::poll_fn;
 use portcullis_sync::{atomic::Ordering, inbox::Inbox};
 
@@ -29,7 +29,7 @@ pub(crate) struct Wanted<P: Platform> {
     pub(crate) device: Device<P>,
     pub(crate) domain: Arc<DomainInner<P>>,
     pub(crate) pasid: Option<Pasid>,
-    pub(crate) handler: Arc<dyn Handler<P>>,
+    pub(crate) handler: Box<dyn Handler<P>>,
     pub(crate) resolves: Resolves,
     pub(crate) stalls: Option<Arc<dyn StallHandler<P>>>,
 }

@@ -5,13 +5,13 @@ use crate::{
     detach::{Detaching, detach},
     device::{Device, DeviceInner},
     domain::DomainInner,
-    driver::Target,
+    driver::{PageRequest, Target},
     ids::{At, DomainTag, Key},
     instance::Instance,
     op::{Op, block_on},
     platform::{Platform, ShortLock, Sleep},
     quota::Lease,
-    record::Record,
+    record::{Group, Record},
     resolver::{Deferred, Handler, PageGroup, Resolves},
     roll::{Roll, Rolls},
     slab::Tenant,
@@ -19,7 +19,7 @@ use crate::{
     stall::StallHandler,
     turn::Code,
 };
-use alloc::sync::Arc;
+use alloc::{boxed::Box, sync::Arc};
 use portcullis_sync::{
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     inbox::Inbox,
@@ -41,7 +41,7 @@ pub(crate) struct Parts<P: Platform> {
     /// The same, as its instance serves it.
     pub(crate) device: Arc<DeviceInner<P>>,
     pub(crate) domain: Arc<DomainInner<P>>,
-    pub(crate) handler: Arc<dyn Handler<P>>,
+    pub(crate) handler: Box<dyn Handler<P>>,
     pub(crate) resolves: Resolves,
     /// What decides stalled transactions, where the devices may stall.
     pub(crate) stalls: Option<Arc<dyn StallHandler<P>>>,
@@ -85,7 +85,7 @@ pub(crate) struct Inner<P: Platform> {
 }
 
 /// What decides page requests, and what decides stalled transactions.
-type Handlers<P> = (Arc<dyn Handler<P>>, Option<Arc<dyn StallHandler<P>>>);
+type Handlers<P> = (Box<dyn Handler<P>>, Option<Arc<dyn StallHandler<P>>>);
 
 /// In its owner's hands.
 const LIVE: u32 = 0;
@@ -230,8 +230,9 @@ impl<P: Platform> Inner<P> {
             visit.done += 1;
             if let Some((slot, generation)) = self.next_group()
                 && let Some(words) = self.instance.records.read(slot, generation)
+                && let Some(group) = Record::from_words(&words).group()
             {
-                self.decide(tenant, slot, generation, &Record::from_words(&words));
+                self.decide(tenant, slot, generation, group);
             }
             if tenant.is_closed() || !go_on() {
                 break;
@@ -244,15 +245,15 @@ impl<P: Platform> Inner<P> {
 
     /// Has a group, or a stalled transaction, decided.
     #[inline]
-    fn decide(&self, tenant: &Tenant<P>, slot: u32, generation: Generation, record: &Record) {
-        let (instance, cx) = (&self.instance, Sleep::in_resolver(self.key));
+    fn decide(&self, tenant: &Tenant<P>, slot: u32, generation: Generation, group: Group<&PageRequest>) {
+        let instance = &self.instance;
         if instance.is_stall(slot) {
-            let stalled = Deferred::new(instance, slot, generation, record, false);
-            if let (Some(stalled), Some(handler)) = (stalled, &tenant.stalls) {
-                handler.handle(&cx, stalled, false);
+            if let Some(handler) = &tenant.stalls {
+                let stalled = Deferred::new(instance, slot, generation, group.keep(), false);
+                handler.handle(&Sleep::in_resolver(self.key), stalled, false);
             }
-        } else if let Some(group) = PageGroup::new(instance, slot, generation, record, false) {
-            tenant.handler.handle(&cx, group);
+        } else {
+            tenant.handler.handle(PageGroup::new(instance, slot, generation, group, false));
         }
     }
 

@@ -3,23 +3,21 @@
 
 use crate::{
     account::Account,
-    assembly::{Assembly, GroupKey, Partial},
-    attachment::Inner,
-    driver::PageRequest,
+    assembly::Assembly,
     error::OutOfMemory,
-    fault::Reason,
     flight::{Entry, Flight},
     ids::Key,
     instance::Instance,
+    pages::Pages,
     platform::{Platform, Time},
-    record::{Chain, Record},
+    record::{Record, WORDS},
     slab::{Tenant, leave},
-    spots::Spot,
+    spots::Payer,
     stall::ledger::Stalls,
 };
 use core::time::Duration;
 use portcullis_sync::{
-    slot::{Generation, State},
+    slot::{Generation, SlotWord, State},
     tenants::Inside,
 };
 
@@ -27,6 +25,7 @@ use portcullis_sync::{
 pub(crate) struct Ledger {
     pub(crate) flight: Flight,
     pub(crate) assembly: Assembly,
+    pub(crate) pages: Pages,
     pub(crate) stalls: Stalls,
     /// Groups that wait for their attachment to be ready.
     pub(crate) waiting: u32,
@@ -48,8 +47,8 @@ impl Ledger {
     /// For so many groups and stalled transactions, of so many devices.
     pub(crate) fn new(groups: usize, stalls: usize, devices: usize) -> Result<Ledger, OutOfMemory> {
         let (flight, assembly) = (Flight::new(groups, stalls)?, Assembly::new(groups)?);
-        let stalls = Stalls::new(stalls, devices)?;
-        Ok(Ledger { flight, assembly, stalls, waiting: 0, to_look_at: 0, retry: SOON })
+        let (pages, stalls) = (Pages::new(), Stalls::new(stalls, devices)?);
+        Ok(Ledger { flight, assembly, pages, stalls, waiting: 0, to_look_at: 0, retry: SOON })
     }
 }
 
@@ -71,31 +70,32 @@ impl<'a, P: Platform> Books<'a, P> {
     /// Whether another group can wait for its answer.
     #[inline]
     pub(crate) fn has_room(&mut self) -> bool {
-        if self.ledger.flight.is_full() {
-            self.search();
-        }
-        !self.ledger.flight.is_full()
+        self.ledger.flight.next_free().is_some() || self.find_slot()
     }
 
-    /// Charges one more request to a device and to what is attached at the place it came from.
+    #[cold]
+    fn find_slot(&mut self) -> bool {
+        self.search();
+        self.ledger.flight.next_free().is_some()
+    }
+
+    /// Whether there is room for one more request to be charged.
     #[inline]
-    pub(crate) fn charge(&mut self, account: &Account, tenant: Option<&Inner<P>>) -> bool {
+    pub(crate) fn fits(&mut self, payer: &Payer<'_, P>) -> bool {
+        let Payer { account, tenant } = payer;
         let free =
-            account.outstanding.get() < account.share() && tenant.is_none_or(|t| t.lease.requests.charge());
-        let fits = free || self.charge_more(account, tenant);
-        if fits {
-            account.outstanding.add(1);
-        }
-        fits
+            account.outstanding.get() < account.share() && tenant.is_none_or(|t| t.lease.requests.has_room());
+        free || self.make_room(payer)
     }
 
     /// The same where more must be leased first, or found to be free.
     #[cold]
-    fn charge_more(&mut self, account: &Account, tenant: Option<&Inner<P>>) -> bool {
+    fn make_room(&mut self, payer: &Payer<'_, P>) -> bool {
+        let Payer { account, tenant } = payer;
         let most = self.instance.config().credits_per_attachment;
         let free = || {
             account.outstanding.get() < account.share()
-                && tenant.is_none_or(|t| t.lease.requests.lease(&t.domain.quota.requests, most))
+                && tenant.is_none_or(|t| t.lease.requests.make_room(&t.domain.quota.requests, most))
         };
         free() || (self.search_again() && free())
     }
@@ -131,23 +131,17 @@ impl<'a, P: Platform> Books<'a, P> {
         self.leave_late();
     }
 
-    /// Puts a group into the next free slot. `None` when there is none.
+    /// Puts a group, as words, into the next free slot. `None` when there is none.
     #[inline]
-    pub(crate) fn put(&mut self, record: &Record) -> Option<(u32, Generation)> {
+    pub(crate) fn put(&mut self, record: impl FnOnce() -> [u64; WORDS]) -> Option<(u32, Generation)> {
         let slot = self.ledger.flight.next_free()?;
-        self.put_into(slot, record)
+        Some((slot, self.instance.records.arm(slot, record)?))
     }
 
     /// The same of a stalled transaction.
     pub(crate) fn put_stall(&mut self, record: &Record) -> Option<(u32, Generation)> {
         let slot = self.ledger.flight.next_free_stall()?;
-        self.put_into(slot, record)
-    }
-
-    #[inline]
-    fn put_into(&self, slot: u32, record: &Record) -> Option<(u32, Generation)> {
-        let generation = self.instance.records.arm(slot, &record.to_words())?;
-        Some((slot, generation))
+        Some((slot, self.instance.records.arm(slot, || record.to_words())?))
     }
 
     pub(crate) fn waits_no_more(&mut self, slot: u32) {
@@ -158,34 +152,13 @@ impl<'a, P: Platform> Books<'a, P> {
         }
     }
 
-    /// A group that was just put into a slot comes to this: over already, or left behind.
-    #[inline]
-    pub(crate) fn filed(&mut self, slot: u32, entry: &mut Entry, tenant: Option<&Inner<P>>) {
-        let state = self.state_of(slot);
-        if state != State::Pending {
-            entry.counted = true;
-            entry.waits = false;
-            self.count(slot, entry, state);
-            if let Some(t) = tenant {
-                t.lease.requests.uncharge(entry.tenant_charge, &t.domain.quota.requests);
-            }
-        }
-        if state.is_free() {
-            self.ledger.assembly.free_chain(entry.first, &self.instance.records);
-        } else {
-            self.ledger.waiting += u32::from(entry.waits);
-            self.ledger.flight.stay(slot, *entry);
-        }
-    }
-
     /// A group that stayed may be over.
     pub(crate) fn settled(&mut self, slot: u32) {
-        let Some(entry) = self.ledger.flight.get_mut(slot) else { return };
-        let Some(word) = self.instance.records.word(slot) else { return };
-        let (_, state) = word.peek();
+        let Some((_, state)) = self.instance.records.word(slot).map(SlotWord::peek) else { return };
         if state == State::Pending {
             return;
         }
+        let Some(entry) = self.ledger.flight.get_mut(slot) else { return };
         let before = *entry;
         entry.counted = true;
         if !before.counted {
@@ -200,14 +173,9 @@ impl<'a, P: Platform> Books<'a, P> {
             });
         }
         if state.is_free() {
-            self.ledger.assembly.free_chain(before.first, &self.instance.records);
+            self.ledger.pages.free(before.first, &self.instance.records);
             self.ledger.flight.leave(slot);
         }
-    }
-
-    #[inline]
-    fn state_of(&self, slot: u32) -> State {
-        self.instance.records.word(slot).map_or(State::Void, |word| word.peek().1)
     }
 
     /// Nobody answered a group in time.
@@ -244,12 +212,7 @@ impl<'a, P: Platform> Books<'a, P> {
         let Some((n, holder)) = entry.account else { return };
         let Some(account) = self.instance.accounts.get(n as usize) else { return };
         if account.holder() == holder {
-            let counts = &account.counts;
-            match state {
-                State::Sent(0) | State::Answered(0) => counts.success.add(1),
-                State::Void => counts.void.add(1),
-                _ => counts.invalid.add(1),
-            }
+            account.counts.ended(state);
         }
         account.outstanding.sub(entry.charge.into());
     }
@@ -264,174 +227,24 @@ impl<'a, P: Platform> Books<'a, P> {
     }
 
     /// An attachment that is not gone, gone in to once for groups in a row.
+    #[inline]
     pub(crate) fn late(&mut self, key: Key) -> Option<&Inside<'a, Tenant<P>>> {
         if self.late.as_ref().is_none_or(|(k, _)| *k != key) {
-            self.leave_late();
-            self.late = Some((key, self.instance.hub.attachments.enter(key)?));
+            self.enter_late(key);
         }
         self.late.as_ref().map(|(_, inside)| inside)
     }
 
-    fn leave_late(&mut self) {
+    #[inline(never)]
+    fn enter_late(&mut self, key: Key) {
+        self.leave_late();
+        self.late = self.instance.hub.attachments.enter(key).map(|inside| (key, inside));
+    }
+
+    pub(crate) fn leave_late(&mut self) {
         if let Some((_, inside)) = self.late.take() {
             inside.inner.announce();
             leave(inside);
-        }
-    }
-
-    /// Keeps a request that is not the last of its group.
-    #[inline]
-    pub(crate) fn keep(
-        &mut self,
-        request: &PageRequest,
-        account: (&Account, u32),
-        spot: &Spot<'_, P>,
-        until: Time,
-        refused: Option<Reason>,
-    ) -> Result<(), Reason> {
-        let key = GroupKey { place: spot.key, index: request.index };
-        let n = match self.ledger.assembly.find(key) {
-            Some(n) if self.is_current(n, account, spot) => Some(n),
-            other => self.begin(key, account, spot, until, other),
-        };
-        if refused.is_none()
-            && n.is_some_and(|n| self.ledger.assembly.keep(n, request, &self.instance.records))
-        {
-            return Ok(());
-        }
-        Err(self.keep_not(n, account.0, spot, refused))
-    }
-
-    /// A request is not kept: its group, if there is one, is answered Invalid as a whole.
-    #[cold]
-    fn keep_not(
-        &mut self,
-        group: Option<u32>,
-        account: &Account,
-        spot: &Spot<'_, P>,
-        refused: Option<Reason>,
-    ) -> Reason {
-        group.into_iter().for_each(|n| self.ledger.assembly.spoil(n));
-        refused.unwrap_or_else(|| {
-            account.counts.quota.add(1);
-            account.outstanding.sub(1);
-            if let Some(t) = spot.inner() {
-                t.lease.requests.uncharge(1, &t.domain.quota.requests);
-            }
-            Reason::Quota
-        })
-    }
-
-    /// Begins a group, in the place of one that the device does not mean any more.
-    fn begin(
-        &mut self,
-        key: GroupKey,
-        (account, number): (&Account, u32),
-        spot: &Spot<'_, P>,
-        until: Time,
-        old: Option<u32>,
-    ) -> Option<u32> {
-        old.into_iter().for_each(|n| self.drop_partial(n));
-        let most = self.instance.config().partials_per_device;
-        if account.share() == 0 || account.partials.get() >= u64::from(most) {
-            return None;
-        }
-        let lease = |t: &Inner<P>| t.lease.partials.lease(&t.domain.quota.partials, u32::MAX);
-        if spot.inner().is_some_and(|t| !lease(t)) {
-            return None;
-        }
-        let tenant = spot.inner().and(spot.tenant);
-        let begun = self.ledger.assembly.begin(key, |key| Partial {
-            key,
-            account: number,
-            life: account.life(),
-            // Nobody whom it is charged to is known by a version.
-            version: if tenant == spot.tenant { spot.version } else { u64::MAX },
-            tenant,
-            first: Chain::default(),
-            spoilt: false,
-            until,
-        });
-        match begun {
-            Some(_) => account.partials.add(1),
-            None => one_partial_less(spot),
-        }
-        begun
-    }
-
-    /// Whether a partial group is still what the device means, and meant for what is attached now.
-    #[inline]
-    fn is_current(&mut self, n: u32, account: (&Account, u32), spot: &Spot<'_, P>) -> bool {
-        let Some(p) = self.ledger.assembly.get_mut(n) else { return false };
-        p.life == account.0.life() && (p.version == spot.version || is_same(p, account.1, spot))
-    }
-
-    /// Takes the collected first requests of a group out, for its last one.
-    #[inline]
-    pub(crate) fn complete(
-        &mut self,
-        request: &PageRequest,
-        account: (&Account, u32),
-        spot: &Spot<'_, P>,
-    ) -> Option<Partial> {
-        let n = self.ledger.assembly.find(GroupKey { place: spot.key, index: request.index })?;
-        if !self.is_current(n, account, spot) {
-            self.drop_partial(n);
-            return None;
-        }
-        let partial = self.ledger.assembly.end(n)?;
-        account.0.partials.sub(1);
-        one_partial_less(spot);
-        Some(partial)
-    }
-
-    fn drop_partial(&mut self, n: u32) {
-        let Some(partial) = self.ledger.assembly.end(n) else { return };
-        let Chain { len, .. } = partial.first;
-        if let Some(account) = self.instance.accounts.get(partial.account as usize) {
-            account.partials.sub(1);
-            account.outstanding.sub(len.into());
-            account.counts.partials_dropped.add(len.into());
-        }
-        if let Some(t) = partial.tenant.and_then(|key| self.late(key)) {
-            let (lease, quota) = (&t.inner.lease, &t.inner.domain.quota);
-            lease.partials.uncharge(1, &quota.partials);
-            lease.requests.uncharge(len, &quota.requests);
-        }
-        self.leave_late();
-        self.ledger.assembly.free_chain(partial.first, &self.instance.records);
-    }
-
-    /// Drops the partial groups that `goes` says.
-    pub(crate) fn drop_partials(&mut self, goes: impl Fn(&Partial) -> bool) {
-        let mut next = self.ledger.assembly.first();
-        while let Some(n) = next {
-            next = self.ledger.assembly.after(n);
-            if self.ledger.assembly.get(n).is_some_and(&goes) {
-                self.drop_partial(n);
-            }
-        }
-    }
-
-    /// Drops the partial groups of devices and attachments that will not complete them.
-    pub(crate) fn sweep(&mut self) {
-        if !self.instance.take_sweep() {
-            return;
-        }
-        let instance = self.instance;
-        self.drop_partials(|p| {
-            let account = instance.accounts.get(p.account as usize);
-            account.is_none_or(|a| a.life() != p.life)
-                || p.tenant.is_some_and(|key| !instance.hub.attachments.is_there(key))
-        });
-    }
-
-    /// Drops the partial groups whose last request is late.
-    pub(crate) fn drop_late(&mut self, now: Time) {
-        while let Some(n) = self.ledger.assembly.first()
-            && self.ledger.assembly.get(n).is_some_and(|p| p.until <= now)
-        {
-            self.drop_partial(n);
         }
     }
 
@@ -463,24 +276,4 @@ impl<P: Platform> Drop for Books<'_, P> {
     fn drop(&mut self) {
         self.leave_late();
     }
-}
-
-#[inline]
-fn one_partial_less<P: Platform>(spot: &Spot<'_, P>) {
-    if let Some(t) = spot.inner() {
-        t.lease.partials.uncharge(1, &t.domain.quota.partials);
-    }
-}
-
-/// The table of places has changed since a partial group was last looked at: perhaps elsewhere.
-#[cold]
-fn is_same<P: Platform>(partial: &mut Partial, account: u32, spot: &Spot<'_, P>) -> bool {
-    if partial.account != account {
-        return false;
-    }
-    if partial.tenant == spot.tenant {
-        partial.version = spot.version;
-        return true;
-    }
-    partial.tenant.is_none() && spot.inner().is_none()
 }

@@ -135,7 +135,6 @@ impl<P: Platform> Cookies<P> {
     ///
     /// # Errors
     /// The group, when the table is full of groups that still wait.
-    #[expect(clippy::result_large_err, reason = "the group is given back, and nothing may be allocated")]
     pub fn hold(&self, group: Deferred<P>) -> Result<u64, Deferred<P>> {
         // What gives up its place is dropped outside the lock, like any group.
         let (cookie, _answered) = self.table.with(|t| {

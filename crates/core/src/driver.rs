@@ -376,6 +376,11 @@ impl PageRequest {
     pub fn wants_answer(&self) -> bool {
         self.last || self.own_answer
     }
+
+    /// Where it comes from.
+    pub(crate) fn at(&self) -> At {
+        At { source: self.source, pasid: self.pasid }
+    }
 }
 
 /// Whether the core took a record.

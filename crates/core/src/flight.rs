@@ -81,12 +81,6 @@ impl Flight {
         self.len
     }
 
-    /// Whether no further group fits.
-    #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.groups.free.is_empty()
-    }
-
     /// The slot that the next group goes through; it is [`stay`](Self::stay)'s if the group stays, and
     /// else the next one's too.
     #[inline]
@@ -100,6 +94,7 @@ impl Flight {
     }
 
     /// What is in the slot that is the next free one of its kind stays behind when the turn goes on.
+    #[inline(always)]
     pub(crate) fn stay(&mut self, slot: u32, entry: Entry) {
         let yard = self.yard(slot);
         yard.free.pop();
@@ -109,20 +104,25 @@ impl Flight {
     }
 
     /// Frees the slot of one that stayed.
+    #[inline]
     pub(crate) fn leave(&mut self, slot: u32) {
         if self.cursor == Some(slot) {
             self.cursor = self.looked_at_after(slot);
         }
-        self.yard(slot).order.remove(slot);
-        self.len -= 1;
+        let yard = self.yard(slot);
+        yard.order.remove(slot);
+        yard.free.push(slot);
         self.entries[slot as usize] = None;
-        self.yard(slot).free.push(slot);
+        self.len -= 1;
     }
 
     /// The next one that a search looks at, round and round.
+    #[inline]
     pub(crate) fn next_to_look_at(&mut self) -> Option<u32> {
-        let [group, stall] = self.oldest();
-        let slot = self.cursor.or(group).or(stall)?;
+        let slot = match self.cursor {
+            Some(slot) => slot,
+            None => self.groups.order.first().or(self.stalls.order.first())?,
+        };
         self.cursor = self.looked_at_after(slot);
         Some(slot)
     }

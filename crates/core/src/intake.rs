@@ -2,16 +2,16 @@
 //! at a time runs for an instance; it holds no lock.
 
 use crate::{
-    account::{Account, Standing},
+    account::Account,
     attachment::Inner,
     books::{Books, Ledger, SOON},
     driver::{More, PageRequest, QueuePos, Stall, Taken},
     fault::{Access, FaultKind, RawFault, Reason},
-    flight::Entry,
+    filed::Filed,
     ids::SourceId,
     instance::Instance,
-    platform::{Platform, Sleep, Time},
-    record::{Chain, Record},
+    platform::{Platform, Time},
+    record::{Chain, Group, Record},
     resolver::{PageGroup, Resolves},
     slab::Tenant,
     spots::Spots,
@@ -83,122 +83,112 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
         if request.wants_answer() {
             return self.file_last(request, wellformed);
         }
-        let TurnIntake { instance, books, spots, now, partial_until, .. } = self;
+        self.file_first(request, wellformed)
+    }
+
+    #[inline(never)]
+    fn file_first(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
+        let TurnIntake { books, spots, partial_until, .. } = self;
         let spot = spots.find(request);
-        let Some((account, number)) = spot.account else { return self.stray(request) };
-        account.counts.requests.add(1);
-        let standing = account.standing();
-        let mut refused = None;
-        if !(wellformed && standing.is_good() && books.charge(account, spot.inner())) {
-            match refuse(account, standing, wellformed) {
-                Verdict::Void => return Taken::Yes,
-                Verdict::Refused(why) => refused = Some(why),
-            }
+        let Some(payer) = spot.payer() else { return self.drop_first(request, Reason::Blocked) };
+        payer.account.counts.requests.add(1);
+        if !(wellformed && payer.account.standing().is_good() && books.fits(&payer)) {
+            return self.refuse_first(request, wellformed);
         }
-        if let Err(why) = books.keep(request, (account, number), spot, *partial_until, refused) {
-            report(instance, request, why, *now);
+        if !books.keep(request, spot, &payer, *partial_until) {
+            payer.account.counts.quota.add(1);
+            return self.drop_first(request, Reason::Quota);
         }
         Taken::Yes
     }
 
     /// The same of one that wants an answer: its group is complete, or it is a group of its own.
-    #[inline]
+    #[inline(never)]
     fn file_last(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
-        let TurnIntake { instance, books, spots, now, group_until, .. } = self;
+        let TurnIntake { instance, books, spots, group_until, .. } = self;
         if !books.has_room() {
             return Taken::NoRoom;
         }
         let spot = spots.find(request);
-        let Some((account, number)) = spot.account else { return self.stray(request) };
+        let Some(payer) = spot.payer() else {
+            return self.turn_down(request, Chain::default(), Some(Reason::Blocked));
+        };
+        let account = payer.account;
         account.counts.requests.add(1);
         account.counts.groups.add(1);
-        let standing = account.standing();
-        let mut refused = None;
-        if !(wellformed && standing.is_good() && books.charge(account, spot.inner())) {
-            match refuse(account, standing, wellformed) {
-                Verdict::Void => {
-                    account.counts.void.add(1);
-                    return Taken::Yes;
-                }
-                Verdict::Refused(why) => refused = Some(why),
-            }
+        let (standing, holder) = (account.standing(), account.holder());
+        if !(wellformed && standing.is_good() && books.fits(&payer)) {
+            return self.refuse_last(request, wellformed);
         }
-        let charged = u32::from(refused.is_none());
-        // One that is answered by itself is a group of its own; the rest of its group goes on.
-        let partial = if request.last { books.complete(request, (account, number), spot) } else { None };
-        let mut first = Chain::default();
-        if let Some(p) = partial {
-            first = p.first;
-            refused = refused.or(p.spoilt.then_some(Reason::Quota));
-        }
-        let device = account.device(standing);
-        let serves = match (spot.tenant(), refused) {
-            (_, Some(_)) => Err(refused),
-            // Nobody could say which device asks. No device does: page requests need ATS, an id with ATS is
-            // nobody else's (`Ids::enter`), and on a bus behind a bridge there are no such messages.
-            _ if device.is_none() => Err(Some(Reason::Blocked)),
-            (Some(t), _) if !t.inner.resolves() => Err(Some(Reason::Blocked)),
-            // The entry is gone: what still comes out of the fabric is answered Invalid.
-            (Some(t), _) if t.is_closed() => Err(None),
-            (Some(t), _) => Ok(t),
-            _ if spot.tenant.is_some() => Err(None),
-            _ => Err(Some(Reason::Blocked)),
+        let (first, spoilt) = books.complete(request, spot);
+        let (Some(device), Some((t, waits)), false) = (account.device(standing), spot.serving(), spoilt)
+        else {
+            return self.turn_down(request, first, spoilt.then_some(Reason::Quota));
         };
-        let owner = if serves.is_ok() { spot.tenant } else { None };
-        let record = Record { last: *request, first, device, owner };
-        let Some((slot, generation)) = books.put(&record) else { return Taken::NoRoom };
-        let entry = Entry {
-            generation,
-            account: Some((number, account.holder())),
-            tenant: spot.tenant,
-            // What was kept for the group stays charged until it is settled.
-            charge: first.len + charged,
-            tenant_charge: first.len + if spot.inner().is_some() { charged } else { 0 },
-            first,
-            until: *group_until,
-            waits: false,
-            counted: false,
-        };
-        let mut filed = Filed { books, slot, entry, tenant: spot.inner() };
-        let refused = match serves {
-            Ok(t) if t.is_waiting() => {
-                filed.entry.waits = true;
-                return Taken::Yes;
-            }
-            Ok(t) => hand_over(instance, t, slot, generation, &record).err().map(Some),
-            Err(why) => Some(why),
-        };
-        if let Some(why) = refused {
-            if let Some(reason) = why {
-                report(instance, request, reason, *now);
-            }
+        let group = Group { last: request, first, device, owner: t.inner.key };
+        let Some((slot, generation)) = books.put(|| group.to_words()) else { return Taken::NoRoom };
+        let until = *group_until;
+        let mut filed = Filed { books, spot, slot, holder, first, waits, until };
+        if !waits && !hand_over(instance, t, slot, generation, group) {
+            report(instance, request, Reason::Quota, self.now);
             instance.settle(slot, generation, request, Code::Invalid);
         }
+        // Here and not in its drop, which is for a panic, so that it becomes part of this function.
+        filed.leave();
+        core::mem::forget(filed);
         Taken::Yes
     }
 
-    /// Refuses a request of a requester that nobody knows.
+    /// A request that is not the last of its group is refused, with the whole group.
     #[cold]
-    fn stray(&mut self, request: &PageRequest) -> Taken {
-        report(self.instance, request, Reason::Blocked, self.now);
-        if !request.wants_answer() {
+    fn refuse_first(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
+        let spot = self.spots.find(request);
+        let Some(payer) = spot.payer() else { return Taken::Yes };
+        let Some(why) = refuse(payer.account, wellformed) else { return Taken::Yes };
+        self.books.spoil(request, spot, self.partial_until);
+        self.drop_first(request, why)
+    }
+
+    /// One that wants an answer is refused, with what was kept of its group.
+    #[cold]
+    fn refuse_last(&mut self, request: &PageRequest, wellformed: bool) -> Taken {
+        let spot = self.spots.find(request);
+        let Some((account, _)) = spot.account else { return Taken::Yes };
+        let Some(why) = refuse(account, wellformed) else {
+            account.counts.void.add(1);
             return Taken::Yes;
-        }
-        let record = Record { last: *request, first: Chain::default(), device: None, owner: None };
-        let Some((slot, generation)) = self.books.put(&record) else { return Taken::NoRoom };
-        let entry = Entry {
-            generation,
-            account: None,
-            tenant: None,
-            charge: 0,
-            tenant_charge: 0,
-            first: Chain::default(),
-            until: None,
-            waits: false,
-            counted: false,
         };
-        let _filed = Filed { books: &mut self.books, slot, entry, tenant: None };
-        self.instance.settle(slot, generation, request, Code::Invalid);
+        let (first, _) = self.books.complete(request, spot);
+        self.turn_down(request, first, Some(why))
+    }
+
+    /// Answers a group that reaches no resolver, and tells why, unless its attachment is gone: what still
+    /// comes out of the fabric is answered Invalid without a word.
+    #[cold]
+    fn turn_down(&mut self, request: &PageRequest, first: Chain, why: Option<Reason>) -> Taken {
+        let TurnIntake { instance, books, spots, now, .. } = self;
+        let spot = spots.find(request);
+        // Where several devices have the id, nobody could say which one asks. None does: page requests need
+        // ATS, an id with ATS is nobody else's (`Ids::enter`), and on a bus behind a bridge there are no such
+        // messages.
+        let device = spot.account.and_then(|(account, _)| account.device(account.standing()));
+        let holder = spot.account.map_or(0, |(account, _)| account.holder());
+        let resolves = spot.inner().is_none_or(Inner::resolves);
+        let blocked = device.is_none() || spot.tenant.is_none() || !resolves;
+        let record = Record { last: *request, first, device, owner: None };
+        let Some((slot, generation)) = books.put(|| record.to_words()) else { return Taken::NoRoom };
+        let _filed = Filed { books, spot, slot, holder, first, waits: false, until: None };
+        if let Some(reason) = why.or(blocked.then_some(Reason::Blocked)) {
+            report(instance, request, reason, *now);
+        }
+        instance.settle(slot, generation, request, Code::Invalid);
+        Taken::Yes
+    }
+
+    /// One that wants no answer is not kept.
+    #[cold]
+    fn drop_first(&self, request: &PageRequest, why: Reason) -> Taken {
+        report(self.instance, request, why, self.now);
         Taken::Yes
     }
 
@@ -222,8 +212,8 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
             let instance = self.instance;
             let tenant = self.books.late(key);
             let done = tenant.is_some_and(|t| match instance.is_stall(slot) {
-                false => hand_over(instance, t, slot, generation, &record).is_ok(),
-                true => hand_over_stall(instance, t, slot, generation, &record).is_ok(),
+                false => record.group().is_some_and(|g| hand_over(instance, t, slot, generation, g)),
+                true => hand_over_stall(instance, t, slot, generation, record.group()).is_ok(),
             });
             if !done {
                 self.instance.settle(slot, generation, &record.last, Code::Invalid);
@@ -286,17 +276,11 @@ impl<'a, P: Platform> TurnIntake<'a, P> {
     }
 }
 
-/// What becomes of a request that is not served.
-enum Verdict {
-    /// The device is being reset: nobody waits for an answer.
-    Void,
-    Refused(Reason),
-}
-
-#[cold]
-fn refuse(account: &Account, standing: Standing, wellformed: bool) -> Verdict {
+/// Why a request is refused. `None` while the device is being reset: nobody waits for an answer.
+fn refuse(account: &Account, wellformed: bool) -> Option<Reason> {
+    let standing = account.standing();
     let (count, why) = match () {
-        () if standing.is_resetting() => return Verdict::Void,
+        () if standing.is_resetting() => return None,
         () if account.share() == 0 || standing.is_quarantined() => {
             (&account.counts.unauthorised, Reason::RequestType)
         }
@@ -304,45 +288,24 @@ fn refuse(account: &Account, standing: Standing, wellformed: bool) -> Verdict {
         () => (&account.counts.quota, Reason::Quota),
     };
     count.add(1);
-    Verdict::Refused(why)
+    Some(why)
 }
 
-/// Gives a group to its attachment's resolver, here or through its queue.
+/// Gives a group to its attachment's resolver, here or through its queue. False when that has no room.
 #[inline]
 fn hand_over<P: Platform>(
     instance: &Arc<Instance<P>>,
     tenant: &Tenant<P>,
     slot: u32,
     generation: Generation,
-    record: &Record,
-) -> Result<(), Reason> {
-    match tenant.inner.resolves {
-        Resolves::Immediately => {
-            if let Some(group) = PageGroup::new(instance, slot, generation, record, true) {
-                tenant.handler.handle(&Sleep::in_resolver(tenant.inner.key), group);
-            }
-            Ok(())
-        }
-        _ if tenant.inner.enqueue(slot, generation) => Ok(()),
-        _ => Err(Reason::Quota),
+    group: Group<&PageRequest>,
+) -> bool {
+    if tenant.inner.resolves != Resolves::Immediately {
+        return tenant.inner.enqueue(slot, generation);
     }
-}
-
-/// A group that was put into a slot. On drop it is over or left behind, also after a resolver that
-/// panicked.
-pub(crate) struct Filed<'b, 'a, P: Platform> {
-    pub(crate) books: &'b mut Books<'a, P>,
-    pub(crate) slot: u32,
-    pub(crate) entry: Entry,
-    /// The attachment that it is charged to.
-    pub(crate) tenant: Option<&'b Inner<P>>,
-}
-
-impl<P: Platform> Drop for Filed<'_, '_, P> {
-    #[inline]
-    fn drop(&mut self) {
-        self.books.filed(self.slot, &mut self.entry, self.tenant);
-    }
+    let group = PageGroup::new(instance, slot, generation, group, true);
+    tenant.handler.handle(group);
+    true
 }
 
 impl<P: Platform> Intake for TurnIntake<'_, P> {

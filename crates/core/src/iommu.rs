@@ -148,7 +148,7 @@ impl<P: Platform> Iommu<P> {
         let resolves = domain.bind.as_ref().map_or(Resolves::Nothing, |b| b.resolves());
         let handler = match &domain.bind {
             Some(bind) => bind.bind(data.clone()),
-            None => Arc::new(Keeps(data.clone())),
+            None => Box::new(Keeps(data.clone())),
         };
         let may_stall = device.group.members().any(|m| m.spec.bus.may_stall(m.id()).is_ok());
         let stalls = may_stall.then(|| domain.seat.bind(data));

@@ -36,6 +36,7 @@ mod entry;
 mod fair;
 mod faultlog;
 mod features;
+mod filed;
 mod flight;
 mod group;
 mod hub;
@@ -49,7 +50,9 @@ mod links;
 mod member;
 mod observer;
 mod op;
+mod pages;
 mod park;
+mod partials;
 mod pins;
 mod places;
 #[cfg(feature = "planted")]

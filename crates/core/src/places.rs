@@ -250,15 +250,15 @@ impl<P: Platform> Instance<P> {
     }
 }
 
-/// The key of a requester in the table of places.
+/// The key of a requester in the table of places: beside what no PASID has.
 fn source_key(source: SourceId) -> u64 {
-    1 << 60 | u64::from(source.0)
+    place_key(source, None) | 1 << 31
 }
 
-/// The key of a place. Never all ones.
+/// The key of a place. Never all ones: a PASID has 20 bits.
 #[inline]
 pub(crate) fn place_key(source: SourceId, pasid: Option<Pasid>) -> u64 {
-    u64::from(source.0) << 21 | pasid.map_or(0, |p| 1 << 20 | u64::from(p.get()))
+    u64::from(source.0) << 32 | u64::from(pasid.map_or(0, Pasid::get))
 }
 
 fn value(account: u32, index: u32) -> u64 {

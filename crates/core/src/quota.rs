@@ -85,26 +85,36 @@ pub(crate) struct Leased {
 }
 
 impl Leased {
-    /// Charges one of what is leased. False when all of that is out.
+    /// Whether one of what is leased is not used.
     #[inline]
-    pub(crate) fn charge(&self) -> bool {
-        let used = self.used.load(Ordering::Relaxed);
-        let fits = used < self.leased.load(Ordering::Relaxed);
-        if fits {
-            self.used.store(used + 1, Ordering::Relaxed);
-        }
-        fits
+    pub(crate) fn has_room(&self) -> bool {
+        self.used.load(Ordering::Relaxed) < self.leased.load(Ordering::Relaxed)
     }
 
     /// The same, leasing a batch if need be. False when `most` of this attachment, or the owner's all,
     /// are out.
-    pub(crate) fn lease(&self, pool: &Pool, most: u32) -> bool {
+    pub(crate) fn make_room(&self, pool: &Pool, most: u32) -> bool {
         let leased = self.leased.load(Ordering::Relaxed);
         if self.used.load(Ordering::Relaxed) >= leased {
             let more = pool.take_batch(most.saturating_sub(leased));
             self.leased.store(leased + more, Ordering::Relaxed);
         }
-        self.charge()
+        self.has_room()
+    }
+
+    /// Charges one, for which there is room.
+    #[inline]
+    pub(crate) fn charge(&self) {
+        self.used.store(self.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Charges one if there is room, or some can be leased.
+    pub(crate) fn lease(&self, pool: &Pool, most: u32) -> bool {
+        let fits = self.has_room() || self.make_room(pool, most);
+        if fits {
+            self.charge();
+        }
+        fits
     }
 
     /// Takes `n` charges back.
@@ -185,7 +195,7 @@ mod tests {
                     Step::Charge(n) => {
                         let all: u32 = used.iter().sum();
                         let of = &leases[n].requests;
-                        let charged = of.charge() || of.lease(&quota.requests, MOST);
+                        let charged = of.lease(&quota.requests, MOST);
                         prop_assert!(!charged || (all < requests && used[n] < MOST), "over a bound");
                         let others = (0..LEASES).any(|m| m != n && untrimmed[m]);
                         let must = all < requests && used[n] < MOST && !others;

@@ -1,15 +1,16 @@
 //! Resolvers: who decides a page-request group, and the token by which it is answered.
 
 use crate::{
+    driver::PageRequest,
     error::AlreadyAnswered,
     ids::{At, DeviceId, Key, Pasid},
     instance::Instance,
     platform::{Platform, Sleep},
-    record::{Record, from_page},
+    record::{Group, from_page},
     stall::{StalledAccess, event},
     turn::Code,
 };
-use alloc::sync::Arc;
+use alloc::{boxed::Box, sync::Arc};
 use core::{borrow::Borrow, fmt};
 use portcullis_sync::slot::{Generation, SlotWord, State};
 
@@ -66,14 +67,15 @@ pub(crate) enum Resolves {
     Immediately,
 }
 
-/// A resolver bound to the data of one attachment: one dynamic call a fault, no downcast.
+/// A resolver bound to the data of one attachment: one dynamic call a fault, no downcast. Called where
+/// the resolver may be: see [`Resolves`].
 pub(crate) trait Handler<P: Platform>: Send + Sync {
-    fn handle(&self, cx: &Sleep<'_>, group: PageGroup<'_, P>);
+    fn handle(&self, group: PageGroup<'_, P>);
 }
 
 /// Makes handlers out of the data given to attach.
 pub(crate) trait Bind<P: Platform, T>: Send + Sync {
-    fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>>;
+    fn bind(&self, data: Arc<T>) -> Box<dyn Handler<P>>;
     fn resolves(&self) -> Resolves;
 }
 
@@ -87,8 +89,8 @@ struct BoundHandler<R, T> {
 }
 
 impl<P: Platform, T: Send + Sync + 'static, R: Resolver<P, T>> Bind<P, T> for Bound<R> {
-    fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>> {
-        Arc::new(BoundHandler { resolver: self.0.clone(), data })
+    fn bind(&self, data: Arc<T>) -> Box<dyn Handler<P>> {
+        Box::new(BoundHandler { resolver: self.0.clone(), data })
     }
 
     fn resolves(&self) -> Resolves {
@@ -102,8 +104,8 @@ struct ImmediateHandler<R, T> {
 }
 
 impl<P: Platform, T: Send + Sync + 'static, R: ImmediateResolver<P, T>> Bind<P, T> for BoundImmediate<R> {
-    fn bind(&self, data: Arc<T>) -> Arc<dyn Handler<P>> {
-        Arc::new(ImmediateHandler { resolver: self.0.clone(), data })
+    fn bind(&self, data: Arc<T>) -> Box<dyn Handler<P>> {
+        Box::new(ImmediateHandler { resolver: self.0.clone(), data })
     }
 
     fn resolves(&self) -> Resolves {
@@ -113,14 +115,15 @@ impl<P: Platform, T: Send + Sync + 'static, R: ImmediateResolver<P, T>> Bind<P, 
 
 impl<P: Platform, T: Send + Sync, R: ImmediateResolver<P, T>> Handler<P> for ImmediateHandler<R, T> {
     #[inline]
-    fn handle(&self, _: &Sleep<'_>, group: PageGroup<'_, P>) {
+    fn handle(&self, group: PageGroup<'_, P>) {
         self.resolver.resolve(&self.data, group)
     }
 }
 
 impl<P: Platform, T: Send + Sync, R: Resolver<P, T>> Handler<P> for BoundHandler<R, T> {
-    fn handle(&self, cx: &Sleep<'_>, group: PageGroup<'_, P>) {
-        self.resolver.resolve(cx, &self.data, group)
+    fn handle(&self, group: PageGroup<'_, P>) {
+        let cx = Sleep::in_resolver(group.attachment());
+        self.resolver.resolve(&cx, &self.data, group)
     }
 }
 
@@ -128,7 +131,7 @@ impl<P: Platform, T: Send + Sync, R: Resolver<P, T>> Handler<P> for BoundHandler
 pub(crate) struct Keeps<T>(#[expect(dead_code, reason = "held, not read")] pub(crate) Arc<T>);
 
 impl<P: Platform, T: Send + Sync> Handler<P> for Keeps<T> {
-    fn handle(&self, _: &Sleep<'_>, group: PageGroup<'_, P>) {
+    fn handle(&self, group: PageGroup<'_, P>) {
         drop(group);
     }
 }
@@ -159,27 +162,31 @@ pub struct Request {
     pub privileged: bool,
 }
 
-/// The answer that a group still owes, in whoever's hands, with the record it is about: borrowed from
-/// who calls the resolver, or kept.
-struct Token<R> {
+/// The answer that a group still owes, in whoever's hands, with the group: its last request is borrowed
+/// from who calls the resolver, or kept.
+struct Token<L> {
     slot: u32,
     generation: Generation,
-    record: R,
-    device: DeviceId,
-    owner: Key,
+    group: Group<L>,
     /// The service turn that brought it looks after it itself.
     in_turn: bool,
     /// It was answered here, or is in other hands.
     done: bool,
 }
 
-impl<R: Borrow<Record>> Token<R> {
+impl<L: Borrow<PageRequest>> Token<L> {
     #[inline]
-    fn record(&self) -> &Record {
-        self.record.borrow()
+    fn new(slot: u32, generation: Generation, group: Group<L>, in_turn: bool) -> Self {
+        Token { slot, generation, group, in_turn, done: false }
     }
 
     #[inline]
+    fn last(&self) -> &PageRequest {
+        self.group.last.borrow()
+    }
+
+    // Where it is inlined, nothing of the token need be kept in memory.
+    #[inline(always)]
     fn respond<P: Platform>(
         &mut self,
         instance: &Instance<P>,
@@ -190,7 +197,7 @@ impl<R: Borrow<Record>> Token<R> {
             Response::Invalid => Code::Invalid,
         };
         self.done = true;
-        if !instance.settle(self.slot, self.generation, &self.record().last, code) {
+        if !instance.settle(self.slot, self.generation, self.last(), code) {
             return Err(AlreadyAnswered);
         }
         if !self.in_turn {
@@ -218,7 +225,7 @@ impl<R: Borrow<Record>> Token<R> {
         instance: &'a Instance<P>,
         n: usize,
     ) -> impl Iterator<Item = Request> + 'a {
-        let Record { last, first, .. } = self.record();
+        let (last, first) = (self.last(), self.group.first);
         let records = &instance.records;
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         let next = |page: &u32| records.next_page(*page);
@@ -244,18 +251,18 @@ impl<R: Borrow<Record>> Token<R> {
 }
 
 macro_rules! reply {
-    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?> of $record:ty, in $instance:ty) => {
+    ($(#[$doc:meta])* $name:ident <$($life:lifetime)?> of $last:ty, in $instance:ty) => {
         $(#[$doc])*
         #[must_use = "a group that is dropped is answered Invalid"]
         pub struct $name<$($life,)? P: Platform> {
             instance: $instance,
-            token: Token<$record>,
+            token: Token<$last>,
         }
 
         impl<$($life,)? P: Platform> $name<$($life,)? P> {
             /// Number of requests in the group, at least one.
             pub fn len(&self) -> usize {
-                self.token.record().first.len as usize + 1
+                self.token.group.first.len as usize + 1
             }
 
             /// Never: a group has a last request.
@@ -280,27 +287,27 @@ macro_rules! reply {
 
             /// The device that asks.
             pub fn device(&self) -> DeviceId {
-                self.token.device
+                self.token.group.device
             }
 
             /// Where the requests came from.
             pub fn at(&self) -> At {
-                self.token.record().at()
+                self.token.last().at()
             }
 
             /// The PASID of the requests.
             pub fn pasid(&self) -> Option<Pasid> {
-                self.token.record().last.pasid
+                self.token.last().pasid
             }
 
             /// Page request group index.
             pub fn index(&self) -> u16 {
-                self.token.record().last.index
+                self.token.last().index
             }
 
             /// The attachment that the group belongs to, for a detach from inside a resolver.
             pub fn attachment(&self) -> Key {
-                self.token.owner
+                self.token.group.owner
             }
 
             /// Answers the group. Never waits; any context.
@@ -336,21 +343,21 @@ macro_rules! reply {
 reply! {
     /// A page-request group in a resolver's hands. Answered once: by [`respond`](Self::respond),
     /// or Invalid when dropped.
-    PageGroup<'a> of &'a Record, in &'a Arc<Instance<P>>
+    PageGroup<'a> of &'a PageRequest, in &'a Arc<Instance<P>>
 }
 
 reply! {
     /// A group that is answered after its resolver returned, or a stalled transaction whose decider is
     /// elsewhere. It does not keep the attachment alive:
     /// a detach answers it, and a later [`respond`](Self::respond) is told so.
-    Deferred<> of Record, in Arc<Instance<P>>
+    Deferred<> of PageRequest, in Arc<Instance<P>>
 }
 
 impl<P: Platform> Deferred<P> {
     /// What it is where it is no group but a stalled transaction: it has one request, and
     /// [`Response::Success`] retries it, any other end terminates it.
     pub fn stalled(&self) -> Option<StalledAccess> {
-        let Token { slot, record: Record { last, .. }, device, owner, .. } = &self.token;
+        let Token { slot, group: Group { last, device, owner, .. }, .. } = &self.token;
         self.instance.is_stall(*slot).then(|| StalledAccess {
             id: event::id_of(last),
             device: *device,
@@ -373,12 +380,10 @@ impl<P: Platform> Deferred<P> {
         instance: &Arc<Instance<P>>,
         slot: u32,
         generation: Generation,
-        record: &Record,
+        group: Group,
         in_turn: bool,
-    ) -> Option<Self> {
-        let (record, device, owner) = (*record, record.device?, record.owner?);
-        let token = Token { slot, generation, record, device, owner, in_turn, done: false };
-        Some(Deferred { instance: instance.clone(), token })
+    ) -> Self {
+        Deferred { instance: instance.clone(), token: Token::new(slot, generation, group, in_turn) }
     }
 }
 
@@ -386,9 +391,8 @@ impl<'a, P: Platform> PageGroup<'a, P> {
     /// Takes the group out of the resolver, to be answered later from anywhere.
     pub fn defer(mut self) -> Deferred<P> {
         self.token.done = true;
-        let Token { slot, generation, record, device, owner, .. } = self.token;
-        let token = Token { slot, generation, record: *record, device, owner, in_turn: false, done: false };
-        Deferred { instance: self.instance.clone(), token }
+        let Token { slot, generation, group, .. } = self.token;
+        Deferred::new(self.instance, slot, generation, group.keep(), false)
     }
 
     /// The token for a group that goes to an attachment.
@@ -397,11 +401,9 @@ impl<'a, P: Platform> PageGroup<'a, P> {
         instance: &'a Arc<Instance<P>>,
         slot: u32,
         generation: Generation,
-        record: &'a Record,
+        group: Group<&'a PageRequest>,
         in_turn: bool,
-    ) -> Option<Self> {
-        let (device, owner) = (record.device?, record.owner?);
-        let token = Token { slot, generation, record, device, owner, in_turn, done: false };
-        Some(PageGroup { instance, token })
+    ) -> Self {
+        PageGroup { instance, token: Token::new(slot, generation, group, in_turn) }
     }
 }

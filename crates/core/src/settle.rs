@@ -10,25 +10,29 @@ use crate::{
     record::Record,
     turn::{Answer, Code, Resume},
 };
-use portcullis_sync::slot::{Generation, State};
+use portcullis_sync::slot::{Generation, SlotWord, State};
 
 impl<P: Platform> Instance<P> {
     /// Decides a group's answer and sends it if the hardware has room. False if somebody decided
     /// before.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn settle(&self, slot: u32, generation: Generation, last: &PageRequest, code: Code) -> bool {
-        let decided = self.records.word(slot).is_some_and(|w| w.answer(generation, code.to_bits()));
+        let Some(word) = self.records.word(slot) else { return false };
+        let decided = word.answer(generation, code.to_bits());
         if decided {
-            self.offer(slot, generation, last);
+            self.offer_of(word, slot, generation, last);
         }
         decided
     }
 
     /// Sends a decided answer: whoever comes first. False when the hardware has no room: the next
     /// turn tries again.
-    #[inline]
     pub(crate) fn offer(&self, slot: u32, generation: Generation, last: &PageRequest) -> bool {
-        let Some(word) = self.records.word(slot) else { return true };
+        self.records.word(slot).is_none_or(|word| self.offer_of(word, slot, generation, last))
+    }
+
+    #[inline]
+    fn offer_of(&self, word: &SlotWord, slot: u32, generation: Generation, last: &PageRequest) -> bool {
         #[cfg(feature = "planted")]
         if self.config().plant == Some(crate::planted::Plant::AnswerTakenEarly) {
             return self.offer_taken_early(generation, word, last);
@@ -45,11 +49,16 @@ impl<P: Platform> Instance<P> {
                 false
             }
             Offer::Lost => {
-                self.declare_lost();
-                word.void(generation);
+                self.lose(word, generation);
                 true
             }
         }
+    }
+
+    #[cold]
+    fn lose(&self, word: &SlotWord, generation: Generation) {
+        self.declare_lost();
+        word.void(generation);
     }
 
     /// Answers Invalid whatever of an attachment still waits, and offers what is decided and not
@@ -58,7 +67,7 @@ impl<P: Platform> Instance<P> {
     pub(crate) fn settle_all_of(&self, key: Key, at: At) -> bool {
         let mut left = false;
         self.each_live(|slot, generation, _, r| {
-            if r.owner.map_or(r.at() == at, |owner| owner == key) {
+            if r.owner.map_or(r.last.at() == at, |owner| owner == key) {
                 self.settle(slot, generation, &r.last, Code::Invalid);
                 left |= !self.offer(slot, generation, &r.last);
             }

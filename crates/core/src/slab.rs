@@ -12,13 +12,13 @@ use crate::{
     resolver::Handler,
     stall::StallHandler,
 };
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use portcullis_sync::tenants::{Inside, Tenants};
 
 /// An attachment that was shown, with its handler, which holds the caller's data.
 pub(crate) struct Tenant<P: Platform> {
     pub(crate) inner: Arc<Inner<P>>,
-    pub(crate) handler: Arc<dyn Handler<P>>,
+    pub(crate) handler: Box<dyn Handler<P>>,
     /// What its stalled transactions go to, where its devices may stall.
     pub(crate) stalls: Option<Arc<dyn StallHandler<P>>>,
 }

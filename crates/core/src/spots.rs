@@ -2,6 +2,7 @@
 
 use crate::{
     account::Account,
+    assembly::GroupKey,
     attachment::Inner,
     driver::PageRequest,
     ids::Key,
@@ -10,7 +11,7 @@ use crate::{
     platform::Platform,
     slab::{Tenant, leave},
 };
-use portcullis_sync::tenants::Inside;
+use portcullis_sync::tenants::{Inside, Phase};
 
 /// A place that requests come from, as a round found it.
 pub(crate) struct Spot<'a, P: Platform> {
@@ -40,6 +41,27 @@ impl<'a, P: Platform> Spot<'a, P> {
         self.inside.as_ref().map(|t| &*t.inner)
     }
 
+    /// What is attached there, if it decides page requests, unless it is closed; and whether it is still
+    /// to be opened.
+    #[inline]
+    pub(crate) fn serving(&self) -> Option<(&Tenant<P>, bool)> {
+        let t = self.inside.as_ref()?;
+        let phase = t.phase();
+        (phase != Phase::Closed && t.inner.resolves()).then_some((&**t, phase == Phase::Waiting))
+    }
+
+    /// What tells a request's group from others.
+    #[inline]
+    pub(crate) fn group(&self, request: &PageRequest) -> GroupKey {
+        GroupKey { place: self.key, index: request.index }
+    }
+
+    /// Who is charged for requests that come from there.
+    #[inline]
+    pub(crate) fn payer(&self) -> Option<Payer<'_, P>> {
+        Some(Payer { account: self.account?.0, tenant: self.inner() })
+    }
+
     fn look_up(&mut self, instance: &'a Instance<P>, request: &PageRequest, key: u64) {
         let version = instance.places.version();
         let place = instance.place(request.source, request.pasid);
@@ -58,6 +80,32 @@ impl<'a, P: Platform> Spot<'a, P> {
             lease.trim(&domain.quota);
             inside.inner.announce();
             leave(inside);
+        }
+    }
+}
+
+/// A device, and what is attached at the place that a request of it came from.
+pub(crate) struct Payer<'a, P: Platform> {
+    pub(crate) account: &'a Account,
+    pub(crate) tenant: Option<&'a Inner<P>>,
+}
+
+impl<P: Platform> Payer<'_, P> {
+    /// Charges one request, for which there is room.
+    #[inline]
+    pub(crate) fn charge(&self) {
+        self.account.outstanding.add(1);
+        if let Some(t) = self.tenant {
+            t.lease.requests.charge();
+        }
+    }
+
+    /// Takes `n` charges back.
+    #[inline]
+    pub(crate) fn uncharge(&self, n: u32) {
+        self.account.outstanding.sub(n.into());
+        if let Some(t) = self.tenant {
+            t.lease.requests.uncharge(n, &t.domain.quota.requests);
         }
     }
 }

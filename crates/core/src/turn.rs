@@ -3,7 +3,7 @@
 use crate::{
     driver::{PageRequest, QueuePos, Stall, Taken},
     fault::RawFault,
-    ids::{Pasid, SourceId, StallId, VendorBits},
+    ids::{Pasid, SourceId, StallId},
     stall::{Verdict, event::id_of},
 };
 use portcullis_sync::slot::{Generation, SlotWord};
@@ -142,14 +142,8 @@ impl<'a> Turn<'a> {
 /// A decided answer, on its way out.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    /// The requester.
-    pub source: SourceId,
-    /// The PASID of the group's requests.
-    pub pasid: Option<Pasid>,
-    /// Page request group index.
-    pub index: u16,
-    /// What the driver gave with the group's last request.
-    pub vendor: VendorBits,
+    /// The group's last request, as the driver handed it over.
+    pub last: &'a PageRequest,
     word: &'a SlotWord,
     generation: Generation,
 }
@@ -157,15 +151,8 @@ pub struct Answer<'a> {
 impl<'a> Answer<'a> {
     /// An answer for the group that `word` stands for under `generation`.
     #[inline]
-    pub fn new(request: &PageRequest, word: &'a SlotWord, generation: Generation) -> Answer<'a> {
-        Answer {
-            source: request.source,
-            pasid: request.pasid,
-            index: request.index,
-            vendor: request.vendor,
-            word,
-            generation,
-        }
+    pub fn new(last: &'a PageRequest, word: &'a SlotWord, generation: Generation) -> Answer<'a> {
+        Answer { last, word, generation }
     }
 
     /// Takes the code for sending. `None`: somebody sent it before, or nobody needs it any more.

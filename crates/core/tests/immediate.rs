@@ -1,7 +1,7 @@
 //! Resolvers that never sleep: called in the service turn that brings the group.
 
 use crate::common::*;
-use portcullis::{Code, Deferred, Detaching, DomainOptions, Op, PageGroup, Response};
+use portcullis::{Code, Config, Deferred, Detaching, DomainOptions, Op, PageGroup, Response};
 use std::{
     cell::RefCell,
     sync::{Arc, Mutex, Weak},
@@ -48,6 +48,28 @@ fn an_immediate_resolver_passes_groups_on_and_a_detach_answers_them() {
     assert_eq!(w.hw.answers(), [sent(1, 1, Code::Success), sent(1, 2, Code::Invalid)]);
     let late = groups.lock().unwrap().remove(0);
     assert!(late.respond(Response::Success).is_err());
+}
+
+/// Each group answers the one before, whose charge the turn takes back when it finds no room: the next
+/// group goes to a slot that is free then, not to the one that was next before.
+#[test]
+fn a_turn_that_looks_for_room_goes_on_where_it_found_some() {
+    let w = World::with(Config { credits_per_attachment: 2, ..Config::default() });
+    let d = w.device(1);
+    let kept = Mutex::new(None);
+    let dom = immediate(&w, &d, move |_, g| {
+        if let Some(before) = kept.lock().unwrap().replace(g.defer()) {
+            Deferred::respond(before, Response::Success).unwrap();
+        }
+    });
+    let _a = w.attach(&dom, &d);
+    let mut sent = 0;
+    for n in [3, 2, 2, 2] {
+        w.sends(&(sent + 1..=sent + n).map(|i| last(1, i)).collect::<Vec<_>>());
+        sent += n;
+        assert_eq!((w.hw.waiting(), d.counters().quota), (0, 0), "each of {sent} has room");
+        assert_eq!(w.hw.answers().len(), usize::from(sent) - 1);
+    }
 }
 
 thread_local! {

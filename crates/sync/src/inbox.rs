@@ -24,6 +24,9 @@ pub struct Inbox {
     /// The producer's position, and the consumer's: counts since the start.
     tail: AtomicU64,
     head: AtomicU64,
+    /// Pieces that may wait.
+    most: u64,
+    /// A power of two of them.
     cells: Box<[[AtomicU64; 2]]>,
 }
 
@@ -34,13 +37,15 @@ impl Inbox {
     /// [`AllocError`] when there is no memory for it.
     pub fn new(pieces: usize) -> Result<Inbox, AllocError> {
         let mut cells = Vec::new();
-        cells.try_reserve_exact(pieces).map_err(|_| AllocError)?;
-        cells.resize_with(pieces, || [AtomicU64::new(0), AtomicU64::new(0)]);
+        let (most, room) = (pieces as u64, pieces.checked_next_power_of_two().ok_or(AllocError)?);
+        cells.try_reserve_exact(room).map_err(|_| AllocError)?;
+        cells.resize_with(room, || [AtomicU64::new(0), AtomicU64::new(0)]);
         Ok(Inbox {
             owed: AtomicU32::new(0),
             held: AtomicU32::new(0),
             tail: AtomicU64::new(0),
             head: AtomicU64::new(0),
+            most,
             cells: cells.into_boxed_slice(),
         })
     }
@@ -48,10 +53,11 @@ impl Inbox {
     /// Appends a piece, to be announced later. False when there is no room. For the producer; any
     /// context.
     #[must_use]
+    #[inline]
     pub fn push(&self, piece: [u64; 2]) -> bool {
         let tail = self.tail.load(Ordering::Relaxed);
         let used = tail.wrapping_sub(self.head.load(Ordering::Acquire));
-        let room = used < self.cells.len() as u64 || without(Line::InboxHasRoom);
+        let room = used < self.most || without(Line::InboxHasRoom);
         if room && let Some(cell) = self.cell(tail) {
             cell[0].store(piece[0], Ordering::Relaxed);
             cell[1].store(piece[1], Ordering::Relaxed);
@@ -96,6 +102,7 @@ impl Inbox {
     }
 
     /// Takes the oldest piece. For the consumer.
+    #[inline]
     pub fn pop(&self) -> Option<[u64; 2]> {
         let head = self.head.load(Ordering::Relaxed);
         if head == self.tail.load(Ordering::Acquire) {
@@ -119,10 +126,9 @@ impl Inbox {
         self.owed.fetch_sub(units, Ordering::AcqRel) != units
     }
 
+    #[inline]
     fn cell(&self, position: u64) -> Option<&[AtomicU64; 2]> {
-        // No cells: nothing was ever pushed.
-        let at = position.checked_rem(self.cells.len() as u64)?;
-        self.cells.get(at as usize)
+        self.cells.get(position as usize & (self.cells.len() - 1))
     }
 }
 

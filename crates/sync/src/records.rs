@@ -73,12 +73,12 @@ impl<const W: usize> Records<W> {
 
     /// Arms a free slot for a record. Called by one at a time, as [`SlotWord::arm_with`].
     #[inline]
-    pub fn arm(&self, slot: u32, record: &[u64; W]) -> Option<Generation> {
+    pub fn arm(&self, slot: u32, record: impl FnOnce() -> [u64; W]) -> Option<Generation> {
         let slot = self.slots.get(slot as usize)?;
         slot.word.arm_with(|| {
             write_fence();
-            for (word, value) in slot.record.iter().zip(record) {
-                word.store(*value, Ordering::Relaxed);
+            for (word, value) in slot.record.iter().zip(record()) {
+                word.store(value, Ordering::Relaxed);
             }
         })
     }
@@ -103,15 +103,16 @@ impl<const W: usize> Records<W> {
         Some((generation, state, self.read(slot, generation)?))
     }
 
-    /// Writes a page that no live record refers to, but for its link. Called by one at a time, after
-    /// the slot whose record referred to it last was seen free.
+    /// Writes a page that no live record refers to, but for its link, and returns the page that it is
+    /// linked to. `None` for a page that is none. Called by one at a time, after the slot whose record
+    /// referred to it last was seen free.
     #[inline]
-    pub fn write_page(&self, page: u32, value: u64, note: u32) {
-        if let Some(p) = self.pages.get(page as usize) {
-            write_fence();
-            p.value.store(value, Ordering::Relaxed);
-            p.note.store(note, Ordering::Relaxed);
-        }
+    pub fn write_page(&self, page: u32, value: u64, note: u32) -> Option<u32> {
+        let p = self.pages.get(page as usize)?;
+        write_fence();
+        p.value.store(value, Ordering::Relaxed);
+        p.note.store(note, Ordering::Relaxed);
+        Some(p.next.load(Ordering::Relaxed))
     }
 
     /// Links a page that no live record refers to yet to another one, by the one who writes pages.
@@ -137,6 +138,7 @@ impl<const W: usize> Records<W> {
     }
 
     /// Whether what was read of a slot's pages before was its record's.
+    #[inline]
     pub fn still_live(&self, slot: u32, generation: Generation) -> bool {
         self.word(slot).is_some_and(|w| still(w, generation))
     }
@@ -151,6 +153,7 @@ fn write_fence() {
     }
 }
 
+#[inline]
 fn still(word: &SlotWord, generation: Generation) -> bool {
     fence(Ordering::Acquire);
     without(Line::RecordReadAgain) || word.is_live(generation)
@@ -164,13 +167,13 @@ mod tests {
     fn a_record_is_read_under_its_own_generation_only() {
         let r = Records::<3>::new(2, 1).unwrap();
         assert_eq!(r.live(0), None);
-        let g = r.arm(0, &[1, 2, 3]).unwrap();
-        assert_eq!(r.arm(0, &[9, 9, 9]), None, "it is not free");
+        let g = r.arm(0, || [1, 2, 3]).unwrap();
+        assert_eq!(r.arm(0, || [9, 9, 9]), None, "it is not free");
         assert_eq!(r.read(0, g), Some([1, 2, 3]));
         assert_eq!(r.live(0), Some((g, State::Pending, [1, 2, 3])));
         assert!(r.word(0).unwrap().void(g));
         assert_eq!((r.read(0, g), r.live(0)), (None, None));
-        let next = r.arm(0, &[4, 5, 6]).unwrap();
+        let next = r.arm(0, || [4, 5, 6]).unwrap();
         assert_eq!(r.read(0, g), None);
         assert_eq!(r.read(0, next), Some([4, 5, 6]));
         assert!(r.still_live(0, next) && !r.still_live(0, g) && !r.still_live(9, g));
@@ -179,14 +182,14 @@ mod tests {
     #[test]
     fn pages_outside_are_nobodys() {
         let r = Records::<1>::new(1, 1).unwrap();
-        r.write_page(7, 1, 1);
+        assert_eq!(r.write_page(7, 1, 1), None);
         r.link_page(7, 1);
-        r.write_page(0, 5, 6);
+        assert_eq!(r.write_page(0, 5, 6), Some(1));
         assert_eq!(r.next_page(0), Some(1), "linked to the one after it, whether that is there or not");
         r.link_page(0, 7);
         assert_eq!((r.page(0), r.next_page(0)), (Some((5, 6)), Some(7)));
         assert_eq!((r.page(7), r.next_page(7)), (None, None));
-        assert!(r.word(1).is_none() && r.arm(1, &[0]).is_none());
+        assert!(r.word(1).is_none() && r.arm(1, || [0]).is_none());
         assert_eq!((r.len(), r.is_empty()), (1, false));
     }
 }

@@ -22,11 +22,13 @@ pub struct Generation(u64);
 
 impl Generation {
     /// The number.
+    #[inline]
     pub fn get(self) -> u64 {
         self.0
     }
 
     /// A generation from a number that a caller kept; it names nothing unless it is current.
+    #[inline]
     pub fn from_raw(n: u64) -> Generation {
         Generation(n & GENERATION_MASK)
     }
@@ -39,7 +41,7 @@ pub enum State {
     Unused,
     /// A group waits for its answer.
     Pending,
-    /// The answer is decided (the code is the caller's, below 62), and not sent yet.
+    /// The answer is decided (the code is the caller's, below 64), and not sent yet.
     Answered(u8),
     /// The answer was taken for sending: it is in the hardware's queue before that queue's lock is
     /// released.
@@ -65,10 +67,13 @@ impl State {
 const GENERATION_MASK: u64 = (1 << 56) - 1;
 const UNUSED: u64 = 0;
 const VOID: u64 = 1;
-const PENDING: u64 = 2;
 const SENT: u64 = 64;
-const ANSWERED: u64 = 128;
-const MOST: u8 = 61;
+/// Set while the slot is not free.
+const LIVE: u64 = 128;
+const PENDING: u64 = LIVE;
+/// Taken for sending, an answer is live no more, and keeps its code.
+const ANSWERED: u64 = LIVE | SENT;
+const MOST: u8 = 63;
 
 /// One slot's word: generation and state.
 #[derive(Debug)]
@@ -83,11 +88,11 @@ impl Default for SlotWord {
 #[inline]
 fn state(word: u64) -> State {
     match word & 0xff {
+        s if s >= ANSWERED => State::Answered((s - ANSWERED) as u8),
+        s if s >= PENDING => State::Pending,
+        s if s >= SENT => State::Sent((s - SENT) as u8),
         UNUSED => State::Unused,
-        VOID => State::Void,
-        PENDING => State::Pending,
-        s if s < ANSWERED => State::Sent((s - SENT) as u8),
-        s => State::Answered((s - ANSWERED) as u8),
+        _ => State::Void,
     }
 }
 
@@ -114,11 +119,18 @@ impl SlotWord {
         (Generation(w >> 8), state(w))
     }
 
+    /// The answer that was taken for sending, if the slot was not armed since.
+    #[inline]
+    pub fn sent(&self) -> Option<u8> {
+        let code = (self.0.load(Ordering::Acquire) & 0xff) ^ SENT;
+        (code <= u64::from(MOST)).then_some(code as u8)
+    }
+
     /// Whether the slot is still a group's whose answer was not sent.
     #[inline]
     pub fn is_live(&self, generation: Generation) -> bool {
-        let (g, state) = self.peek();
-        g == generation && !state.is_free()
+        let w = self.0.load(Ordering::Acquire);
+        (w ^ Self::word(generation, LIVE)) < LIVE
     }
 
     /// [`arm_with`](Self::arm_with) nothing to prepare.
@@ -132,7 +144,7 @@ impl SlotWord {
     #[inline]
     pub fn arm_with(&self, prepare: impl FnOnce()) -> Option<Generation> {
         let w = self.0.load(Ordering::Acquire);
-        if !state(w).is_free() {
+        if w & LIVE != 0 {
             return None;
         }
         let generation = Generation(((w >> 8) + 1) & GENERATION_MASK);
@@ -165,10 +177,10 @@ impl SlotWord {
     #[inline]
     pub fn take(&self, generation: Generation) -> Option<u8> {
         let w = self.0.load(Ordering::Acquire);
-        if w >> 8 != generation.0 || w & 0xff < ANSWERED {
+        let code = w ^ Self::word(generation, ANSWERED);
+        if code > u64::from(MOST) {
             return None;
         }
-        let code = (w & 0xff) - ANSWERED;
         if without(Line::TakeSwaps) {
             self.0.store(Self::word(generation, SENT + code), Ordering::Release);
             return Some(code as u8);
@@ -181,7 +193,7 @@ impl SlotWord {
     pub fn void(&self, generation: Generation) -> bool {
         loop {
             let w = self.0.load(Ordering::Acquire);
-            if w >> 8 != generation.0 || state(w).is_free() {
+            if w >> 8 != generation.0 || w & LIVE == 0 {
                 return false;
             }
             if self.swap(w, Self::word(generation, VOID)) {
@@ -203,12 +215,16 @@ mod tests {
         assert_eq!(slot.take(g), None, "nothing is decided");
         assert!(slot.answer(g, 2));
         assert!(!slot.answer(g, 1), "decided already");
-        assert_eq!(slot.peek(), (g, State::Answered(2)));
+        assert_eq!((slot.peek(), slot.sent()), ((g, State::Answered(2)), None));
         assert!(slot.is_live(g));
         assert_eq!(slot.take(g), Some(2));
         assert_eq!(slot.take(g), None);
         assert!(!slot.void(g), "sent already");
-        assert_eq!(slot.peek(), (g, State::Sent(2)));
+        assert_eq!((slot.peek(), slot.sent()), ((g, State::Sent(2)), Some(2)));
+        let next = slot.arm().unwrap();
+        assert_eq!(slot.sent(), None);
+        assert!(slot.answer(next, u8::MAX));
+        assert_eq!((slot.take(next), slot.sent()), (Some(63), Some(63)), "codes have six bits");
         assert!(!slot.is_live(g));
     }
 

@@ -37,6 +37,17 @@ const fn phase(word: u64) -> u64 {
     (word & PHASE) >> 5
 }
 
+/// Where a tenant stands whom somebody went in to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// There, and not ready.
+    Waiting,
+    /// Ready.
+    Open,
+    /// Closed since.
+    Closed,
+}
+
 /// A fixed number of places.
 pub struct Tenants<T> {
     places: Box<[Place<T>]>,
@@ -223,16 +234,27 @@ impl<T> fmt::Debug for Inside<'_, T> {
 }
 
 impl<T> Inside<'_, T> {
+    /// Where the tenant stands.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        match phase(self.place.word.load(Ordering::Acquire)) {
+            WAITING => Phase::Waiting,
+            OPEN => Phase::Open,
+            // Nobody moves while we are inside.
+            _ => Phase::Closed,
+        }
+    }
+
     /// Whether the tenant waits for [`Tenants::open`].
     #[inline]
     pub fn is_waiting(&self) -> bool {
-        phase(self.place.word.load(Ordering::Acquire)) == WAITING
+        self.phase() == Phase::Waiting
     }
 
     /// Whether the tenant was closed meanwhile.
     #[inline]
     pub fn is_closed(&self) -> bool {
-        phase(self.place.word.load(Ordering::Acquire)) == CLOSED
+        self.phase() == Phase::Closed
     }
 
     /// Goes out. The last one to leave a closed tenant calls `last` before: they are the one to see

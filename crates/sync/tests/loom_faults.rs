@@ -118,7 +118,7 @@ fn a_drain_finds_every_group() {
                     let late = closed.load(Ordering::Acquire);
                     deliver(&tenants, 0, generation, |_| {
                         assert!(!late, "gone in to after it was closed");
-                        records.arm(round, &[generation]).unwrap();
+                        records.arm(round, || [generation]).unwrap();
                     });
                     head.store(u64::from(round) + 1, Ordering::Release);
                 }
@@ -306,13 +306,13 @@ fn void_or_answered() {
 fn a_record_is_one_groups() {
     loom::model(|| {
         let records = Arc::new(Records::<2>::new(1, 0).unwrap());
-        let first = records.arm(0, &[1, 1]).unwrap();
+        let first = records.arm(0, || [1, 1]).unwrap();
         let turn = {
             let records = records.clone();
             thread::spawn(move || {
                 let word = records.word(0).unwrap();
                 assert!(word.answer(first, 0) && word.take(first).is_some());
-                records.arm(0, &[2, 2]).unwrap();
+                records.arm(0, || [2, 2]).unwrap();
             })
         };
         if let Some(record) = records.read(0, first) {

@@ -1,14 +1,16 @@
 //! What a service turn does with a stalled transaction: file it, and say who decides.
 
 use crate::{
+    attachment::Inner,
+    books::Books,
     driver::{PageRequest, Stall, Taken},
     fault::{FaultKind, RawFault, Reason},
     flight::Entry,
     ids::SourceId,
     instance::Instance,
-    intake::{Filed, TurnIntake},
+    intake::TurnIntake,
     platform::{Platform, Sleep},
-    record::{Chain, Record},
+    record::{Chain, Group, Record},
     resolver::{Deferred, Resolves},
     slab::Tenant,
     turn::Code,
@@ -87,7 +89,7 @@ impl<P: Platform> TurnIntake<'_, P> {
                     filed.entry.waits = true;
                     return Taken::Yes;
                 }
-                let handed = hand_over_stall(instance, t, slot, generation, &record);
+                let handed = hand_over_stall(instance, t, slot, generation, record.group());
                 handed.err().map(|why| Some((FaultKind::Stall, why)))
             }
             Err(why) => Some(why),
@@ -109,19 +111,36 @@ impl<P: Platform> TurnIntake<'_, P> {
     }
 }
 
+/// A transaction that was put into a slot. On drop it is over or left behind, also after a decider
+/// that panicked.
+struct Filed<'b, 'a, P: Platform> {
+    books: &'b mut Books<'a, P>,
+    slot: u32,
+    entry: Entry,
+    /// The attachment that it is charged to.
+    tenant: Option<&'b Inner<P>>,
+}
+
+impl<P: Platform> Drop for Filed<'_, '_, P> {
+    fn drop(&mut self) {
+        self.books.stalled(self.slot, &mut self.entry, self.tenant);
+    }
+}
+
 /// Gives a stalled transaction to whoever decides it, here or through the attachment's queue.
 pub(crate) fn hand_over_stall<P: Platform>(
     instance: &Arc<Instance<P>>,
     tenant: &Tenant<P>,
     slot: u32,
     generation: Generation,
-    record: &Record,
+    group: Option<Group<&PageRequest>>,
 ) -> Result<(), Reason> {
     let Some(handler) = &tenant.stalls else { return Err(Reason::Blocked) };
     match handler.resolves() {
         Resolves::Nothing => Err(Reason::Blocked),
         Resolves::Immediately => {
-            let stalled = Deferred::new(instance, slot, generation, record, true).ok_or(Reason::Blocked)?;
+            let group = group.ok_or(Reason::Blocked)?.keep();
+            let stalled = Deferred::new(instance, slot, generation, group, true);
             handler.handle(&Sleep::in_resolver(tenant.inner.key), stalled, true);
             Ok(())
         }

@@ -100,13 +100,29 @@ impl<P: Platform> Books<'_, P> {
         let most = slots - config.credit_reserve.min(slots / 2);
         let fits = account.stalled.get() < u64::from(config.stalls_per_device)
             && self.ledger.stalls.held < most
-            && (tenant.lease.requests.charge()
-                || tenant.lease.requests.lease(&tenant.domain.quota.requests, config.credits_per_attachment));
+            && tenant.lease.requests.lease(&tenant.domain.quota.requests, config.credits_per_attachment);
         if fits {
             account.stalled.add(1);
             self.ledger.stalls.held += 1;
         }
         fits
+    }
+
+    /// A transaction that was just put into a slot comes to this: over already, or left behind.
+    pub(crate) fn stalled(&mut self, slot: u32, entry: &mut Entry, tenant: Option<&Inner<P>>) {
+        let Some(word) = self.instance.records.word(slot) else { return };
+        let (_, state) = word.peek();
+        if state.is_decided() {
+            (entry.counted, entry.waits) = (true, false);
+            self.count_stall(entry, state);
+            if let Some(t) = tenant {
+                t.lease.requests.uncharge(entry.tenant_charge, &t.domain.quota.requests);
+            }
+        }
+        if !state.is_free() {
+            self.ledger.waiting += u32::from(entry.waits);
+            self.ledger.flight.stay(slot, *entry);
+        }
     }
 
     /// The verdict of a stalled transaction is decided: it counts no longer against any quota.

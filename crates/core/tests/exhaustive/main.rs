@@ -232,8 +232,8 @@ const DOCUMENTED: &[(&str, &str)] = &[
     ("roll.rs", "now: Arc::new(roll)"),
     ("join.rs", "Arc::new(new)"),
     ("join.rs", "Arc::new(joining)"),
-    ("resolver.rs", "Arc::new(BoundHandler "),
-    ("iommu.rs", "Arc::new(Keeps(data.clone()))"),
+    ("resolver.rs", "Box::new(BoundHandler "),
+    ("iommu.rs", "Box::new(Keeps(data.clone()))"),
     ("stall/mod.rs", "Arc::new(Bound "),
     // Who decides what stalls.
     ("stall/mod.rs", "Decider::Sleeping(Arc::new(resolver))"),

@@ -254,7 +254,7 @@ impl<P: Platform> Driver for Vtd<P> {
     fn page_response(&self, answer: &Answer<'_>) -> Offer {
         let taken = self.queue.respond(|| {
             let code = answer.take()?;
-            Some(prq::response(answer.vendor, code))
+            Some(prq::response(answer.last.vendor, code))
         });
         match taken {
             Ok(()) => Offer::Done,

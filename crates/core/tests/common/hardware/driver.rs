@@ -205,12 +205,12 @@ impl Driver for Hardware {
             return Offer::Full;
         }
         assert_eq!(
-            answer.vendor.0[0],
-            u64::from(answer.index),
+            answer.last.vendor.0[0],
+            u64::from(answer.last.index),
             "the vendor's bits come back with the answer"
         );
         if let Some(code) = answer.take() {
-            let (source, pasid, index) = (answer.source, answer.pasid, answer.index);
+            let (source, pasid, index) = (answer.last.source, answer.last.pasid, answer.last.index);
             s.call(Call::Answer(Sent { source, pasid, index, code }));
         }
         Offer::Done
