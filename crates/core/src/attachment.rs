@@ -390,15 +390,19 @@ impl<P: Platform> Attachment<P> {
     where
         P: 'static,
     {
+        Op::new(self.leaves())
+    }
+
+    /// Begun here, so that an operation which is dropped before its first step detaches too.
+    pub(crate) fn leaves(self) -> impl Future<Output = Detaching<P>> + use<P> {
         let inner = self.inner.clone();
-        // Begun here, so that an operation which is dropped before its first step detaches too.
         inner.begin_leaving();
         let unfinished = Unfinished(Some(inner.clone()));
-        Op::new(async move {
+        async move {
             detach(inner.clone()).await;
             unfinished.done();
             Detaching::new(inner)
-        })
+        }
     }
 }
 

@@ -61,9 +61,17 @@ pub(crate) async fn join<P: Platform>(
 
 /// Takes back the join that was given up half-way, if there was one. May be given up and begun again.
 pub(crate) async fn part_all<P: Platform>(group: &Arc<Group<P>>) -> Result<(), HwLost> {
-    for inner in attachments(group) {
-        if let Some(joining) = inner.rolls.joining() {
-            part(&inner, &joining, true).await?;
+    for member in group.members() {
+        let Ok(served) = member.up() else { continue };
+        for source in served.sources() {
+            let mut last = None;
+            // Those too whose detach was given up half-way.
+            while let Some((at, inner)) = served.instance.attached_after(*source, last) {
+                last = Some(at);
+                if let Some(joining) = inner.rolls.joining() {
+                    part(&inner, &joining, true).await?;
+                }
+            }
         }
     }
     Ok(())

@@ -368,13 +368,27 @@ fn an_exit_meets_a_bind_that_is_under_way() {
         }
     };
     assert_eq!(bound.err(), Some(BindError::Exited));
+    assert!(space.is_unused() && w.hw.entry(at(1, &space)).is_none(), "nothing is left to a worker");
     while exit.step().is_pending() {
         w.work();
     }
-    drop(exit);
-    w.work();
+}
+
+#[test]
+fn an_exit_waits_for_an_unbind_that_is_under_way() {
+    let w = World::new();
+    let d = w.device(1);
+    let space = share(&w, &mm(&w));
+    let bond = space.bind(&cx(), &d).unwrap();
+    w.hw.state().hold = true;
+    let mut unbind = bond.start_unbind().expect("the last");
+    assert!(unbind.step().is_pending());
+    let mut exit = space.start_exit();
+    assert!(exit.step().is_pending(), "the device may still use the table");
+    w.hw.state().hold = false;
+    while unbind.step().is_pending() {}
+    while exit.step().is_pending() {}
     assert_eq!(w.hw.entry(at(1, &space)), None);
-    assert!(space.is_unused());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
     error::{AttachError, BindError, OutOfMemory},
     group::{Going, Group},
     hub::Hub,
-    ids::{Key, Pasid},
+    ids::Pasid,
     iommu::Iommu,
     op::{Op, block_on, hw},
     platform::{Platform, ShortLock, Sleep},
@@ -46,16 +46,17 @@ enum How<P: Platform> {
     Making,
     /// With so many bonds.
     Made { attachment: Attachment<P>, bonds: usize },
-    /// The last bond is gone, and this attachment is on its way out.
-    Leaving(Key),
+    /// The last bond is gone, and this attachment is on its way out. Until that is over the hardware may
+    /// use it.
+    Leaving(Weak<Inner<P>>),
 }
 
 /// What a bind has to do.
-enum Turn {
+enum Turn<P: Platform> {
     /// Nothing: it is counted.
     Counted,
     /// Attach, after this attachment if it is still there.
-    Attach(Option<Key>),
+    Attach(Option<Weak<Inner<P>>>),
 }
 
 impl<P: Platform> Bonds<P> {
@@ -71,7 +72,7 @@ impl<P: Platform> Bonds<P> {
     }
 
     /// Counts one bond more, or takes the turn to attach. Pending while somebody else does.
-    fn turn(&self, device: &Device<P>) -> Poll<Result<Turn, BindError>> {
+    fn turn(&self, device: &Device<P>) -> Poll<Result<Turn<P>, BindError>> {
         let group = &device.group;
         let (turn, gone) = self.state.with(|s| {
             if s.exited {
@@ -91,7 +92,7 @@ impl<P: Platform> Bonds<P> {
                     *bonds += 1;
                     Turn::Counted
                 }
-                How::Leaving(key) => Turn::Attach(Some(*key)),
+                How::Leaving(inner) => Turn::Attach(Some(inner.clone())),
             };
             if let Turn::Attach(_) = turn {
                 b.how = How::Making;
@@ -113,7 +114,7 @@ impl<P: Platform> Bonds<P> {
                     None
                 }
                 Some(b) => {
-                    b.how = How::Leaving(attachment.key());
+                    b.how = How::Leaving(Arc::downgrade(attachment.inner()));
                     Some(attachment)
                 }
                 None => Some(attachment),
@@ -129,7 +130,7 @@ impl<P: Platform> Bonds<P> {
             let b = s.find(group)?;
             match &mut b.how {
                 How::Made { attachment, bonds: 1 } => {
-                    let leaving = How::Leaving(attachment.key());
+                    let leaving = How::Leaving(Arc::downgrade(attachment.inner()));
                     match core::mem::replace(&mut b.how, leaving) {
                         How::Made { attachment, .. } => Some(attachment),
                         How::Making | How::Leaving(_) => None,
@@ -165,14 +166,13 @@ impl<P: Platform> Bonds<P> {
     /// The attachment of the `n`th group, if it has one. Once nothing is bound any more, none
     /// changes its place.
     fn nth(&self, n: usize) -> Option<Option<Arc<Inner<P>>>> {
-        let key = self.state.with(|s| {
+        self.state.with(|s| {
             Some(match &s.bound.get(n)?.how {
-                How::Made { attachment, .. } => Some(attachment.key()),
-                How::Leaving(key) => Some(*key),
+                How::Made { attachment, .. } => Some(attachment.inner().clone()),
+                How::Leaving(inner) => inner.upgrade(),
                 How::Making => None,
             })
-        })?;
-        Some(key.and_then(|key| self.hub.attachments.get(key)))
+        })
     }
 }
 
@@ -216,7 +216,7 @@ async fn silence<P: Platform>(inner: &Arc<Inner<P>>) -> Result<(), HwLost> {
 struct Making<'a, P: Platform> {
     bonds: &'a Bonds<P>,
     group: &'a Arc<Group<P>>,
-    earlier: Option<Key>,
+    earlier: Option<Weak<Inner<P>>>,
     done: bool,
 }
 
@@ -227,8 +227,8 @@ impl<P: Platform> Drop for Making<'_, P> {
         }
         let gone = self.bonds.state.with(|s| {
             let i = s.bound.iter().position(|b| b.is_of(self.group))?;
-            if let Some(key) = self.earlier {
-                s.bound[i].how = How::Leaving(key);
+            if let Some(inner) = self.earlier.take() {
+                s.bound[i].how = How::Leaving(inner);
                 return None;
             }
             Some(s.bound.swap_remove(i))
@@ -324,9 +324,9 @@ async fn bind<P: Platform, A: AddressSpace>(
         Turn::Counted => return Ok(bond()),
         Turn::Attach(earlier) => earlier,
     };
-    let mut making = Making { bonds, group, earlier, done: false };
+    let mut making = Making { bonds, group, earlier: earlier.clone(), done: false };
     let attachment = loop {
-        let leaving = earlier.is_some_and(|key| served.shared_slab().get(key).is_some());
+        let leaving = earlier.as_ref().and_then(Weak::upgrade).is_some_and(|inner| !inner.is_closed());
         let wanted = Iommu::bound(&domain, &device);
         match attach(wanted).await {
             Err(AttachError::Occupied(_)) if leaving => look_again().await,
@@ -340,7 +340,9 @@ async fn bind<P: Platform, A: AddressSpace>(
             drop(making);
             Ok(bond())
         }
-        // Dropped: a worker takes it back.
-        Err(_) => Err(BindError::Exited),
+        Err(attachment) => {
+            drop(attachment.leaves().await);
+            Err(BindError::Exited)
+        }
     }
 }
