@@ -146,8 +146,16 @@ fn churn_is_reported_with_what_happened() {
     let here = folder("churn");
     let arguments = "sim --scenario churn --devices 3 --size 30 --seed 2 --adversary hostile";
     let report = json(&here, &format!("{arguments} --json"));
-    for what in ["reads compared", "writes compared", "resets", "unplugged and plugged in again", "detaches"]
-    {
+    for what in [
+        "reads compared",
+        "writes compared",
+        "resets",
+        "unplugged and plugged in again",
+        "detaches",
+        "devices bound",
+        "reads of address spaces compared",
+        "address spaces that exited while bound",
+    ] {
         assert!(report["counts"][what].as_u64().unwrap() > 0, "{what}: {}", report["counts"]);
     }
     assert_eq!(report["devices"].as_array().unwrap().len(), 3);

@@ -1,6 +1,9 @@
-//! Everything at once: attach, detach, replace, map, unmap, reset and unplug, by seed, while devices
-//! work and fault, and what they move is compared.
+//! Everything at once: attach, detach, replace, bind, unbind, map, unmap, exit, reset and unplug, by seed,
+//! while devices work and fault, and what they move is compared.
 
+mod binds;
+
+use self::binds::{Binder, Current};
 use super::{
     Amount,
     actor::Actor,
@@ -64,6 +67,7 @@ pub fn churn(setting: &Setting) -> Ending {
         }
         rooms.push(stage.room(&actors, Table::Second)?);
         rooms.push(stage.room(&actors, Table::First)?);
+        let spaces = Current::new(stage, actors[0], range)?;
         let mut tasks: Vec<Task> = Vec::new();
         let mut rng = stage.rng(0);
         let mut seed = || rng.u64(..);
@@ -77,9 +81,15 @@ pub fn churn(setting: &Setting) -> Ending {
                 let (p, b, actor, n) = (post.clone(), berth.clone(), post.actor(), seed());
                 tasks.push(Box::new(move |stage, cx| works(stage, cx, &p, &actor, &b, n)));
             }
+            if post.binds {
+                let (p, current, n) = (post.clone(), spaces.clone(), seed());
+                tasks.push(Box::new(move |stage, cx| Binder::new(stage, p, current, n).binds(cx, rounds)));
+            }
             let (p, n) = (post.clone(), seed());
             tasks.push(Box::new(move |stage, cx| disturbs(stage, cx, &p, n)));
         }
+        let (p, n) = (posts.clone(), seed());
+        tasks.push(Box::new(move |_, cx| spaces.lives(cx, &p, n)));
         for room in rooms {
             let (posts, n) = (posts.clone(), seed());
             tasks.push(Box::new(move |stage, cx| changes(stage, cx, &posts, &room, n)));
@@ -91,20 +101,24 @@ pub fn churn(setting: &Setting) -> Ending {
 /// Where a device stands, plugged in or not.
 #[derive(Clone)]
 struct Post {
+    /// From 1.
+    number: u64,
     trusted: bool,
     berths: Vec<Arc<Berth>>,
+    /// It is bound to address spaces now and then, beside what is in the berths.
+    binds: bool,
     state: Arc<Mutex<Standing>>,
 }
 
 struct Standing {
     actor: Actor,
-    /// Its berths have to be left and stay empty.
+    /// Its berths have to be left and stay empty, and it is bound to nothing.
     closed: bool,
     /// Times they had to be so far.
     closings: u64,
-    /// Berths that are left for the last of these.
+    /// Movers and binders that have left for the last of these.
     left: usize,
-    /// Movers that will not come back.
+    /// Those that will not come back.
     ended: usize,
     /// Disturbances that go on, and those there were: what is refused meanwhile is no surprise.
     disturbed: u32,
@@ -133,8 +147,8 @@ impl Post {
         let trusted = n % 4 != 2;
         let pasids: &[Option<u32>] = match n % 4 {
             0 | 2 => &[None],
-            1 => &[Some(2), Some(200)],
-            _ => &[None, Some(3)],
+            1 => &[Some(20), Some(200)],
+            _ => &[None, Some(30)],
         };
         let actor = stage.device(cx, 8 * (n as u16 + 1), trusted)?;
         let berths = pasids
@@ -142,7 +156,20 @@ impl Post {
             .map(|&pasid| Arc::new(Berth { number: stage.number(), pasid, stay: Mutex::default() }));
         let state =
             Standing { actor, closed: false, closings: 0, left: 0, ended: 0, disturbed: 0, disturbances: 0 };
-        Ok(Post { trusted, berths: berths.collect(), state: Arc::new(Mutex::new(state)) })
+        // Only a walker that snoops the CPU reads its tables.
+        let binds = trusted && stage.setting.unit.walks_coherent;
+        Ok(Post {
+            number: n as u64 + 1,
+            trusted,
+            berths: berths.collect(),
+            binds,
+            state: Arc::new(Mutex::new(state)),
+        })
+    }
+
+    /// Movers and binders.
+    fn people(&self) -> usize {
+        self.berths.len() + usize::from(self.binds)
     }
 
     fn actor(&self) -> Actor {
@@ -151,7 +178,7 @@ impl Post {
 
     /// Whether its berths are left for good.
     fn is_over(&self) -> bool {
-        self.state.lock().ended == self.berths.len()
+        self.state.lock().ended == self.people()
     }
 
     fn is_closed(&self) -> bool {
@@ -167,7 +194,7 @@ impl Post {
         }
         stage.until(cx, "the berths of a device to be left", || {
             let state = self.state.lock();
-            state.left + state.ended == self.berths.len()
+            state.left + state.ended == self.people()
         })
     }
 
@@ -180,6 +207,32 @@ impl Post {
 
     fn calm(&self) {
         self.state.lock().disturbed -= 1;
+    }
+
+    /// Somebody has left, and waits until the device is plugged in again.
+    fn left(&self, stage: &Stage, cx: &Sleep<'_>) -> Result<(), String> {
+        let which = {
+            let mut state = self.state.lock();
+            state.left += 1;
+            state.closings
+        };
+        stage.until(cx, "a device to be plugged in again", || {
+            let state = self.state.lock();
+            !state.closed || state.closings != which
+        })
+    }
+
+    /// While a device is cut off, which may be because the hardware was too slow for it, it cannot be
+    /// attached; at any other time it can.
+    fn refused(&self, stage: &Stage, before: u64, why: String) -> Result<(), String> {
+        let (disturbed, after) = self.disturbances();
+        stage.count("attaches refused", 1);
+        let cut_off = self.actor().device.is_quarantined();
+        if disturbed || cut_off || before != after {
+            Ok(())
+        } else {
+            Err(format!("an attach was refused: {why}"))
+        }
     }
 
     fn disturbances(&self) -> (bool, u64) {
@@ -269,15 +322,7 @@ impl Mover {
             lodger.detach(cx)?;
             self.stage.count("detaches", 1);
         }
-        let which = {
-            let mut state = self.post.state.lock();
-            state.left += 1;
-            state.closings
-        };
-        self.stage.until(cx, "a device to be plugged in again", || {
-            let state = self.post.state.lock();
-            !state.closed || state.closings != which
-        })
+        self.post.left(&self.stage, cx)
     }
 
     fn attach(&mut self, cx: &Sleep<'_>, room: &Room) -> Result<Option<Lodger>, String> {
@@ -291,7 +336,7 @@ impl Mover {
                 self.stage.count(what, 1);
                 Ok(Some(lodger))
             }
-            Err(why) => self.refused(before, why).map(|()| None),
+            Err(why) => self.post.refused(&self.stage, before, why).map(|()| None),
         }
     }
 
@@ -312,19 +357,6 @@ impl Mover {
                 self.berth.settles();
                 Ok(old)
             }
-        }
-    }
-
-    /// While a device is cut off, which may be because the hardware was too slow for it, it cannot be
-    /// attached; at any other time it can.
-    fn refused(&self, before: u64, why: String) -> Result<(), String> {
-        let (disturbed, after) = self.post.disturbances();
-        self.stage.count("attaches refused", 1);
-        let cut_off = self.post.actor().device.is_quarantined();
-        if disturbed || cut_off || before != after {
-            Ok(())
-        } else {
-            Err(format!("an attach was refused: {why}"))
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod private_data;
 pub mod register;
 pub mod rogues;
 pub mod room;
+pub mod space;
 pub mod stage;
 pub mod storms;
 pub mod units;
@@ -67,7 +68,7 @@ const fn small(name: &'static str, run: Scenario, about: &'static str) -> Listed
 pub const ALL: [Listed; 28] = [
     Listed {
         name: "churn",
-        about: "devices and PASIDs attached, replaced, detached, reset and unplugged while data flows",
+        about: "devices and PASIDs attached, bound, replaced, detached, reset and unplugged while data flows",
         run: churn::churn,
         size: Some(churn::SIZE),
         devices: Some(churn::DEVICES),

@@ -4,6 +4,7 @@
 
 use super::{
     actor::Actor,
+    space::{MARK, Mm, Space},
     stage::{Ending, Setting, Stage, perform},
 };
 use crate::{
@@ -13,15 +14,14 @@ use crate::{
 };
 use parking_lot::Mutex;
 use portcullis::{
-    AddressSpace, Deferred, Direction, DmaOptions, Domain, DomainOptions, FaultKind, Faulted, Iommu,
-    KernelDma, MsiWindow, Nested, PageGroup, Pasid, Request, Response, Scope, Sleep, Sva, TableSource,
-    UserObject, Waited,
+    Deferred, Direction, DmaOptions, Domain, DomainOptions, FaultKind, Iommu, KernelDma, MsiWindow, Nested,
+    PageGroup, Pasid, Response, Scope, Sleep, TableSource, UserObject, Waited,
     driver::Incompatible,
     error::{AttachError, BindError, DmaMapError, DomainError, DomainMapError, MsiError},
 };
 use portcullis_models::endpoint::{Failure, Intent};
-use portcullis_pgtable::{Config, FormatDesc, Gather, IoTable, Phys, Prot, Synced, Table, X86FirstStage};
-use std::{collections::BTreeMap, sync::Arc};
+use portcullis_pgtable::{FormatDesc, Phys, Prot};
+use std::sync::Arc;
 
 const BASE: u64 = 0x4000_0000;
 /// Where a write is an interrupt ([V] 3.14).
@@ -309,99 +309,8 @@ fn faults_in(
     Err(format!("{iova:#x} was asked for in vain"))
 }
 
-/// An address space: its own table, in the format of the CPU.
-struct Mm {
-    stage: Stage,
-    table: Table<X86FirstStage, AnyPlatform>,
-    inside: Mutex<Inside>,
-}
-
-#[derive(Default)]
-struct Inside {
-    pages: BTreeMap<u64, Phys>,
-    /// What the oracle knows the domain and its bonds by, all of them under the place of the first.
-    domain: u64,
-    bonds: Option<(Place, u64)>,
-    /// It is being torn down.
-    exits: bool,
-    faults: u64,
-}
-
-/// Pages that exist.
+/// Pages that an address space can have.
 const PAGES: u64 = 16;
-
-impl TableSource for Mm {
-    fn desc(&self) -> FormatDesc {
-        self.table.desc()
-    }
-    fn root(&self) -> Phys {
-        self.table.root()
-    }
-}
-
-impl AddressSpace for Mm {
-    fn fault(&self, cx: &Sleep<'_>, request: &Request) -> Faulted {
-        let Some((place, bonds)) = self.inside.lock().bonds else { return Faulted::NotMapped };
-        self.stage.oracle.handler_enters(place, bonds);
-        self.stage.platform.sleep(cx, 2_000);
-        let done = self.bring_in(request.address & !(PAGE - 1));
-        self.stage.oracle.handler_leaves(place, bonds);
-        if done { Faulted::Handled } else { Faulted::NotMapped }
-    }
-}
-
-impl Mm {
-    fn new(stage: &Stage) -> Result<Arc<Mm>, String> {
-        let config =
-            Config { input_bits: 47, output_bits: 46, coherent: true, levels: 4, ..Config::default() };
-        let table = Table::new(stage.platform.clone(), config).map_err(words)?;
-        Ok(Arc::new(Mm { stage: stage.clone(), table, inside: Mutex::default() }))
-    }
-
-    fn mark(iova: u64) -> Vec<u8> {
-        pattern(iova / PAGE + 7, 32)
-    }
-
-    /// Makes a page present, for whoever asks: a fault of the CPU would do the same.
-    fn bring_in(&self, iova: u64) -> bool {
-        let mut inside = self.inside.lock();
-        inside.faults += 1;
-        if inside.exits || !(BASE..page(PAGES)).contains(&iova) {
-            return false;
-        }
-        if inside.pages.contains_key(&iova) {
-            return true;
-        }
-        let ram = self.stage.platform.ram();
-        let Ok(frame) = ram.page() else { return false };
-        let written = ram.write(frame.0, &Mm::mark(iova)).is_ok();
-        self.stage.oracle.map(inside.domain, iova, frame.0, PAGE, true);
-        let mapped = self.table.map(iova, frame, PAGE, Prot::READ | Prot::WRITE);
-        inside.pages.insert(iova, frame);
-        written && mapped.is_ok()
-    }
-
-    /// Takes pages out, as the CPU side does: entries first, then the caches, then the frames.
-    fn take_out(&self, iovas: &[u64], invalidate: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-        let mut gather = Gather::new();
-        let mut frames = Vec::new();
-        for iova in iovas {
-            let Some(frame) = self.inside.lock().pages.remove(iova) else { continue };
-            self.table.unmap(*iova, PAGE, &mut gather).map_err(words)?;
-            frames.push((*iova, frame));
-        }
-        invalidate()?;
-        self.table.retire(gather.into_retired(), Synced::after_completed_invalidation());
-        let domain = self.inside.lock().domain;
-        for (iova, frame) in frames {
-            self.stage.oracle.unmapped(domain, iova);
-            self.stage.platform.ram().free_page(frame);
-        }
-        Ok(())
-    }
-}
-
-type Space = Domain<AnyPlatform, Sva<Mm>>;
 
 /// An address space of the CPU: two devices use it under its PASID, fault in what is not there, lose
 /// what is taken away, and are stopped in the middle of their DMA when it exits.
@@ -410,8 +319,9 @@ pub fn address_space(setting: &Setting) -> Ending {
     perform("address space", setting, move |stage, cx| {
         stage.start(cx)?;
         let devices = [stage.device(cx, 0x08, true)?, stage.device(cx, 0x10, true)?];
-        let mm = Mm::new(stage)?;
-        let space = stage.iommu.address_space_domain(mm.clone()).map_err(words)?;
+        // All its handlers are entered in the books under the place of the first.
+        let space = Mm::share(stage, BASE..page(PAGES), devices[0].id)?;
+        let mm = space.address_space();
         if !coherent {
             let refused = space.bind(cx, &devices[0].device);
             let why = Incompatible::NotCoherent;
@@ -420,18 +330,14 @@ pub fn address_space(setting: &Setting) -> Ending {
         }
         let pasid = space.pasid();
         let places = devices.each_ref().map(|d| d.at(Some(pasid.get())));
-        {
-            let mut inside = mm.inside.lock();
-            (inside.domain, inside.bonds) = (space.id(), Some((places[0], stage.number())));
-        }
         places.iter().for_each(|place| stage.oracle.attach(*place, space.id()));
         let bonds = bind_twice(cx, &space, &devices)?;
         for device in &devices {
-            uses(stage, cx, device, &mm, pasid)?;
+            uses(stage, cx, device, mm, pasid)?;
         }
-        loses(cx, &devices[0], &mm, &space, pasid)?;
-        exits(stage, cx, &devices, &mm, &space, pasid)?;
-        frees(stage, cx, &mm, &space, &places, bonds)
+        loses(cx, &devices[0], mm, &space, pasid)?;
+        exits(stage, cx, &devices, mm, &space, pasid)?;
+        frees(stage, cx, mm, &space, &places, bonds)
     })
 }
 
@@ -451,11 +357,11 @@ fn bind_twice(cx: &Sleep<'_>, space: &Space, devices: &[Actor]) -> Result<Bonds,
 fn uses(stage: &Stage, cx: &Sleep<'_>, device: &Actor, mm: &Mm, pasid: Pasid) -> Result<(), String> {
     let p = Some(pasid.get());
     for n in 0..PAGES {
-        let read = device.must(cx, p, page(n), Intent::Read(32))?;
-        expect("the device reads what the process has there", read == Mm::mark(page(n)))?;
+        let read = device.must(cx, p, page(n), Intent::Read(MARK as u32))?;
+        expect("the device reads what the process has there", read == mm.mark(page(n)))?;
         let data = pattern(n + u64::from(device.id.0), 64);
         device.must(cx, p, page(n) + 256, Intent::Write(data.clone()))?;
-        let frame = *mm.inside.lock().pages.get(&page(n)).ok_or("the page is not there")?;
+        let (frame, _) = mm.frame(page(n)).ok_or("the page is not there")?;
         expect("the process reads what the device wrote", bytes(stage, frame.0 + 256, 64)? == data)?;
     }
     device.must_not(cx, p, page(PAGES), Intent::Read(8)).map(|_| ())
@@ -467,12 +373,12 @@ fn loses(cx: &Sleep<'_>, device: &Actor, mm: &Mm, space: &Space, pasid: Pasid) -
     for (from, to) in [(2, 3), (4, 9), (0, PAGES)] {
         let gone: Vec<u64> = (from..to).map(page).collect();
         mm.take_out(&gone, || space.invalidate(cx, page(from)..page(to)).map_err(words))?;
-        let faults = mm.inside.lock().faults;
+        let faults = mm.faults();
         for iova in gone {
-            let read = device.must(cx, Some(pasid.get()), iova, Intent::Read(32))?;
-            expect("the page is new", read == Mm::mark(iova))?;
+            let read = device.must(cx, Some(pasid.get()), iova, Intent::Read(MARK as u32))?;
+            expect("the page is new", read == mm.mark(iova))?;
         }
-        expect("it was asked for again", mm.inside.lock().faults > faults)?;
+        expect("it was asked for again", mm.faults() > faults)?;
     }
     Ok(())
 }
@@ -491,11 +397,7 @@ fn exits(
     let running: Vec<(usize, u64)> = (0..8)
         .map(|n| (n % 2, devices[n % 2].begin(p, page(n as u64), Intent::Write(vec![n as u8; 64]))))
         .collect();
-    mm.inside.lock().exits = true;
-    space.exit(cx).map_err(words)?;
-    let all: Vec<u64> = (0..PAGES).map(page).collect();
-    // No walker reads the table: nothing is left to be invalidated.
-    mm.take_out(&all, || Ok(()))?;
+    mm.exits(cx, space)?;
     for (device, ticket) in running {
         // Some were through before.
         let _: Result<Vec<u8>, Failure> = devices[device].end(cx, ticket)?;
@@ -522,15 +424,12 @@ fn frees(
     places: &[Place],
     bonds: Bonds,
 ) -> Result<(), String> {
-    let number = mm.inside.lock().bonds;
     for (bond, place) in bonds.into_iter().zip(places) {
         let detaching = bond.unbind(cx).ok_or("it was the last")?;
         stage.oracle.detached(*place, space.id());
         expect("the detach ends", detaching.wait(cx, None) == Waited::Gone)?;
     }
-    if let Some((_, number)) = number {
-        stage.oracle.gone(number);
-    }
+    mm.is_gone();
     expect("nothing is bound", space.is_unused())
 }
 
