@@ -1,13 +1,17 @@
-//! The core's fault path over a scripted driver: page requests and faults of any kind, in any
-//! order with attaches, detaches, resets, workers and time.
+//! The core's fault path over a scripted driver: page requests, stalls and faults of any kind, in any
+//! order with attaches, detaches, guards, resets, workers and time.
 
-use portcullis::driver::PageRequest;
-use portcullis::{Access, FaultKind, Pasid, RawFault, Reason, Response, SourceId, VendorBits};
+use portcullis::driver::{PageRequest, Stall};
+use portcullis::{
+    Access, Bus, FaultKind, Pasid, RawFault, Reason, Response, Sleep, SourceId, StallDecider, StallId,
+    StalledAccess, Stalling, VendorBits, Verdict,
+};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bytes::Bytes;
-use common::{Att, Call, Dev, Dom, IOMMU, World, cx, data};
+use common::{Att, Board, Call, Data, Dev, Dom, IOMMU, World, cx, data};
 
 /// The scripted machine of the core's own tests.
 #[allow(unused_imports, missing_docs, reason = "a part of it is used here")]
@@ -17,17 +21,33 @@ mod common;
 /// Steps of one run: enough for every order of a few events.
 const STEPS: usize = 200;
 
+/// Steps from here on concern what stalls.
+const STALLS_FROM: u8 = 0xf0;
+
 /// A group, as a device knows it.
 type Key = (SourceId, Option<Pasid>, u16);
 
 /// Plays the bytes as events. A group gets at most one answer for each time its last request was
-/// sent, and every one whose device was not reset gets one in the end.
+/// sent, and every one whose device was not reset gets one in the end. The scripted hardware fails where
+/// a transaction is resumed that it does not hold, and holds none in the end.
 pub fn run(data: &[u8]) {
     let mut input = Bytes::new(data);
     let world = World::new();
     let devices = [world.device(1), world.device(2)];
     let domain = domain(&world, &devices[0]);
-    let mut play = Play { world, devices, domain, attached: [None, None, None, None], sent: BTreeMap::new() };
+    let bears = bears_stalls(&world);
+    let holds = world.plain(&bears);
+    let mut play = Play {
+        world,
+        devices,
+        domain,
+        attached: [None, None, None, None],
+        sent: BTreeMap::new(),
+        bears,
+        holds,
+        stalling: None,
+        held_at: None,
+    };
     for _ in 0..STEPS {
         if input.is_empty() {
             break;
@@ -51,6 +71,13 @@ fn domain(world: &World, device: &Dev) -> Dom {
     })
 }
 
+/// A device that is on no PCIe, and bears stalls.
+fn bears_stalls(world: &World) -> Dev {
+    let mut spec = world.spec(4);
+    (spec.bus, spec.trusted, spec.caps.page_requests) = (Bus::Platform { may_stall: true }, false, None);
+    world.iommu.add_device(&cx(), spec).expect("there is room")
+}
+
 struct Play {
     world: World,
     devices: [Dev; 2],
@@ -59,11 +86,20 @@ struct Play {
     attached: [Option<Att>; 4],
     /// How often a group's last request was sent, and whether a reset may have made it void.
     sent: BTreeMap<Key, (usize, bool)>,
+    /// Device 4, the domain in which it stalls, whether it does, and where it is attached.
+    bears: Dev,
+    holds: Dom,
+    stalling: Option<Stalling<Board>>,
+    held_at: Option<Att>,
 }
 
 impl Play {
     fn step(&mut self, input: &mut Bytes<'_>) {
-        match input.u8() % 10 {
+        let what = input.u8();
+        if what >= STALLS_FROM {
+            return self.stall_step(what, input);
+        }
+        match what % 10 {
             0..3 => self.send(input, true),
             3 => self.send(input, false),
             4 => {
@@ -127,6 +163,59 @@ impl Play {
         }
     }
 
+    fn stall_step(&mut self, what: u8, input: &mut Bytes<'_>) {
+        match what % 8 {
+            0 => {
+                self.held_at = match self.held_at.take() {
+                    Some(attachment) => {
+                        attachment.begin_detach(&cx()).wait(&cx(), None);
+                        None
+                    }
+                    None => {
+                        let attached = self.world.iommu.attach(&cx(), &self.holds, &self.bears, None, data());
+                        Some(attached.expect("the place is free"))
+                    }
+                }
+            }
+            1 => {
+                self.stalling = match self.stalling.take() {
+                    Some(guard) => {
+                        drop(guard);
+                        None
+                    }
+                    None => Some(self.enable_stall()),
+                }
+            }
+            2 => self.world.hw.ends_stalls(SourceId(4)),
+            3 => self.bears.reset(&cx()).expect("the hardware is there"),
+            4 => {
+                // Verdicts find no room for a while.
+                self.world.hw.state().resumes_full = true;
+                self.world.work();
+                self.world.hw.state().resumes_full = false;
+            }
+            5 => self.world.hw.reports_stall(stall(input)),
+            _ => {
+                let stall = stall(input);
+                let taken = self.world.hw.state().held.contains_key(&stall.id);
+                if !taken {
+                    self.world.hw.stalls(stall);
+                }
+            }
+        }
+        self.world.iommu.service(IOMMU);
+    }
+
+    /// The verdict is in the address.
+    fn enable_stall(&self) -> Stalling<Board> {
+        let decide = |_: &Sleep<'_>, _: &Arc<Data>, stalled: &StalledAccess| match stalled.address >> 12 & 1 {
+            0 => Verdict::Retry,
+            _ => Verdict::Terminate,
+        };
+        let enabled = self.world.iommu.enable_stall(&cx(), &self.holds, StallDecider::sleeping(decide));
+        enabled.expect("all that is attached bears it")
+    }
+
     fn reset(&mut self, input: &mut Bytes<'_>) {
         let device = &self.devices[usize::from(input.u8()) % 2];
         for ((source, ..), (_, void)) in &mut self.sent {
@@ -153,6 +242,7 @@ impl Play {
     }
 
     fn end(mut self) {
+        drop((self.stalling.take(), self.held_at.take()));
         for attachment in self.attached.iter_mut().filter_map(Option::take) {
             attachment.begin_detach(&cx()).wait(&cx(), None);
         }
@@ -162,7 +252,32 @@ impl Play {
         self.world.iommu.service(IOMMU);
         self.world.work();
         assert_eq!(self.world.hw.waiting(), 0, "requests were not taken");
+        let held = self.world.hw.state().held.clone();
+        assert!(held.is_empty(), "{held:?} are held for ever");
         self.check(true);
+    }
+}
+
+/// A transaction of the device that bears stalls, of one that does not, or of one that is not known; its
+/// tag may be in use.
+fn stall(input: &mut Bytes<'_>) -> Stall {
+    let (who, tag) = (input.u8(), u64::from(input.u8() % 12));
+    let source = SourceId(match who % 8 {
+        0 => 1,
+        1 => 3,
+        _ => 4,
+    });
+    Stall {
+        id: StallId(tag),
+        source,
+        pasid: if who & 0x80 != 0 { Pasid::new(1) } else { None },
+        address: u64::from(input.u8()) << 12,
+        access: if who & 0x40 != 0 { Access::Write } else { Access::Read },
+        privileged: false,
+        stage: None,
+        reason: Reason::NotMapped,
+        code: 0x10,
+        raw: [tag, 0, 0, 0],
     }
 }
 
