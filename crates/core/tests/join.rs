@@ -222,6 +222,24 @@ fn of_several_attachments_one_that_refuses_undoes_the_others() {
 }
 
 #[test]
+fn page_requests_of_one_that_is_refused_after_all_are_off_again() {
+    let w = World::new();
+    let one = member(&w, 1);
+    let a = w.attach(&w.served(&one), &one);
+    let b = w.iommu.attach(&cx(), &w.plain(&one), &one, pasid(200), data()).unwrap();
+    w.hw.take_log();
+    let narrow = refused(&w, 2, |spec| spec.caps.pasid_bits = 4);
+    assert_eq!(narrow, AttachError::Pasid(DeviceId(2), pasid(200).unwrap()));
+    let log = w.hw.take_log();
+    let pri = |c: &Call| if let Call::Pri(SourceId(2), share) = c { Some(share.is_some()) } else { None };
+    let told: Vec<_> = log.iter().filter_map(pri).collect();
+    assert!(told.contains(&true) && told.last() == Some(&false), "{told:?}");
+    let unit = log.iter().filter(|c| matches!(c, Call::Features(SourceId(2), _)));
+    assert!(unit.eq(&[Call::Features(SourceId(2), true), Call::Features(SourceId(2), false)]));
+    drop((a, b));
+}
+
+#[test]
 fn direct_regions_stay_in_reach_while_a_device_joins() {
     let w = World::new();
     let one = member(&w, 1);
@@ -374,11 +392,16 @@ fn a_device_joins_a_domain_that_stalls_if_it_bears_that() {
         StallDecider::sleeping(|_: &Sleep<'_>, _: &Arc<Data>, _: &portcullis::StalledAccess| Verdict::Retry);
     let stalling = w.iommu.enable_stall(&cx(), &dom, decider).unwrap();
     let why = refused(&w, 2, |spec| spec.trusted = false);
+    w.hw.take_log();
     assert!(matches!(why, AttachError::Stall(StallError::Pci(DeviceId(2)))), "{why}");
     // It does stall where it is let, and the last of all refuses.
-    w.hw.state().fail_after = Some(1);
-    assert!(comes(&w, 2, soc).is_err());
-    w.hw.state().fail_after = None;
+    let narrow = refused(&w, 2, |spec| {
+        soc(spec);
+        spec.caps.pasid_bits = 2;
+    });
+    assert_eq!(narrow, AttachError::Pasid(DeviceId(2), pasid(5).unwrap()));
+    let switches = w.hw.take_log().into_iter().filter(|c| matches!(c, Call::Stall(..)));
+    assert!(switches.eq([Call::Stall(at(2), true), Call::Stall(at(2), false)]));
     assert!(w.hw.state().stalling.iter().copied().eq([at(1)]));
     let two = comes(&w, 2, soc).unwrap();
     assert!(w.hw.state().stalling.iter().copied().eq([at(1), at(2)]));
