@@ -27,8 +27,9 @@ const FRCD: u32 = 0x220;
 /// The most service turns after one change.
 const TURNS: usize = 64;
 
-/// Entries of the page-request queue: a queue that does not move holds at most one fewer.
-const ENTRIES: usize = 128;
+/// Entries of the page-request queue, of four pages by default: a queue that does not move holds at
+/// most one fewer.
+const ENTRIES: usize = 512;
 
 /// Fills the unit's queues and registers, and lets the driver look at them.
 pub fn run(data: &[u8]) {
@@ -66,15 +67,17 @@ pub fn run(data: &[u8]) {
 
 /// A page request, in the queue's next entry.
 fn request(fake: &Fake, input: &mut Bytes<'_>) {
-    let base = fake.get64(offset::PQA) & !0xfff;
-    let tail = fake.get64(offset::PQT) & 0xfe0;
+    let pqa = fake.get64(offset::PQA);
+    // PQS: 2^PQS pages.
+    let (base, size) = (pqa & !0xfff, 4096 << (pqa & 7));
+    let tail = fake.get64(offset::PQT) & (size - 32);
     if base == 0 {
         return;
     }
     for word in 0..4 {
         fake.poke(base + tail + 8 * word, input.u64());
     }
-    fake.set64(offset::PQT, (tail + 32) & 0xfff);
+    fake.set64(offset::PQT, (tail + 32) & (size - 1));
     fake.set32(offset::PRS, fake.get32(offset::PRS) | 1);
 }
 
